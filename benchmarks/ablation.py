@@ -1,12 +1,12 @@
-"""What each part of a recipe brings: the recipe, the one it grew from, and both with one part more or less, compared.
+"""The effect of each part of a recipe: compares two recipes, and each with one part added or removed.
 
     python benchmarks/ablation.py digits-linf-atent digits-linf-atent-plus --seeds 3 --jobs 2 --name digits-linf-plus
 
 The parts are the settings in which the two recipes differ; the fields of an average are one part. Recipes are written
-into --recipes, each equal to one of the two but for one part, and `atent compare` trains them; every option that is not
-known here is handed to it. ``--also method.label_smoothing=0.1`` (again and again) tries a part that neither has, on
-top of the larger recipe; ``--both train.batch_size=32`` sets something in both recipes first, so that it is no part.
-What is trained stays: the same command resumes.
+into --recipes, each equal to one of the two except for one part, and `atent compare` trains them; unknown options are
+passed to it. ``--also method.label_smoothing=0.1`` (repeatable) adds a part that neither has to the larger recipe;
+``--both train.batch_size=32`` sets a value in both recipes first, so that it is not a part. Finished trainings are
+kept: repeating the command resumes.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def variants(
 
 @dataclass(frozen=True)
 class Effect:
-    """What one part brings: the network that has it less, and for seconds over, the one that has it not."""
+    """The effect of one part: the network with it minus (for seconds: divided by) the network without it."""
 
     part: str
     to: str
@@ -114,8 +114,8 @@ class Effect:
 
 
 def effects(found: ComparisonFile, names: tuple[str, str]) -> list[Effect]:
-    """What each part brings: the accuracy of the network that has the part less that of the one that has it not, seed
-    by seed, clean and under the worst of the attacks. The last one is all parts together: the larger recipe less the
+    """The effect of each part: the accuracy of the network with the part minus that of the one without it, paired by
+    seed, clean and under the worst case of the attacks. The last one is all parts together: the larger recipe minus the
     smaller."""
     small, large = names
     rows = {row.recipe: row.seeds for row in found.rows}
@@ -158,7 +158,7 @@ def table(found: ComparisonFile, names: tuple[str, str]) -> str:
         f"Robust: the worst of {attacks}, {', '.join(found.threats)}, {data.name}, test images:"
         f" {data.text}; {seeds} seed{'s' if seeds > 1 else ''}. Mean +- standard deviation of the differences"
         " between networks of one seed, and in brackets their 95 % t-interval over the seeds: the images are the same"
-        " on both sides, and what other images would say is not in it.",
+        " on both sides, so that the interval does not cover other images.",
         "",
     ]
     return "\n".join(lines)
@@ -166,8 +166,8 @@ def table(found: ComparisonFile, names: tuple[str, str]) -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("small", help="the recipe that the other grew from")
-    parser.add_argument("large", help="the recipe whose parts are taken away")
+    parser.add_argument("small", help="the smaller recipe")
+    parser.add_argument("large", help="the larger recipe")
     parser.add_argument("--recipes", type=Path, default=Path("runs/ablation"), help="folder for the recipes")
     parser.add_argument("--also", action="append", default=[], metavar="KEY=VALUE", help="another part to try")
     parser.add_argument("--name", required=True, help="the result folder, as of `atent compare`")

@@ -1,4 +1,4 @@
-"""What one training step of ATENT costs, beside the authors' structure: time and activation memory.
+"""Cost of one training step of ATENT and of the authors' structure: time and activation memory.
 
 Three ways to the same gradient, from the same start and the same noise:
 
@@ -17,14 +17,14 @@ shared: the gradient pass at x^k sees the mask of its loss pass (in the first tw
 SmallCNN's last layer, zero by design, is redrawn: with it no input has a gradient.
 
 Times are CPU seconds of the process, in rounds: each runs all, in an order that turns, and its ratios are taken
-within the round, so that a slow spell of the machine hits all sides. Reported are medians and 10/90 %
+within the round, so that a slow period of the machine affects all sides. Reported are medians and 10/90 %
 quantiles of the ratios.
 
 Memory is the largest sum of bytes, at any moment of a step, of the tensors that autograd holds for backward.
 `torch.autograd.graph.saved_tensors_hooks` wraps each saved tensor in a handle; a handle that autograd lets go
 of is taken off the sum by `weakref.finalize`. A storage that several operations save counts once; weights do
 not count. This is the part that grows with K, not the process's peak: workspaces and the allocator's slack
-are left out.
+are excluded.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""What AutoAttack costs, ours beside the port that can be installed (pip install pyautoattack==0.2.0).
+"""Cost of AutoAttack, this library's and that of the pip-installable port (pip install pyautoattack==0.2.0).
 
     python benchmarks/autoattack.py RUN [RUN ...] --n 200 --memory-format channels_last --out FILE
 
 Both run the standard version against each run's own threat on the same test images, in interleaved slices: one takes a
 slice first, then the other, each in a process of its own that keeps freed memory, as `atent evaluate` does. Times are
-CPU seconds of the process, which other work lengthens little; wall seconds stand beside them. Robust accuracies are
+CPU seconds of the process, which are insensitive to other load; wall seconds are also reported. Robust accuracies are
 counted by us, on the run's own network, and compared by a one-sided sign test over the images on which the two differ:
 exit status 1 where the port's is lower with p below 2.5 %. Ours is also shown by its parts, with the seconds of each.
 A run with batch-norm is made by, for example,
@@ -49,7 +49,7 @@ FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 def ours(
     model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, threat: Threat, how: dict[str, Any]
 ) -> tuple[list[bool], dict[str, Any]]:
-    """Which images (n) remain correctly classified, and what each part took."""
+    """Which images (n) remain correctly classified, and the cost of each part."""
     attack = {"AutoAttack": AutoAttack(threat)}
     found = evaluate(model, x, y, attack, ids=ids, batch=len(x), **how)
     verdicts = found.outcomes["attacks"]["AutoAttack"]
@@ -159,7 +159,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path, help="run folders")
     parser.add_argument("--n", type=positive, default=200, help="test images, by the data.subset of the run")
-    parser.add_argument("--slices", type=positive, default=4, help="slices of the images, timed in turn")
+    parser.add_argument("--slices", type=positive, default=4, help="slices of the images, timed alternately")
     parser.add_argument("--no-folding", dest="folding", action="store_false", help="search the network as it is")
     parser.add_argument("--memory-format", choices=FORMATS, default="contiguous", help="of the images that ours shows")
     parser.add_argument("--threads", type=positive, default=torch.get_num_threads(), help="threads of torch")

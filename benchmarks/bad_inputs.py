@@ -1,8 +1,8 @@
-"""Bad inputs, by the ten thousand: `python benchmarks/bad_inputs.py` counts what becomes of each.
+"""Tries tens of thousands of invalid inputs: `python benchmarks/bad_inputs.py` counts the outcomes.
 
-An input is refused where it gives a ValueError of one short line that names what is wrong, and accepted where it works:
+An input is refused if it raises a ValueError of one short line that names the mistake, and accepted if it works:
 settings are of the type of their fields, attacks stay within the threat, methods descend, recipes give a job. Anything
-else is wrong, and listed. The counts go to results/reliability/bad_inputs.json, by room.
+else is a failure and is listed. The counts go to results/reliability/bad_inputs.json, by room.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Margins by bounds beside the field's code: auto_LiRPA for CROWN and alpha-CROWN, the authors' code for the dual.
+"""Compares margins by bounds with reference code: auto_LiRPA for CROWN and alpha-CROWN, the authors' code for the dual.
 
     PYTHONPATH=PATH_OF_AUTO_LIRPA:PATH_OF_CONVEX_ADVERSARIAL python benchmarks/bounds.py --out results/bounds.json
 
@@ -261,7 +261,7 @@ METHODS = ("crown", "dual", "alpha-crown")
 
 
 def line(row: dict[str, Any]) -> str:
-    """One row for people."""
+    """One row as text."""
     times = ", ".join(f"{label} {each['median']:.3f} s" for label, each in row["seconds"].items())
     text = f"{row['network']:<11}{row['method']:<12}{row['norm']:<5}{row['eps']:<5g} {times}"
     if "times_faster" in row:

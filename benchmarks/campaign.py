@@ -1,6 +1,6 @@
-"""A queue of long trainings and measurements that runs for days beside other work on a CPU.
+"""A queue of long trainings and measurements that runs for days at low priority on a CPU.
 
-    python benchmarks/campaign.py run            # works until the queue is empty; the same command resumes it
+    python benchmarks/campaign.py run            # works until the queue is empty; repeating the command resumes it
     python benchmarks/campaign.py status         # done, running, core hours, expected end of each job
     python benchmarks/campaign.py pause          # saves what runs and waits; `resume` continues
     python benchmarks/campaign.py retry NAME     # a failed job is queued again
@@ -84,7 +84,7 @@ _NAME = re.compile(r"\w[\w.-]*")
 
 
 def read_queue(path: Path, kinds: Sequence[str] = KINDS) -> Queue:
-    """The jobs of a TOML file; ValueError, in one line, for whatever a campaign could not run."""
+    """The jobs of a TOML file; ValueError for whatever a campaign could not run."""
     from atent.paper.scales import SCALES
 
     try:
@@ -346,17 +346,17 @@ class Campaign:
 def last_line(path: Path) -> str:
     """The last line that says something, or a hint where there is none."""
     lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1].strip() if lines else "it ended without a word"
+    return lines[-1].strip() if lines else "it ended without output"
 
 
 @contextlib.contextmanager
 def alone(state: State) -> Iterator[None]:
-    """Hold the state against a second campaign; ValueError where there is one."""
+    """Hold the state against a second campaign; ValueError if there is one."""
     lock = FileLock(state.place / "lock")
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        raise ValueError(f"a campaign is at work on {state.place}: see `status`, or give another --state") from None
+        raise ValueError(f"a campaign is running on {state.place}: see `status`, or give another --state") from None
     try:
         yield
     finally:
@@ -424,7 +424,7 @@ def _pace(state: State, queue: Queue) -> float:
 
 def show(rows: Sequence[dict[str, Any]], state: State) -> None:
     """Print the table."""
-    word = "paused" if state.flag.exists() else "at work" if at_work(state) else "not running"
+    word = "paused" if state.flag.exists() else "running" if at_work(state) else "not running"
     print(f"campaign {state.place}: {word}")
     wide = max(len(row["job"]) for row in rows)
     print(
@@ -450,11 +450,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     default = os.environ.get("ATENT_CAMPAIGN") or Path.home() / ".local" / "state" / "atent" / "campaign"
     parser.add_argument("--state", type=Path, default=Path(default), help="the folder of the state")
     parser.add_argument("--out", type=Path, default=HERE.parent / "results" / "cifar", help="folder for results")
-    parser.add_argument("--workers", type=int, default=1, help="jobs at once (default 1)")
+    parser.add_argument("--workers", type=int, default=1, help="concurrent jobs (default 1)")
     parser.add_argument("--threads", type=int, default=1, help="threads of a job (default 1)")
-    parser.add_argument(
-        "--nice", type=int, default=10, help="how far a job steps back for others, 0 to 19 (default 10)"
-    )
+    parser.add_argument("--nice", type=int, default=10, help="niceness of the jobs, 0 to 19 (default 10)")
     parser.add_argument("--in-place", action="store_true", help="use this checkout as it is, not its commit")
     o = parser.parse_intermixed_args(argv)
     try:
@@ -477,12 +475,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def pause(state: State, patience: float = 300.0) -> None:
-    """Ask the campaign to save and wait, and return once nothing runs; ValueError where that takes too long."""
+    """Ask the campaign to save and wait, and return once nothing runs; ValueError if that takes too long."""
     state.flag.touch()
     until = time.monotonic() + patience
     while at_work(state) and any(json.loads(p.read_text())["status"] == "running" for p in state.jobs()):
         if time.monotonic() > until:
-            raise ValueError(f"a job is still at work after {patience:.0f} s: see {state.place / 'logs'}")
+            raise ValueError(f"a job still runs after {patience:.0f} s: see {state.place / 'logs'}")
         time.sleep(0.5)
     print("paused")
 
@@ -490,7 +488,7 @@ def pause(state: State, patience: float = 300.0) -> None:
 def retry(queue: Queue, state: State, name: str | None) -> None:
     """Queue a failed job again, with the code of the present commit; its run folder is used again where it fits."""
     if name not in [job.name for job in queue.jobs]:
-        raise ValueError(f"which job? one of {', '.join(job.name for job in queue.jobs)}")
+        raise ValueError(f"no job given: use one of {', '.join(job.name for job in queue.jobs)}")
     record = state.record(name)
     if record["status"] != "failed":
         raise ValueError(f"{name} is {record['status']}: only failed jobs are tried again")

@@ -248,7 +248,7 @@ def main(name: str, place: str, out: str, nice: str) -> int:
         print(stop, flush=True)
         return INTERRUPTED
     except signals.Stopped:
-        print("interrupted: what was saved before stays as it was", flush=True)
+        print("interrupted: saved results are unchanged", flush=True)
         return INTERRUPTED
     except (ValueError, OSError) as error:
         print(f"{type(error).__name__}: {str(error).splitlines()[0]}", flush=True)

@@ -1,12 +1,12 @@
-"""Randomised smoothing: images per second beside the usual loop, which takes one image after the other.
+"""Randomised smoothing: images per second, compared with the usual loop over single images.
 
-The usual loop is the structure of Cohen et al.'s published code, written anew: per image, per batch of samples the
+The usual loop has the structure of Cohen et al.'s published code, reimplemented: per image, per batch of samples the
 image is repeated, noise of a global stream is added, the argmax goes to numpy and is counted there. It has their
 default batch of 1,000 samples, and is timed at 400 (the batch of their experiments) and at this library's own batch as
 well, so that the share of the batch size can be separated from the rest. Rounds interleave all of them and turn the
-order, so that a slow spell of the machine hits all; the first round is not counted. With one thread, seconds are of CPU
-time, which other work on the machine does not stretch. Before the times, both are held against each other: the same
-network, so the shares of the chosen class must agree within five standard errors.
+order, so that a slow period of the machine affects all; the first round is not counted. With one thread, seconds are of
+CPU time, which other work on the machine does not stretch. Before timing, both are compared on the same network: the
+shares of the chosen class must agree within five standard errors.
 """
 
 from __future__ import annotations

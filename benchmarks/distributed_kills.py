@@ -2,11 +2,11 @@
 
     python benchmarks/distributed_kills.py FOLDER --kills 30
 
-trains once unbroken and once under kills, each time on two processes: SIGKILL to a rank drawn at random, at a moment
-drawn at random within an epoch. Before each kill the rows of metrics.jsonl are noted, which must all be there in the
-end. ``--stop`` interrupts the training after these kills, and the next call with the same FOLDER resumes it; without
-it the training runs to its end, and its rows and weights are compared with those of the unbroken one. ``--compare``
-compares again what an earlier call left in FOLDER. ``--out`` writes the comparison, with the run's provenance.
+trains once uninterrupted and once under kills, each time on two processes: SIGKILL to a random rank at a random time
+within an epoch. Before each kill the rows of metrics.jsonl are noted, which must all be there in the end. ``--stop``
+interrupts the training after these kills, and the next call with the same FOLDER resumes it; without it the training
+runs to its end, and its rows and weights are compared with those of the unbroken one. ``--compare`` compares again what
+an earlier call left in FOLDER. ``--out`` writes the comparison, with the run's provenance.
 """
 
 from __future__ import annotations

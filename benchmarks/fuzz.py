@@ -1,9 +1,9 @@
-"""Coverage-guided fuzzing of the readers of bytes and texts: `python benchmarks/fuzz.py idx --minutes 10`.
+"""Coverage-guided fuzzing of the readers of files and text: `python benchmarks/fuzz.py idx --minutes 10`.
 
-A target gives the bytes that the fuzzer invents to a reader. Right is that the reader returns, or refuses with a
-ValueError of one line; anything else is a finding, whose bytes are kept once for each kind of exception and place. The
-corpus lies in tests/data/fuzz, with the findings that were corrected: the tests give each of its files to its target.
-Without atheris (the extra `fuzz`) the targets can be called, and the corpus run, as the tests do.
+A target passes the fuzzer's bytes to a reader. The reader must return or raise a ValueError of one line; anything else
+is a finding, whose bytes are kept once for each kind of exception and place. The corpus lies in tests/data/fuzz, with
+the findings that were corrected: the tests give each of its files to its target. Without atheris (the extra `fuzz`) the
+targets can be called, and the corpus run, as the tests do.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The queue of a GPU that is at hand for minutes: checks, timings, then trainings, restartable at any point.
+"""A queue for a GPU that is available for minutes: checks, timings, then trainings, restartable at any point.
 
     python benchmarks/gpu.py plan                                   # what would be done, with estimates; starts nothing
     python benchmarks/gpu.py run --slice 9m --budget 40m --out DIR  # works, and ends by itself with all written
@@ -137,7 +137,7 @@ class Queue:
         return found
 
     def blocked(self, job: Any) -> str:
-        """Why a job cannot begin now; "" where it can."""
+        """Why a job cannot begin now; "" if it can."""
         if job.kind in ("smoke", "speed"):
             return ""
         if job.kind in ("measure", "attack"):

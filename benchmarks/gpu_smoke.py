@@ -1,4 +1,4 @@
-"""What a GPU must share with the CPU, in minutes: each check is a function of the device that returns what it measured.
+"""Checks in minutes that a GPU agrees with the CPU: each is a function of the device that returns its measurements.
 
 A check that fails raises; `Skipped` where it does not apply. None needs data that are not in the package.
 """
@@ -103,7 +103,7 @@ def tf32(device: torch.device) -> Found:
 
 
 def limited(*, most: float, **measured: float) -> Found:
-    """What was measured; Failed where one of it exceeds the limit."""
+    """The measured values; Failed if one exceeds the limit."""
     worst = {name: value for name, value in measured.items() if not value <= most}
     if worst:
         name, value = next(iter(worst.items()))

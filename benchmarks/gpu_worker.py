@@ -64,7 +64,7 @@ def smoke(work: Work, until: float, device: torch.device) -> None:
             found[name] = {"status": "not run", "error": "the minutes of the checks are over"}
         else:
             if time.time() > until:
-                raise Interrupted("time is up: the next slice resumes")
+                raise Interrupted("time limit reached: the next slice resumes")
             found[name] = {"status": "begun"}
             write(path, found)
             found[name] = _checked(check, device)
@@ -72,7 +72,7 @@ def smoke(work: Work, until: float, device: torch.device) -> None:
         write(path, found)
         _show(name, found[name])
         if found[name]["status"] == "failed" and not _alive(device):
-            raise Interrupted("the device answers no more: the checks continue in a new process")
+            raise Interrupted("the device no longer responds: the checks continue in a new process")
     write(work.out / "job.json", work.describe(provenance=folder.provenance(seed=0, device=device)))
 
 
@@ -187,7 +187,7 @@ def _data(made: Job) -> Data:
 
 
 def adapted(job: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """The job for the device: what only a GPU takes is left out on a CPU."""
+    """The job for the device: GPU-only settings are removed on a CPU."""
     train = {**job["train"], "device": str(device)}
     if device.type == "cpu":
         train = {k: v for k, v in train.items() if k not in ("precision", "cuda_graphs")}
@@ -214,7 +214,7 @@ def main(name: str, place: str, out: str, until: str, device: str) -> int:
         print(stop, flush=True)
         return INTERRUPTED
     except signals.Stopped:
-        print("interrupted: what was saved before stays as it was", flush=True)
+        print("interrupted: saved results are unchanged", flush=True)
         return INTERRUPTED
     except Exception as error:  # the queue continues, whatever it was
         traceback.print_exc()

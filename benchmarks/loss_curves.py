@@ -1,4 +1,4 @@
-"""Whether a faster step trains as the plain one does: loss curves of ATENT on digits, over seeds and precisions.
+"""Compares faster steps with the reference step: loss curves of ATENT on digits, over seeds and precisions.
 
     python benchmarks/loss_curves.py        # results/loss_curves.json; about four minutes on one core
 

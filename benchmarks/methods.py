@@ -1,8 +1,8 @@
-"""What one batch costs under every training method, beside plain PGD adversarial training: time, passes and memory.
+"""Cost of one batch under every training method, relative to PGD adversarial training: time, passes and memory.
 
-Every method runs at the same batch, the same number of inner steps and its own defaults, on SmallCNN (MNIST shape,
-linf 0.3 and l2 2) and ResNet-20 (CIFAR shape, linf 8/255 and l2 1), in rounds that turn the order, so that a slow spell
-of the machine hits all; the first round is not counted. Entropy-SGD is an optimizer: its row is one step with five
+Every method runs at the same batch, the same number of inner steps and its own defaults, on SmallCNN (MNIST shape, linf
+0.3 and l2 2) and ResNet-20 (CIFAR shape, linf 8/255 and l2 1), in rounds that rotate the order, so that a slow period
+of the machine affects all; the first round is not counted. Entropy-SGD is an optimizer: its row is one step with five
 inner steps around the plain loss. Passes are counted by hooks on the network, in batches of the method's own size (a
 batch of SmoothAdv's with two samples counts as two). Memory is the most that autograd holds at once for the backward
 pass; see atent_step.py for how that is measured.
@@ -49,7 +49,7 @@ RADII = {"small_cnn": {"linf": 0.3, "l2": 2.0}, "resnet20": {"linf": 8 / 255, "l
 
 
 def methods(name: str, norm: str, steps: int) -> dict[str, Method]:
-    """Every method of the house that its paper defines for the norm."""
+    """Every built-in method that its paper defines for the norm."""
     found = {}
     for label, cls in METHODS.items():
         fields = cls.__dataclass_fields__

@@ -1,13 +1,13 @@
-"""Our attacks beside those of the packages that can be installed, on the same images at equal budgets.
+"""Compares this library's attacks with those of installable packages, on the same images at equal budgets.
 
     pip install '.[bench]'
     python benchmarks/parity.py RUN [RUN ...] --out results/parity.json
 
 Each run is a folder that `atent train` left; its own threat and test images of its own data serve, by its data.subset.
-What any package returns is evaluated here: in the box, within the radius (the peer is forgiven a part in 10^5),
+Every result is evaluated here: in the box, within the radius (with a tolerance of 1e-5 for the peer),
 misclassified, by true labels. Budget attacks are compared by robust accuracy, minimum-norm attacks by the median norm,
 both on the same images: an attack of ours counts as weaker where a one-sided sign test over the images on which the two
-differ falls below 2.5 %. FMN and ALMA are held against DDN at the same number of forwards.
+differ falls below 2.5 %. FMN and ALMA are compared with DDN at the same number of forward passes.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What contrastive pre-training brings: trainings from pre-trained and from random weights, over several seeds.
+"""The effect of contrastive pre-training: trainings from pre-trained and from random weights, over several seeds.
 
     python benchmarks/pretraining.py digits --seeds 3 --runs runs/pretraining --out results/pretraining-digits
 
 For each seed a network is pre-trained by the recipe SCALE-acl. The trainings that follow see as many samples in as many
-steps from its weights as from random ones. What is finished is not made again: the same command resumes, and
+steps from its weights as from random ones. What is finished is not made again: repeating the command resumes, and
 ``--finished`` writes the table of what is there. Options that are not known here are fields of all recipes, such as
 --data.root PATH.
 """
@@ -142,7 +142,7 @@ def figure(estimate: dict[str, float] | None, values: Sequence[float] = ()) -> s
     return f"{100 * estimate['value']:.1f} [{100 * estimate['low']:.1f}, {100 * estimate['high']:.1f}]"
 
 
-def page(told: dict[str, Any], command: str) -> str:
+def page(result: dict[str, Any], command: str) -> str:
     """The tables, as Markdown."""
     kinds = ("clean", "robust")
 
@@ -151,19 +151,19 @@ def page(told: dict[str, Any], command: str) -> str:
 
     rows = [
         [row["what"], str(row["epochs"]), seeds(row), *(figure(row["mean"].get(k), row[k]) for k in kinds)]
-        for row in told["rows"]
+        for row in result["rows"]
     ]
-    names = {row["name"]: row["what"] for row in told["rows"]}
+    names = {row["name"]: row["what"] for row in result["rows"]}
     gains = [
         [f"{names[each['of']]}, less {names[each['less']]}", seeds(each), *(figure(each.get(k)) for k in kinds)]
-        for each in told["differences"]
+        for each in result["differences"]
     ]
     return "\n".join(
         [
-            f"# Contrastive pre-training, {told['scale']}", "",
-            f"{told['pretraining_epochs']} epochs of pre-training without labels, which the epochs of the table do not"
-            f" count. Test images: {words_on(told['data'])}. Robust: right under {' and '.join(told['attacks'])}. Means"
-            " over the seeds with Student's 95 % interval, in %. AutoAttack may lower robust figures.",
+            f"# Contrastive pre-training, {result['scale']}", "",
+            f"{result['pretraining_epochs']} epochs of pre-training without labels, not counted in the table."
+            f" Test images: {words_on(result['data'])}. Robust: correct under {' and '.join(result['attacks'])}."
+            " Means over the seeds with Student's 95 % interval, in %. AutoAttack may lower robust accuracies.",
             "", *table(["training", "epochs", "seeds", "clean accuracy", "robust accuracy"], rows), "",
             "Differences in points, paired by seed and image; their 95 % intervals cover other seeds and other images:",
             "", *table(["difference", "seeds", "clean accuracy", "robust accuracy"], gains), "",
@@ -188,12 +188,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not given.finished or (path / folder.EVALUATION).is_file():
                 found[name][seed] = measured(name, job, path)
     command = f"python benchmarks/pretraining.py {given.scale} --seeds {given.seeds}"
-    told = content(given.scale, found, made)
+    result = content(given.scale, found, made)
     out = given.out or Path("results") / f"pretraining-{given.scale}"
     out.mkdir(parents=True, exist_ok=True)
-    folder.write_json(out / "pretraining.json", told)
-    folder.write_atomic(out / "pretraining.md", page(told, command).encode())
-    print(page(told, command))
+    folder.write_json(out / "pretraining.json", result)
+    folder.write_atomic(out / "pretraining.md", page(result, command).encode())
+    print(page(result, command))
     return 0
 
 

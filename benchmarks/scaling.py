@@ -1,4 +1,4 @@
-"""What several processes gain: training, evaluation and certification by 1, 2 and 4 processes of one thread each.
+"""Scaling over processes: training, evaluation and certification by 1, 2 and 4 processes of one thread each.
 
     python benchmarks/scaling.py --out results/speed/scaling.json
     python benchmarks/scaling.py --quick --out scaling.json
@@ -6,7 +6,7 @@
 
 Strong scaling shares one batch or set of samples among the ranks, weak scaling gives each rank as many as one process
 has. Rounds start each number of processes by torchrun, in turned order; every start measures all cases and is written
-before the next, so that the same command resumes. Times are wall seconds (several processes have no other): the
+before the next, so that repeating the command resumes. Times are wall seconds (several processes have no other): the
 machine must have no other work. Images are random and the networks untrained, as neither changes the cost of a step.
 ``--model`` prints the cost model of docs/distributed.md beside the measured times.
 """

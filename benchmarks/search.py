@@ -1,4 +1,4 @@
-"""Whether a search in low precision fools the same images: bfloat16 against float32, and against another seed.
+"""Checks whether a search in low precision fools the same images: bfloat16 against float32, and against another seed.
 
     python benchmarks/search.py RUN --out results/search-mnist.json [--limit 2000]
 

@@ -21,7 +21,7 @@ _PART = re.compile(r"^### (There|Here)\n\n```(python|console)\n(.*?)```", re.DOT
 
 @dataclass(frozen=True)
 class Pair:
-    """What one task takes in another package, and here."""
+    """The code for one task in another package, and here."""
 
     package: str
     task: str
@@ -46,7 +46,7 @@ def pairs(text: str) -> list[Pair]:
 
 
 def lines(code: str) -> int:
-    """How many lines of a snippet count; ValueError for one that is too long."""
+    """The number of code lines of a snippet; ValueError for a line that is too long."""
     kept = [line for line in code.splitlines() if line.strip() and not line.strip().startswith("#")]
     for line in kept:
         if len(line) > _LONGEST:
@@ -55,7 +55,7 @@ def lines(code: str) -> int:
 
 
 def table(text: str) -> str:
-    """The table of the page, between its marks."""
+    """The table of the page, between its markers."""
     rows = ["| from | task | lines there | lines here |", "|---|---|---|---|"]
     for pair in pairs(text):
         name = pair.task.split()[0][1:] != pair.task.split()[0][1:].lower()

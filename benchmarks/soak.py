@@ -4,8 +4,8 @@
 
 Each command runs once to its end, undisturbed: the reference. Then it runs again and again in folders of its own, and
 is sent SIGKILL at a random moment, or SIGTERM, SIGINT or SIGHUP now and then; the command that resumes it follows, is
-killed as well, and so on, until one call ends by itself. What it leaves must equal the reference: weights in all bits,
-rows, verdicts and certificates in all values but times. Each process is watched for memory and open files.
+killed as well, and so on, until one call ends by itself. Its results must equal the reference: weights bit for bit, and
+rows, results and certificates in all values except times. Each process is watched for memory and open files.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ SHORT = (
 
 @dataclass
 class Count:
-    """What happened to one kind of command."""
+    """The counts of one kind of command."""
 
     cycles: int = 0
     """Commands that came to their end."""
@@ -89,7 +89,7 @@ class Command:
     """Arguments in a folder."""
     again: Callable[[Path], list[str]]
     result: Callable[[Path], Any]
-    """What must be the same, from a folder."""
+    """The results in a folder that must be equal."""
 
 
 def stripped(value: Any) -> Any:
@@ -106,7 +106,7 @@ def weights(path: Path) -> dict[str, bytes]:
 
 
 def trained(run: Path) -> dict[str, Any]:
-    """What a training leaves."""
+    """The results of a training."""
     evaluation = read_json(run / "evaluation.json")
     return {
         "best": weights(run / "best.safetensors"), "last": weights(run / "last" / "model.safetensors"),
@@ -129,7 +129,7 @@ def training(name: str, recipe: tuple[str, ...]) -> Command:
 
 
 def repeated(kind: str, name: str, argv: list[str], result: Callable[[Path], Any], run: Path | None = None) -> Command:
-    """A command that the same command resumes, on a copy of ``run``."""
+    """A command that repeating the command resumes, on a copy of ``run``."""
 
     def first(place: Path) -> list[str]:
         if run is not None:
@@ -165,7 +165,7 @@ def evaluated(place: Path) -> Any:
 
 
 def certified(place: Path) -> dict[str, Any]:
-    """What a certificate's two files say."""
+    """The content of a certificate's two files."""
     run = place / "run"
     return {"json": stripped(read_json(run / "certificate.json")), "csv": without_seconds(run / "certificate.csv")}
 
@@ -189,7 +189,7 @@ def watched(process: subprocess.Popen[bytes], count: Count) -> None:
 
 
 def call(argv: list[str], place: Path, count: Count, stop_after: float | None, how: int) -> int | None:
-    """Run a command; None where it was stopped by the signal ``how`` after so many seconds, else its exit status."""
+    """Run a command; None if it was stopped by the signal ``how`` after so many seconds, else its exit status."""
     count.calls += 1
     began = time.monotonic()
     with open(place / "output.txt", "ab") as output:

@@ -1,4 +1,4 @@
-"""What data on disk cost: decoded images per second by threads, and a step of ResNet-20 from memory and from disk.
+"""Cost of data on disk: decoded images per second by threads, and a step of ResNet-20 from memory and from disk.
 
     python benchmarks/streaming.py [--images 240] [--repeats 5]
 

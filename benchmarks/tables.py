@@ -1,15 +1,14 @@
-"""Make the tables of a document anew from the files under results/.
+"""Regenerate the tables of a document from the files under results/.
 
     python benchmarks/tables.py docs/choosing.md
 
-Each table stands between marks, <!-- comparison: NAME --> or <!-- ablation: NAME --> and <!-- end -->; NAME is a folder
-of results/ that `atent compare` or benchmarks/ablation.py wrote. <!-- inputs: NAME -->, <!-- fuzz: NAME -->,
+Each table stands between markers, <!-- comparison: NAME --> or <!-- ablation: NAME --> and <!-- end -->; NAME is a
+folder of results/ that `atent compare` or benchmarks/ablation.py wrote. <!-- inputs: NAME -->, <!-- fuzz: NAME -->,
 <!-- soak: NAME --> and <!-- upkeep: NAME --> show the files bad_inputs.json, fuzz.json, soak.json and upkeep.json of
-the scripts of these names, <!-- bench: NAME --> the bench.json of `atent bench`, <!-- verdicts: NAME --> and
-<!-- power: NAME --> the sequential.json of benchmarks/sequential.py, <!-- search: NAME --> the search.json of
-benchmarks/search.py, <!-- curves: NAME --> the loss_curves.json of benchmarks/loss_curves.py,
-<!-- profiles: NAME --> the profiles.json of benchmarks/profiles.py, <!-- smoothing: NAME --> the certify.json of
-benchmarks/certify.py, and
+the scripts of these names, <!-- bench: NAME --> the bench.json of `atent bench`, <!-- verdicts: NAME --> and <!--
+power: NAME --> the sequential.json of benchmarks/sequential.py, <!-- search: NAME --> the search.json of
+benchmarks/search.py, <!-- curves: NAME --> the loss_curves.json of benchmarks/loss_curves.py, <!-- profiles: NAME -->
+the profiles.json of benchmarks/profiles.py, <!-- smoothing: NAME --> the certify.json of benchmarks/certify.py, and
 <!-- speed: NAME --> what benchmarks/autoattack.py and benchmarks/bounds.py wrote there, <!-- scaling: NAME --> the
 scaling.json of benchmarks/scaling.py, <!-- times: NAME --> the durations in a comparison, <!-- campaign: NAME --> those
 of the trainings of benchmarks/campaign.py, and <!-- attacked: NAME --> those of the evaluations in a folder.
@@ -106,7 +105,7 @@ def inputs(folder: Path) -> str:
 
 
 def soak(folder: Path) -> str:
-    """What a soak stopped, and what differed."""
+    """The interruptions of a soak, and the differences."""
     found = json.loads((folder / "soak.json").read_text())
     headings = [
         "command",
@@ -130,11 +129,11 @@ def soak(folder: Path) -> str:
 
 
 def upkeep(folder: Path) -> str:
-    """What marks and saves cost."""
+    """The cost of finiteness checks and checkpoints."""
     found = json.loads((folder / "upkeep.json").read_text())
     rows = [
         [
-            f"marks for numbers that are not finite, `{row['network']}`, batch {row['batch']}",
+            f"checks for numbers that are not finite, `{row['network']}`, batch {row['batch']}",
             f"{100 * row['share']:.2f}",
             f"of a step of {1000 * row['step']:.3g} ms",
         ]
@@ -149,7 +148,7 @@ def upkeep(folder: Path) -> str:
 
 
 def fuzz(folder: Path) -> str:
-    """What each fuzzer reached."""
+    """The coverage of each fuzzer."""
     found = json.loads((folder / "fuzz.json").read_text())
     cells = []
     for name, row in found.items():
@@ -175,7 +174,7 @@ def bench(folder: Path) -> str:
 
 
 def verdicts(folder: Path) -> str:
-    """What the sequential test decided, beside all samples."""
+    """The decisions of the sequential test and of all samples."""
     found = json.loads((folder / "sequential.json").read_text())
     rows = []
     for row in found["results"]:
@@ -294,7 +293,8 @@ def scaling(folder: Path) -> str:
 
 
 def times(folder: Path) -> str:
-    """What an epoch and a training of each recipe took, where and beside how many others."""
+    """The time of an epoch and of a training of each recipe, with the machine and the number of concurrent
+    trainings."""
     found = migrate.read(folder / "comparison.json", ComparisonFile).to_json()
     made = found["provenance"]
     each = f"{made['threads']} thread{'s' if made['threads'] > 1 else ''} each"
@@ -314,7 +314,7 @@ def times(folder: Path) -> str:
 
 
 def campaign(folder: Path) -> str:
-    """What the trainings of a campaign took."""
+    """The times of the trainings of a campaign."""
     rows = []
     for path in sorted(folder.glob("*/job.json")):
         job = json.loads(path.read_text())
@@ -326,7 +326,7 @@ def campaign(folder: Path) -> str:
 
 
 def attacked(folder: Path) -> str:
-    """What the attacks of the evaluations in a folder took."""
+    """The times of the attacks of the evaluations in a folder."""
     rows = []
     for path in sorted(folder.glob("*.json")):
         found = migrate.read(path, EvaluationFile).to_json()
@@ -340,7 +340,7 @@ def attacked(folder: Path) -> str:
 
 
 def refreshed(text: str, results: Path) -> str:
-    """A document with its tables made anew."""
+    """A document with its tables regenerated."""
     make = {
         "comparison": comparison,
         "ablation": ablation,

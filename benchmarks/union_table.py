@@ -150,29 +150,29 @@ def _answer(found: Results) -> Iterator[str]:
     """What the intervals allow on one patch."""
     threat = next(t for t in _any(found)["union"]["threats"] if t.startswith("patch"))
     measure = _measures(found)[threat]
-    told = []
+    verdicts = []
     for method in NAMES:
         every, both = _gap(found, method, measure), _gap(found, method, measure, correct=True)
         if every is None or both is None:
             continue
-        told.append(
+        verdicts.append(
             f"- {NAMES[method]}: {_points(every[0])} points on all images, {_verdict(every[0])};"
             f" {_points(both[0])} on the {both[1]} images that all of these networks classify correctly without an"
             f" attack, {_verdict(both[0])}."
         )
-    if not told:
+    if not verdicts:
         return
     yield (
-        "**With one patch, do convolutional networks keep more than transformers** (Joshi, Jagatap and Hegde 2021, on"
-        f" ImageNet)? Under {threat}, every place tried, the convolutional network less the transformer:"
+        "**With one patch, are convolutional networks more robust than transformers** (Joshi, Jagatap and Hegde 2021,"
+        f" on ImageNet)? Under {threat}, every place tried, the convolutional network less the transformer:"
     )
-    yield "\n".join(told)
+    yield "\n".join(verdicts)
 
 
 def _verdict(gap: Estimate) -> str:
     if gap.low > 0:
-        return "so it keeps more"
-    return "so it keeps less" if gap.high < 0 else "which leaves it open"
+        return "so it is more robust"
+    return "so it is less robust" if gap.high < 0 else "which is inconclusive"
 
 
 def _points(gap: Estimate) -> str:

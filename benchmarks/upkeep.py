@@ -1,9 +1,9 @@
-"""What a training pays for its safety: marks for numbers that are not finite, and what is kept on the disk.
+"""Overhead of a training's safeguards: checks for numbers that are not finite, and checkpoints.
 
     python benchmarks/upkeep.py        # results/reliability/upkeep.json; half a minute, then a training of a minute
 
-Marks: the time of `Finite.see` beside a whole step of standard training on the same network and batch, in turns; the
-median over the rounds, in CPU seconds, one thread. Keeping: the time inside `Keeper.save` and `Keeper.begin` of a
+Checks: the time of `Finite.see` relative to a full step of standard training on the same network and batch, in turns;
+the median over the rounds, in CPU seconds, one thread. Keeping: the time inside `Keeper.save` and `Keeper.begin` of a
 training by the recipe digits-linf-atent that lasts more than a minute, as a share of all its time.
 """
 
@@ -34,7 +34,7 @@ NETWORKS = {"digits_cnn": ((1, 8, 8), 128), "small_cnn": ((1, 28, 28), 128), "re
 
 
 def marks(name: str, rounds: int) -> dict[str, Any]:
-    """What marking costs on one network."""
+    """The cost of the checks on one network."""
     shape, size = NETWORKS[name]
     torch.manual_seed(0)
     model = build(name, classes=10, shape=shape)
@@ -59,7 +59,7 @@ def marks(name: str, rounds: int) -> dict[str, Any]:
 
 
 def keeping(epochs: int) -> dict[str, Any]:
-    """What keeping costs in one training."""
+    """The cost of checkpoints in one training."""
     spent = [0.0, 0]
     save, begin = Keeper.save, Keeper.begin
 

@@ -1,4 +1,4 @@
-"""How far one call walks: the files and functions of the package that it passes, how deep, and how long it takes.
+"""The call path of one call: the files and functions of the package that it passes, its depth, and its time.
 
 python benchmarks/walk.py [-v]
 """
@@ -38,7 +38,7 @@ class Walk(NamedTuple):
 
 
 def walk(call: Callable[[], Any]) -> Walk:
-    """The walk of one call; the profiler's own frames do not count."""
+    """The call path of one call; the profiler's own frames do not count."""
     functions: dict[str, int] = {}
     depth = most = 0
 

@@ -1,14 +1,14 @@
-"""How often the watch for catastrophic overfitting warns of a good training, and how often it sees a collapse.
+"""False alarms and detections of the watch for catastrophic overfitting.
 
     python benchmarks/watch.py tuning held-out fresh
     python benchmarks/watch.py --table
 
 Small networks are trained on digits and on 1,500 images of MNIST, Fashion-MNIST or CIFAR-10 (ATENT_DATA_ROOT) at 16x16
 pixels, with the watch measuring and never stopping. Each training adds a line to results/watch/SET.jsonl; one that is
-there is not made again. The constants of the rules were chosen on the set ``tuning`` and, in part, after a look at
-``held-out``; the rates are those of the set ``fresh``, whose seeds were drawn when rules and definitions stood.
+there is not made again. The constants of the rules were chosen on the set ``tuning`` and, in part, after evaluation on
+``held-out``; the rates are those of the set ``fresh``, whose seeds were chosen after rules and definitions were fixed.
 
-What a training is does not come from the watch, but from validation images that the watch does not see. R is the
+The class of a training is determined on validation images that the watch does not see. R is the
 accuracy under PGD (40 steps and 2 restarts of 300 images at the end, 10 steps of 100 images after each epoch), S that
 under the training's attack on the same images, and P the R at the end of PGD-AT with the same data and eps.
 
@@ -65,12 +65,12 @@ class Case:
 
     @property
     def name(self) -> str:
-        """What the file calls it."""
+        """Its name in the file."""
         return "-".join(str(value) for value in asdict(self).values())
 
     @property
     def threat(self) -> Threat:
-        """What it is trained for."""
+        """The purpose of its training."""
         return Threat("linf", self.eps)
 
     def build(self) -> Method:
@@ -235,7 +235,7 @@ def rows_of(name: str) -> list[dict[str, Any]]:
 
 
 def kind(row: dict[str, Any], reference: float) -> str:
-    """What a training is: collapsed, good or neither."""
+    """The class of a training: collapsed, good or neither."""
     end, best = row["end"], 0.0
     lost = False
     for robust_share, own in row["trace"]:

@@ -92,7 +92,7 @@ def test_an_error_of_the_caller_stops_what_runs(tmp_path):
     def failed(task, status, seconds):
         raise ChildProcessError(reason(task, status))
 
-    with pytest.raises(ChildProcessError, match="b failed: no word"):
+    with pytest.raises(ChildProcessError, match="b failed: no output"):
         drive(
             Fake({"a": slow, "b": Child(1, 1)}, at_once=2), lambda: waiting.pop(0) if waiting else None, failed,
             interrupted=str,

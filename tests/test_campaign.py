@@ -131,7 +131,7 @@ def test_pause_resume_and_a_stopped_campaign_lose_nothing(place):
     assert beat(place, "first") is None
     assert "paused" in finish(place, "status")
     second = start(place, "run")
-    assert "a campaign is at work" in second.communicate(timeout=60)[0]
+    assert "a campaign is running" in second.communicate(timeout=60)[0]
     assert second.returncode == 1
     assert "resumed" in finish(place, "resume")
     until(lambda: beat(place, "first") is not None)

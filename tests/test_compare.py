@@ -206,7 +206,7 @@ def test_compare_goes_on_after_an_interruption(here, capsys):
     assert status == 130
     assert len(err.strip().splitlines()) == 1
     assert "0 of 2 runs finished" in err
-    assert "the same command resumes" in err
+    assert "repeating the command resumes" in err
     done = len((path / "plain-seed0" / "metrics.jsonl").read_text().splitlines())
     assert 1 <= done < 20
     assert not (path / "comparison.json").exists()

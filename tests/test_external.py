@@ -103,7 +103,7 @@ def test_a_file_may_say_what_it_holds_but_not_whose_code_to_run(here, kept):
     assert load_target("told.safetensors", **ASK).about["epoch"] == 4
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     save_weights(here / "own.safetensors", net, {"model": {"name": "strange:build"}})
-    with pytest.raises(ValueError, match="does not say what network it holds"):
+    with pytest.raises(ValueError, match="does not record its architecture"):
         load_target("own.safetensors", **ASK)
     found = load_target("own.safetensors", model="strange:build", **ASK)
     assert torch.equal(found.model[1].weight.cpu(), net[1].weight)
@@ -129,11 +129,11 @@ def test_a_file_may_say_what_it_holds_but_not_whose_code_to_run(here, kept):
     ("strange:build", {"attacks": ["PDG"]}, ["did you mean 'PGD'"]),
     ("strange:build", {"device": "cuda:77"}, ["device 'cuda:77'"]),
     ("absent.safetensors", {"model": "resnet20"}, ["no weights at absent.safetensors"]),
-    ("plain.safetensors", {}, ["does not say what network it holds", "those of digits_cnn", "--model"]),
+    ("plain.safetensors", {}, ["does not record its architecture", "those of digits_cnn", "--model"]),
     ("plain.safetensors", {"model": "resnt20"}, ["did you mean 'resnet20'"]),
     ("plain.safetensors", {"model": "lenet5"}, ["holds another architecture"]),
     ("plain.safetensors", {"model": "small_cnn"}, ["small_cnn"]),
-    ("torn.safetensors", {"model": "digits_cnn"}, ["not a whole safetensors file"]),
+    ("torn.safetensors", {"model": "digits_cnn"}, ["not a complete safetensors file"]),
 ])  # fmt: skip
 def test_mistakes_are_one_line(target, change, parts, here, kept):
     (here / "torn.safetensors").write_bytes((here / "plain.safetensors").read_bytes()[:100])

@@ -165,7 +165,7 @@ def test_the_one_that_fits_is_taken_and_what_lies_beside_it_is_named(here, net, 
     assert capsys.readouterr().err == ""
     saved({**prefixed("model.", state), "criterion.centers": torch.ones(2, 2)})
     assert same(atent.load("weights.pt", model="digits_cnn"), net)
-    assert "criterion.centers beside the network at 'model' are left aside" in capsys.readouterr().err
+    assert "criterion.centers beside the network at 'model' are ignored" in capsys.readouterr().err
 
 
 # ---- what is refused
@@ -270,7 +270,7 @@ def test_absent_files_and_names(here, state):
     refused("no weights at gone.pt", call=lambda: atent.load("gone.pt"))
     refused("not a run folder", call=lambda: atent.load("gone"))
     saved(state)
-    refused("does not say what network it holds: they are those of digits_cnn", call=lambda: atent.load("weights.pt"))
+    refused("does not record its architecture: they are those of digits_cnn", call=lambda: atent.load("weights.pt"))
     refused("did you mean", call=lambda: atent.load("weights.pt", model="digits_cn"))
     Path("run").mkdir()
     refused("for a weights file", call=lambda: atent.load("run", mean=(0.5,), std=(0.5,)))

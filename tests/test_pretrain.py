@@ -214,13 +214,13 @@ def test_distillation_resumes_without_its_teacher(folder, tmp_path):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["pretrain"], "which recipe? `atent pretrain RECIPE`"),
+        (["pretrain"], "no recipe given: write `atent pretrain RECIPE`"),
         (["pretrain", "nope"], "unknown recipe 'nope' (known: "),
         (["pretrain", "digits-linf-trades"], "TRADES trains with labels: use `atent train`"),
         (["pretrain", "digits-acl", "--method.variant", "S2S", "--model.branch", "a"], "is not trained by variant S2S"),
         (["pretrain", "digits-acl", "--method.views.flip", "2"], "flip (of views) is a probability, in [0, 1], got 2"),
         (["pretrain", "digits-acl", "--train.embedding.weight", "0.1"], "regularisation does not go around ACL, which"),
-        (["pretrain", "digits-acl", "--root", "x"], "--root is for --resume"),
+        (["pretrain", "digits-acl", "--root", "x"], "--root needs --resume"),
         (["train", "digits-acl"], "ACL trains without labels: use `atent pretrain digits-acl`"),
         (["train", "digits-acl", "--train.awp.gamma", "0.1"], ": ACL trains without labels: use `atent pretrain"),
         (["train", "digits-linf-trades", "--model.frozen"], "keeps the weights that the training begins with"),
@@ -261,7 +261,7 @@ def test_a_missing_pretraining_names_its_command(tmp_path, monkeypatch, capsys):
 def test_a_branch_of_ordinary_weights_is_one_line(tmp_path):
     model = make(ModelSettings("digits_cnn"), classes=10, shape=(1, 8, 8))
     save_weights(tmp_path / "plain.safetensors", model, {"model": {"name": "digits_cnn"}})
-    with pytest.raises(ValueError, match="has one set of batch-norms: leave it out") as error:
+    with pytest.raises(ValueError, match="has one set of batch-norms: omit it") as error:
         load_start(model, tmp_path / "plain.safetensors", "n")
     assert "\n" not in str(error.value)
     load_start(model, tmp_path / "plain.safetensors")

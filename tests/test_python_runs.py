@@ -170,10 +170,10 @@ def test_a_data_set_with_a_name_is_loaded_as_it_was(here, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (["tensors"], "tensors was trained from a Python object, a Sequential: name what builds it by --model"),
+        (["tensors"], "tensors was trained from a Python object, a Sequential: give --model module:function"),
         (
             ["tensors", "--model", "entries_mine:net"],
-            "on tensors, which it does not keep: name the data by --data",
+            "on tensors, which are not saved: give --data module:function",
         ),
         (["tensors", "--model", "entries_mine:wider", "--data", "entries_mine:data"], "holds another architecture"),
         (["tensors", "--model", "entries_mine:net", "--data", "digits"], "--data digits has classes 10, tensors was"),
@@ -240,7 +240,7 @@ def test_a_network_of_ones_own_is_verified(here, capsys, monkeypatch, tmp_path):
     assert content["run"] == "entries_mine:net"
     status, _, err = said(capsys, "certify", "entries_mine:net", "--data", "entries_mine:data", "--limit", "1")
     assert status == 2
-    assert "entries_mine:net does not say with what noise it was trained: give --sigma" in err
+    assert "entries_mine:net does not record its training noise: give --sigma" in err
 
 
 def test_it_is_attacked_and_exported(here, capsys, tmp_path):
@@ -292,7 +292,7 @@ def test_the_commands_that_a_report_prints_are_taken(name, here, capsys, tmp_pat
 
 
 def test_what_no_run_of_a_report_needs_is_refused(here, tmp_path):
-    with pytest.raises(ValueError, match="--data entries_mine:data has no effect: every run brings its own"):
+    with pytest.raises(ValueError, match="--data entries_mine:data has no effect: every run records its own"):
         report(["digits"], images=0, model="digits_cnn", data="entries_mine:data", progress=False)
 
 
@@ -340,8 +340,8 @@ def test_it_is_resumed_to_the_same_bits(kind, here, capsys, tmp_path, monkeypatc
     assert first == ["atent", "train", "--resume", str(tmp_path / "broken"), *NAMED]
     resume = ["train", "--resume", tmp_path / "broken", "--quiet"]
     for args, says in (
-        ([], "name what builds it by --model"),
-        (NAMED[:2], "name the data by --data"),
+        ([], "give --model module:function"),
+        (NAMED[:2], "give --data module:function"),
         (["--model", "entries_mine:wider", *NAMED[2:]], "holds another architecture"),
         ([*NAMED[:2], "--data", "entries_mine:other"], "cannot be resumed: the digest of its data was"),
         ([*NAMED, "--baseline"], "--baseline needs a recipe"),
@@ -549,7 +549,7 @@ def test_runs_from_python_are_compared(home, monkeypatch, capsys):
     assert "less" in capsys.readouterr().out
     other = home / "compared-2-1"
     for runs, told in (
-        ([made[0], made[1]], "needs two rows or more, got 1"),
+        ([made[0], made[1]], "needs two or more rows, got 1"),
         ([made[0], home], "is not a run folder"),
         ([made[0], 3], "got a int"),
         (str(home / "compared-1-0"), "a list of runs, or a mapping"),
@@ -565,9 +565,7 @@ def test_runs_from_python_are_compared(home, monkeypatch, capsys):
         compare_runs(made, attacks=["FGSM"])
     assert compare_runs(made, limit=30).rows == compare_runs(made).rows
     for limit in (20, 1000, "all"):
-        with pytest.raises(
-            ValueError, match=f"was evaluated already, on 30 images, got limit {limit}: leave limit out"
-        ):
+        with pytest.raises(ValueError, match=f"was evaluated already, on 30 images, got limit {limit}: omit limit"):
             compare_runs(made, limit=limit)
     changed = folder.read_json(other / "evaluation.json")
     (attack,) = changed["attacks"].values()

@@ -79,7 +79,7 @@ def test_your_own_file_extends_the_packages(write):
         ('extends = "absent.toml"', ["no recipe file", "absent.toml"]),
         ('extends = "x.toml"', ["extends itself", "x -> x"]),
         ('extends = "y.toml"', ["extends itself", "x -> y -> x"]),
-        ("extends = 3", ["names, or lists of names"]),
+        ("extends = 3", ["extends and drop must be names or lists of names"]),
         ('extends = "digits-linf-pgdat"\ndrop = ["train.epoch"]', ["'train.epoch'", "does not inherit"]),
         ('extend = "digits-linf-pgdat"', ["did you mean 'extends'"]),
     ],
@@ -98,7 +98,7 @@ def test_bases_are_not_recipes():
     assert base_names()
     assert not any(name.startswith(BASE) or name == "base" for name in recipe_names())
     for name in base_names():
-        with pytest.raises(UsageError, match="what recipes extend, not a recipe"):
+        with pytest.raises(UsageError, match="is a base, not a recipe"):
             read_recipe(name)
         parents = recipe_file(name, bases=True)
         tables = tomllib.loads(parents.read_text())

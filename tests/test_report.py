@@ -342,7 +342,7 @@ def test_the_images_of_a_threat_that_counts(run, counted):
 
 
 def test_where_images_cannot_be_made_the_page_says_why(run):
-    assert "No images were asked for" in gallery(read(run), 0)
+    assert "No images were requested" in gallery(read(run), 0)
     (run / "best.safetensors").unlink()
     text = gallery(read(run), 2, progress=False)
     assert text.startswith("The images could not be made: ")
@@ -474,8 +474,8 @@ def test_a_bare_folder_gives_a_page_that_says_what_is_missing(made, tmp_path):
         "do not say which epoch was the best",
         "no validation accuracies to draw",
         "Not measured yet. To measure it:",
-        "Nothing is certified yet.",
-        "Not made yet.",
+        "Not certified yet.",
+        "Not run yet.",
         "The images could not be made",
         "PGDAT",
         "digits-linf-pgdat",
@@ -649,7 +649,7 @@ def test_the_command_writes_beside_the_run_and_never_over_an_earlier_report(run,
         ([run / "nothing"], 2, "is not a run folder"),
         ([run, "--images", -1], 2, "images must be at least 0, got -1"),
         ([run, "--image", 1], 2, "did you mean '--images'"),
-        ([], 2, "which run?"),
+        ([], 2, "no run given: write `atent report RUN"),
     ):
         got, out, err = said(capsys, "report", *args)
         assert (got, out) == (status, ""), err

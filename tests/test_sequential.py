@@ -322,9 +322,9 @@ def test_the_command_decides_one_radius(run, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (["--radius", "0.1", "--plot", "x.png"], "sequential test decides one --radius .* --sequential False"),
-        (["--radius", "0.1", "0.2", "--sequential", "True"], "decides one radius, got 0.1, 0.2"),
-        (["--sequential", "True"], "decides one radius, got none"),
+        (["--radius", "0.1", "--plot", "x.png"], "sequential test decides only one --radius: add --sequential False"),
+        (["--radius", "0.1", "0.2", "--sequential", "True"], "needs one radius, got 0.1, 0.2"),
+        (["--sequential", "True"], "needs one radius, got none"),
         (["--method", "crown", "--radius", "0.1", "--sequential", "True"], "no sequential test"),
     ],
 )

@@ -104,7 +104,7 @@ def test_what_does_not_fit_together_is_named_in_one_line(run, tmp_path, capsys):
     assert "shard 2/2 is missing" in said(capsys, *words, "--merge")
     first, second = (tmp_path / f"e.shard-{i}-of-2.json" for i in (1, 2))
     second.write_bytes(first.read_bytes())
-    assert f"{second} holds shard 1/2" in said(capsys, *words, "--merge")
+    assert f"{second} is shard 1/2" in said(capsys, *words, "--merge")
     assert f"{second} was made with other seed" in said(capsys, *words, "--seed", "1", "--shard", "2/2")
     second.unlink()
     assert main(["evaluate", *words, "--seed", "1", "--shard", "2/2"]) == 0
@@ -117,7 +117,7 @@ def test_what_does_not_fit_together_is_named_in_one_line(run, tmp_path, capsys):
     for bad in ("0/2", "3/2", "one", "1/0"):
         assert f"got '{bad}'" in said(capsys, *words, "--shard", bad)
     assert "11 shards of 60 samples in batches of 6" in said(capsys, *words, "--shard", "1/11")
-    assert "leave one out" in said(capsys, *words, "--shard", "1/2", "--merge")
+    assert "omit one" in said(capsys, *words, "--shard", "1/2", "--merge")
     assert not out.exists()
 
 

@@ -176,7 +176,10 @@ def test_a_command_that_is_stopped_says_what_resumes_it(trained, capsys, monkeyp
     monkeypatch.setattr(evaluation, "evaluate", stopping)
     for words, how in (
         (["train", "--resume", str(trained), "--quiet"], f"resume with `atent train --resume {trained}`"),
-        (["evaluate", str(trained), "--attacks", "FGSM", "--norm", "linf", "--eps", "0.1"], "the same command resumes"),
+        (
+            ["evaluate", str(trained), "--attacks", "FGSM", "--norm", "linf", "--eps", "0.1"],
+            "repeating the command resumes",
+        ),
     ):
         assert main(words) == status_of(name)
         assert capsys.readouterr().err == f"atent: interrupted by {name}: {how}\n"
@@ -200,7 +203,7 @@ def test_nothing_is_left_of_a_start(here, capsys, monkeypatch):
 
     monkeypatch.setattr(pipeline, "load_data", stopping)
     assert main(["train", "digits-linf-standard", "--no_baseline", *TINY]) == 143
-    assert "nothing was saved yet, give the same command again" in capsys.readouterr().err
+    assert "nothing was saved yet, repeat the command" in capsys.readouterr().err
     assert not list(here.iterdir())
 
 

@@ -575,8 +575,8 @@ def test_the_command_certifies_resumes_shards_and_merges(run, capsys, tmp_path):
     status, out, err = said(*common, "--limit", "6", "--radius", "0.1", "1/8", "--plot", str(figure))
     assert status == 0, err
     assert figure.stat().st_size > 10_000
-    assert "clean, the network itself" in out
-    assert "clean, the smoothed network" in out
+    assert "clean, base network" in out
+    assert "clean, smoothed network" in out
     assert "certified at l2 0.125" in out
     found = json.loads((run / "certificate.json").read_text())
     # the noise that the network was trained with
@@ -702,9 +702,9 @@ def test_smoothing_and_bounds_meet_in_one_table(run, capsys, tmp_path):
         (["--norm", "linf"], "certifies in l2, not in linf"),
         (["--shard", "0/2"], "shard must be i/k.*1/2 to 2/2"),
         (["--shard", "two"], "shard must be i/k, such as 1/4"),
-        (["--method", "crown", "--sigma", "0.1"], "draws no noise"),
+        (["--method", "crown", "--sigma", "0.1"], "uses no noise samples"),
         (["--method", "crown", "--radius", "0.1", "--norm", "l2", "--plot", "x.png"], "omit --plot"),
-        (["--method", "crown", "--compile"], "--compile out"),
+        (["--method", "crown", "--compile"], "and --compile"),
         (["--limit", "0"], "limit must be at least 1"),
         (["--alpha", "1.5"], r"alpha must lie in \(0, 1\)"),
         (["--metod", "crown"], "did you mean '--method'"),

@@ -145,7 +145,7 @@ def test_the_report_shows_them_and_names_what_was_not_measured(runs, made):
         (["evaluate", "RUN", "--bands", "--band-attack", "PDG"], "PDG"),
         (["evaluate", "RUN", "--corruptions", "--reference", "nowhere"], "--reference: source 'nowhere' is"),
         (["evaluate", "RUN", "--flips", "--reference", "torch.nn:Identity"], "--reference torch.nn:Identity: "),
-        (["transfer", "RUN"], "two networks"),
+        (["transfer", "RUN"], "two or more networks"),
         (["transfer", "RUN", "RUN"], "given twice"),
         (["transfer", "RUN", "other", "--out", "here.txt"], ".json"),
     ],

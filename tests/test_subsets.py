@@ -455,7 +455,7 @@ def test_an_old_run_is_evaluated_again_on_its_images_and_on_others_by_request(ol
     assert main(args) == 0
     out = capsys.readouterr().out
     assert "a stratified sample of 30 of 90 (seed 0)" in out
-    assert "by class, 95 % intervals" in out
+    assert "per class, 95 % intervals" in out
     found = folder.read_json("finished/evaluation-2.json")
     # the run keeps 80 test images by the same rule: 30, 30 and 20 of the three classes
     assert [row["n"] for row in found["per_class"]] == [11, 11, 8]

@@ -177,41 +177,46 @@ def trials(found):
         ('direction = ["maximize", "minimize"]', STEPS, "", ["1 objectives and 2 directions"]),
         ('direction = "up"', STEPS, "", ["unknown direction 'up'"]),
         ('objective = "validation_certified"', STEPS, "", ['certifier = "crown-ibp"']),
-        ('certifier = "ibp"', STEPS, "", ["is for objective validation_certified"]),
+        ('certifier = "ibp"', STEPS, "", ["needs objective validation_certified"]),
         ('objective = "validation_certified"\ncertifier = "smoothing"', STEPS, "", ["does not verify by bounds"]),
         ('objective = "validation_certified"\ncertifier = "ibpp"', STEPS, "", ["did you mean 'ibp'"]),
-        ("epochs = 2\nminutes = 1.0", STEPS, "", ["two budgets"]),
-        ("epochs = 2", STEPS, '"train.epochs" = 3', ["the same: keep one"]),
+        ("epochs = 2\nminutes = 1.0", STEPS, "", ["epochs and minutes exclude each other"]),
+        ("epochs = 2", STEPS, '"train.epochs" = 3', ["set the same field: use one"]),
         ('pruner = "asha"\nminutes = 1.0', STEPS, "", ["asha counts epochs"]),
         ('pruner = "asha"\nrung = 4', STEPS, "", ["after 4 epochs, and a training has 4"]),
-        ('pruner = "asha"\nobjective = ["validation_robust", "validation_clean"]', STEPS, "", ["one objective"]),
+        (
+            'pruner = "asha"\nobjective = ["validation_robust", "validation_clean"]',
+            STEPS,
+            "",
+            ["single objective"],
+        ),
         ('sampler = "grid"', LR, "", ["optimizer.lr: a grid needs listed values"]),
         ('sampler = "grid"\ntrials = 3', STEPS, "", ["the grid has 2 trials, not 3"]),
         ("", "", "", ["[space] is empty"]),
         ("", '"method.steps" = []', "", ["method.steps has no values"]),
-        ("", '"method.steps" = 5', "", ["method.steps is one value, 5"]),
+        ("", '"method.steps" = 5', "", ["method.steps has a single value, 5"]),
         ("", '"method.steps" = [5, 5]', "", ["lists 5 twice"]),
         ("", '"method.steps" = [[5]]', "", ["takes numbers, texts, true and false"]),
         ("", '"method.stpes" = [5, 6]', "", ["method.stpes", "'steps'"]),
         ("", '"method.steps" = ["many"]', "", ["method.steps", "many"]),
         ("", '"steps" = [5]', "", ["steps is not a field of a recipe"]),
-        ("", '"method.steps" = { low = 5, high = 2 }', "", ["low 5 lies above high 2"]),
+        ("", '"method.steps" = { low = 5, high = 2 }', "", ["low must be at most high, got 5 and 2"]),
         ("", '"method.steps" = { low = 5, high = 5 }', "", ["low and high are both 5"]),
         ("", '"method.steps" = { low = 1, high = 10, step = 2 }', "", ["steps of 2 from 1 do not meet high 10"]),
         ("", '"method.steps" = { low = 1, high = 3, step = 0.5 }', "", ["step must be above 0 and whole"]),
         ("", '"method.steps" = { low = 1.0, high = 10.0 }', "", ["method.steps"]),
-        ("", '"optimizer.lr" = { low = 0.0, high = 1.0, log = true }', "", ["begins above 0"]),
+        ("", '"optimizer.lr" = { low = 0.0, high = 1.0, log = true }', "", ["must begin above 0"]),
         ("", '"optimizer.lr" = { low = 0.1, high = 1.0, log = true, step = 0.1 }', "", ["exclude each other"]),
         ("", '"optimizer.lr" = { low = 0.1 }', "", ["optimizer.lr has no high"]),
         ("", '"optimizer.lr" = { low = 0.1, high = inf }', "", ["high must be a finite number"]),
         ("", '"optimizer.lr" = { low = 0.1, hihg = 1.0 }', "", ["unknown key 'hihg'"]),
-        ("", STEPS, '"method.steps" = 3', ["in [space] and fixed"]),
+        ("", STEPS, '"method.steps" = 3', ["in [space] and also fixed"]),
         ("", '"train.seed" = [0, 1]', "", ["give [sweep] seeds"]),
         ("", STEPS, '"train.seed" = 1', ["give [sweep] seeds"]),
-        ("", '"evaluate.limit" = [10, 20]', "", ["changes what the trials are measured on"]),
-        ("", '"data.limit" = [10, 20]', "", ["changes what the trials are measured on"]),
-        ("", '"train.validate_attack" = ["FGSM", "PGD"]', "", ["changes what the trials are measured on"]),
-        ("", '"method.threat.eps" = [0.1, 0.2]', "", ["linf 0.1 and linf 0.2", "sweep once for each"]),
+        ("", '"evaluate.limit" = [10, 20]', "", ["changes the validation data or metric"]),
+        ("", '"data.limit" = [10, 20]', "", ["changes the validation data or metric"]),
+        ("", '"train.validate_attack" = ["FGSM", "PGD"]', "", ["changes the validation data or metric"]),
+        ("", '"method.threat.eps" = [0.1, 0.2]', "", ["linf 0.1 and linf 0.2", "one sweep per threat"]),
         ("", STEPS, '"train.validate_attack" = "none"', ["not measured without"]),
         ("", '"method.name" = ["PGDAT", "PGDATT"]', "", ["PGDATT"]),
     ],
@@ -415,11 +420,11 @@ def test_two_objectives_give_a_front(here, known):
 def test_the_folder_of_another_sweep_is_left_alone(here, known):
     path, _ = swept(written("trials = 2"))
     before = (path / "journal.log").read_bytes()
-    with pytest.raises(ValueError, match="holds another sweep \\(its space differs\\)"):
+    with pytest.raises(ValueError, match="is another sweep \\(space differs\\)"):
         swept(written("trials = 2", STEPS))
     (here / "runs" / "taken").mkdir()
     (here / "runs" / "taken" / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="holds no sweep"):
+    with pytest.raises(FileExistsError, match="is not a sweep"):
         swept(written("trials = 2"), name="taken")
     assert (path / "journal.log").read_bytes() == before
 
@@ -468,8 +473,8 @@ def test_the_plots_are_of_what_there_is(here, known, monkeypatch):
     ("words", "part"),
     [
         (["--backend", "rya"], "did you mean 'ray'"),
-        (["--address", "auto"], "--address is for --backend ray"),
-        (["--slurm", "partition=gpu"], "--slurm is for --backend slurm"),
+        (["--address", "auto"], "--address needs --backend ray"),
+        (["--slurm", "partition=gpu"], "--slurm needs --backend slurm"),
         (["--cpus", "2"], "use --train.threads"),
         (["--jobs", "0"], "--jobs must be at least 1"),
     ],

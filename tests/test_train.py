@@ -470,7 +470,7 @@ def test_weights_of_another_architecture_are_named(digits, tmp_path):
     with pytest.raises(FileNotFoundError, match="no weights"):
         load_weights(network(), tmp_path / "absent.safetensors")
     (tmp_path / "torn.safetensors").write_bytes((tmp_path / "run" / folder.BEST).read_bytes()[:50])
-    with pytest.raises(ValueError, match="not a whole safetensors"):
+    with pytest.raises(ValueError, match="not a complete safetensors"):
         load_weights(network(), tmp_path / "torn.safetensors")
 
 

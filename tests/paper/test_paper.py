@@ -283,7 +283,7 @@ def test_a_time_limit_stops_and_the_same_command_goes_on(here, capsys, monkeypat
 
     monkeypatch.setattr(engine, "run_job", stopped)
     status, _, err = run(capsys, *command)
-    assert (status, err) == (143, "atent: interrupted: the same command resumes\n")
+    assert (status, err) == (143, "atent: interrupted: repeating the command resumes\n")
     path = here / "runs" / "reproduce" / "smoke" / "digits-l2-pgdat-seed0"
     assert len(read_jsonl(path / "metrics.jsonl")) == 1
     assert not (path / "evaluation.json").exists()
@@ -291,7 +291,7 @@ def test_a_time_limit_stops_and_the_same_command_goes_on(here, capsys, monkeypat
     monkeypatch.setattr(engine, "run_job", made)
 
     # No time at all: nothing is trained, and the table says what is there.
-    with pytest.raises(Interrupted, match="time is up: the same command resumes"):
+    with pytest.raises(Interrupted, match="time limit reached: repeating the command resumes"):
         room.reproduce("table-s1", "smoke", build=config.job, read=config.read_recipe, time_limit=0, only=["pgdat"])
     assert not (path / "evaluation.json").exists()
     assert main(["reproduce", *command, "--time-limit", "10m", "--quiet"]) == 0
@@ -448,7 +448,7 @@ def test_training_curves(here, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("args", "parts"),
     [
-        ([], ["which table?"]),
+        ([], ["no table given"]),
         (["table-s5"], ["unknown table 'table-s5'", "table-s"]),
         (["table-s1", "--scale", "laptp"], ["laptop"]),
         (["table-s1", "--seeds", "0"], ["seeds", "at least 1", "0"]),
@@ -473,7 +473,7 @@ def test_a_result_of_another_scale_stays(here, capsys):
     Path("results/table-s1.json").write_text('{"scale": "laptop"}')
     status, _, err = run(capsys, "table-s1")
     assert status == 2
-    assert "holds scale laptop" in err
+    assert "is of scale laptop" in err
     assert "results/smoke" in err
     assert Path("results/table-s1.json").read_text() == '{"scale": "laptop"}'
 

@@ -511,7 +511,7 @@ def test_the_command_writes_the_table(here, capsys):
     assert (found["n"], found["dim"], found["warnings"]) == (8, 64, [])
     assert found["provenance"]["seed"] == 0
     assert (here / "theory-zoom.png").stat().st_size > 1000
-    assert "prove nothing" in out
+    assert "but not prove" in out
     proved = [r for r in found["rows"] if r["statement"] in ("T1", "T2") and "certified constants" in r["checked"]]
     assert len(proved) >= 3
     assert {r["verdict"] for r in proved} == {"holds"}
@@ -535,7 +535,7 @@ def test_kinks_warn_and_the_report_shows_the_table(here, capsys):
     assert found["settings"]["k"] == 2
     assert found["settings"]["temperature"] == pytest.approx(10 / 64)
     page = report([here / "run"], images=0, progress=False)
-    assert "The theory, checked" in page
+    assert "Checks of the theory" in page
     assert page.count("a sampled check, not a proof") == sum(r["basis"] == "sampled" for r in found["rows"])
     write_json(here / "run" / "theory-2.json", found | {"rows": [{}]})
     with pytest.raises(ValueError, match="statement"):

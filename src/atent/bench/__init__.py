@@ -1,4 +1,4 @@
-"""How fast this library is on the machine at hand: `atent bench`."""
+"""Benchmarks of this library on the present machine: `atent bench`."""
 
 from atent.bench.kept import PART, folder_of
 from atent.bench.plan import SECTIONS, Plan

@@ -22,7 +22,7 @@ TITLE = "certificates: seconds over those of forwards alone"
 SIGMA, ALPHA, CHOOSE = 0.25, 0.001, 100
 BOUNDS: tuple[Literal["ibp", "crown-ibp", "crown"], ...] = ("ibp", "crown-ibp", "crown")
 _FORWARDS = "forwards alone"
-# What the published code takes at once, and its experiments.
+# Batch sizes of the published code and of its experiments.
 _USUAL = (1000, 400)
 _OWN = 200
 

@@ -1,4 +1,4 @@
-"""What a measurement that was interrupted has measured: cases in a file of their own, until all are done."""
+"""Partial results of an interrupted measurement: finished cases, kept in a separate file until all are done."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class Kept:
 
     @property
     def seconds(self) -> float:
-        """What all of them took."""
+        """The total time."""
         return float(sum(case["seconds"] for section in self.cases.values() for case in section.values()))
 
     def take(self, section: str, name: str) -> tuple[BenchCase | Omitted, float] | None:
-        """A case, or why it was left out, and the seconds that it took; None where it is yet to be measured."""
+        """A case, or why it was omitted, and its seconds; None if it is not measured yet."""
         found = self.cases.get(section, {}).get(name)
         if found is None:
             return None
@@ -62,7 +62,7 @@ class Kept:
 
 
 def made_of(plan: Plan) -> dict[str, Any]:
-    """What the cases of one file share: settings, machine and code."""
+    """The shared properties of the cases of one file: settings, machine and code."""
     code = provenance(device=plan.device)
     return {"settings": plan.settings, "machine": machine(), **{k: code[k] for k in ("version", "commit", "torch")}}
 

@@ -1,4 +1,4 @@
-"""What the figures were measured on: processor, instruction sets, cores, caches, and the versions that matter."""
+"""The machine of a measurement: processor, instruction sets, cores, caches, and package versions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SETS = re.compile(r"sse4_2|avx\w*|fma|f16c|amx_\w+|asimd\w*|sve\w*|sme|sme2|bf1
 
 
 def machine() -> dict[str, Any]:
-    """The machine as plain values; what it does not tell is left out."""
+    """The machine as plain values; unavailable values are omitted."""
     capability = torch.backends.cpu.get_cpu_capability()
     found: dict[str, Any] = {
         "system": f"{platform.system()} {platform.machine()}",
@@ -35,7 +35,7 @@ def machine() -> dict[str, Any]:
 
 
 def instruction_sets(cpuinfo: Path) -> list[str]:
-    """The vector and matrix instruction sets of the processor; none where the system does not tell."""
+    """The vector and matrix instruction sets of the processor; empty if the system does not report them."""
     with contextlib.suppress(OSError):
         for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
             if line.lower().startswith(("flags", "features")):

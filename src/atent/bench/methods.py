@@ -32,7 +32,7 @@ def radius(name: str, norm: Norm) -> float:
 
 
 def applicable(threat: Threat, steps: int) -> tuple[dict[str, Method], dict[str, str]]:
-    """The methods for a threat, with their own defaults otherwise, and why others are left out."""
+    """The methods for a threat, with their own defaults otherwise, and the reasons for omitting others."""
     found: dict[str, Method] = {}
     omitted: dict[str, str] = {}
     for label in METHODS:

@@ -25,7 +25,7 @@ def problem(
 ) -> tuple[nn.Module, Tensor, Tensor]:
     """A network with random weights in train mode, and a batch of random images and labels.
 
-    Weights are drawn anew from He's normal distribution: a last layer that begins at zero gives no input a gradient.
+    Weights are resampled from He's normal distribution: with a zero last layer the inputs have no gradient.
     """
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -50,7 +50,7 @@ class Pass:
     training: bool
     """Whether the network was in train mode."""
     backwards: list[set[str]] = field(default_factory=list)
-    """What each backward reached: "inputs", "weights" or both."""
+    """The targets of each backward pass: "inputs", "weights" or both."""
 
 
 @contextmanager
@@ -102,7 +102,7 @@ def passes_of(step: Work, model: nn.Module) -> list[Pass]:
 
 
 def units(passes: list[Pass], n: int) -> float:
-    """What passes cost in forwards of n samples: a backward to the inputs alone is 1, one to the weights 2."""
+    """The cost of passes in forward passes of n samples: a backward to the inputs alone is 1, one to the weights 2."""
     return sum(p.n * (1 + sum(2 if "weights" in b else 1 for b in p.backwards)) for p in passes) / n
 
 

@@ -18,7 +18,7 @@ SECTIONS = ("methods", "atent", "attacks", "certify", "growth", "roofline")
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large the problems are; a number below another answers sooner and less precisely."""
+    """The sizes of the problems; smaller ones are faster and less precise."""
 
     networks: tuple[str, ...]
     batch: int
@@ -38,7 +38,7 @@ QUICK = Sizes(("small_cnn",), 16, 3, 16, 500, (512, 1024))
 
 @dataclass(frozen=True)
 class Plan:
-    """What `atent bench` measures."""
+    """The plan of `atent bench`."""
 
     sections: tuple[str, ...] = SECTIONS
     quick: bool = False
@@ -89,7 +89,7 @@ class Plan:
 
     @property
     def clock(self) -> Clock:
-        """What ratios are of."""
+        """The clock of ratios."""
         return "cpu" if self.device == "cpu" and self.threads == 1 else "wall"
 
 

@@ -89,7 +89,7 @@ def adv_lib(name: str, **settings: Any) -> Peer:
 
 
 def run(peer: Peer, model: nn.Module, x: Tensor, y: Tensor, threat: Threat) -> Tensor:
-    """The adversarial inputs of a peer, on copies and from a fixed seed; model and random state come back as found."""
+    """The adversarial inputs of a peer, on copies and from a fixed seed; model and random state are restored."""
     with guard(model, seed=0), packages.quiet():
         return peer(model, x.clone(), y.clone(), threat)
 

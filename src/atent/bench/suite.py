@@ -26,8 +26,8 @@ def run(plan: Plan, *, kept: Kept | None = None, progress: bool = True) -> Bench
     """Measure what the plan asks for.
 
     The time is shared out by the weights of the cases: what one leaves, the later ones have. A case that cannot be
-    measured is left out and says why. Cases that are ``kept`` are not measured again, and their seconds count. The
-    number of torch's threads comes back as it was.
+    measured is omitted with a reason. Cases that are ``kept`` are not measured again, and their seconds count. The
+    number of torch's threads is restored.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(plan.threads)

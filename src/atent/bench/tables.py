@@ -100,7 +100,7 @@ def _growth(cases: list[BenchCase]) -> list[str]:
 
 
 def _omitted(section: BenchSection) -> list[str]:
-    """What was not measured, the same reason once."""
+    """Omitted measurements, grouped by reason."""
     by: dict[str, list[str]] = {}
     for what, why in section.omitted.items():
         by.setdefault(why, []).append(what)
@@ -112,10 +112,10 @@ def _omitted(section: BenchSection) -> list[str]:
 
 
 def head(found: BenchFile) -> list[str]:
-    """What the figures were measured on and how, a line each."""
+    """How and on which machine the measurements were made, one line each."""
     about, known = found.provenance, found.machine
     commit = f", commit {about['commit'][:12]}" if about["commit"] else ""
-    commit += ", changed since" if about["dirty"] else ""
+    commit += ", modified" if about["dirty"] else ""
     packages = ", ".join(f"{name} {version}" for name, version in known["packages"].items()) or "none"
     sets = ", ".join(known["instruction_sets"]) or "unknown"
     lines = [

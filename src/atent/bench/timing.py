@@ -1,4 +1,4 @@
-"""The interleaved timer: pieces of work in rounds, so that a slow spell of the machine hits all of them."""
+"""Interleaved timing: the works run in rounds, so that a slow period of the machine affects all of them."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _PLENTY = 31
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure: until the ratios are known well, or until the time is spent."""
+    """The budget of a measurement: until the ratios are precise, or the time is spent."""
 
     seconds: float
     """Seconds by the clock after which no new round begins that would not end in time."""
     clock: Clock = "cpu"
-    """What ratios are of."""
+    """The clock of ratios."""
     device: str = "cpu"
     least: int = 2
     """Rounds that are measured however long they take; an interval needs two."""
@@ -96,9 +96,9 @@ def interleaved(
     pairs
         Row -> the row that its ratio is taken to; without any, 31 rounds are made in the time that there is.
     warm
-        Run all once beforehand, uncounted: the first round fills caches and chooses kernels.
+        Run all once before timing: the first round fills caches and selects kernels.
     advance
-        Told the name of what runs.
+        Called with the name of the running work.
     """
     ends = time.monotonic() + effort.seconds
     found = Rounds(effort.clock, {name: [] for name in works}, {name: [] for name in works}, pairs or {})

@@ -122,7 +122,7 @@ def section(plan: Plan) -> Section:
 
 
 def _measure(plan: Plan, name: str, threat: Threat, effort: Effort, advance: Advance) -> BenchCase:
-    """ArithmeticError, in one line, where the ways do not agree."""
+    """ArithmeticError if the ways do not agree."""
     model, x, y = problem(name, plan.size.batch, device=plan.device)
     method = ATENT(threat, steps=plan.size.steps)
     with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):

@@ -23,25 +23,25 @@ keep_freed()
 _ABOUT = "Train robust networks, measure how robust they are, and certify what can be certified."
 
 COMMANDS: dict[str, str] = {
-    "train": "train a model by a recipe, evaluate it on the test set, keep a run folder",
-    "pretrain": "pre-train a network without labels, for a training to begin from",
-    "evaluate": "robust accuracy of a model under attacks, with 95 % intervals: a run's, or your own",
-    "attack": "attack a model's test images and keep the results, as arrays and as a picture",
-    "transfer": "adversarial images of each of several networks, tried on all of them",
-    "certify": "certified accuracy of a run's test images: randomised smoothing, or bounds",
-    "export": "write a network for other programs: ONNX, VNN-LIB, torch.export, the Hugging Face Hub",
-    "gate": "compare measured accuracies with the least that is accepted, for continuous integration",
-    "compare": "train several recipes alike over several seeds, into one table with intervals",
-    "sweep": "try a recipe's settings over a grid, at random or by a model, on validation figures",
-    "reproduce": "make the paper's tables and figures again: its figures beside ours",
-    "report": "write one HTML page on runs, for a screen, a phone or paper",
-    "show": "show a run's files and data, and whether they are still what was written",
-    "bench": "measure how fast this library is on this machine, beside other packages and the machine's peak",
-    "theory": "check the statements of the paper's theory on a network and its data",
+    "train": "train a model from a recipe and evaluate it on the test set",
+    "pretrain": "pre-train a network without labels",
+    "evaluate": "measure the robust accuracy of a model under attacks",
+    "attack": "attack test images and save the adversarial images",
+    "transfer": "transfer attacks between several networks",
+    "certify": "certify accuracy by randomised smoothing or by bounds",
+    "export": "export a network: ONNX, VNN-LIB, torch.export, Hugging Face Hub",
+    "gate": "fail if measured accuracies are below given minimums, for CI",
+    "compare": "train several recipes over several seeds into one table",
+    "sweep": "search the settings of a recipe on the validation split",
+    "reproduce": "reproduce the paper's tables and figures",
+    "report": "write an HTML report of runs",
+    "show": "list the files of a run and verify their checksums",
+    "bench": "benchmark this library on this machine",
+    "theory": "check the statements of the paper's theory on a network",
     "recipes": "list the recipes, or print one",
-    "list": "list attacks, methods, models, data, certifiers and optimizers, with where they come from",
+    "list": "list attacks, methods, models, data, certifiers, optimizers",
 }
-"""What each command does, in one line; its module in this folder has its name."""
+"""A one-line description of each command; the module in this folder has the command's name."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -49,11 +49,11 @@ def main(argv: list[str] | None = None) -> int:
 
     Errors are one line each."""
     signals.follow_parent()
-    # Not list(): the command of that name is a module in this namespace once it is imported.
+    # Not list(): once imported, the command of that name shadows it in this namespace.
     args = [*(sys.argv[1:] if argv is None else argv)]
     with signals.raising(), steady():
         try:
-            # What a command sets for its own calls ends with it.
+            # Settings that a command makes for its own calls end with it.
             return copy_context().run(_main, args)
         except KeyboardInterrupt as error:
             return _reported(_stopped(error))
@@ -115,13 +115,13 @@ def _attempt(args: list[str]) -> Ending:
             return Ending(2, unknown("command", name, COMMANDS))
         from atent import trust
 
-        # From here on a name runs that these words, a recipe that they name, or a run of the user's own gives.
+        # From here on, code may be imported that the command line, a recipe that it names, or the user's own run names.
         with trust.fenced(rest, trust_code=trust_code, plugins=plugins):
             return Ending(_run(name, rest, plugins))
     except SystemExit as stop:
         return Ending(int(stop.code or 0))
     except Exception as error:
-        # Python and compiled libraries turn what a signal raises inside them into errors of their own.
+        # Python and compiled libraries may convert an exception raised by a signal into errors of their own.
         if signals.caused():
             raise signals.Stopped(signals.status(0) - 128) from None
         text, status = _message(error)
@@ -130,15 +130,15 @@ def _attempt(args: list[str]) -> Ending:
 
 
 def _stopped(error: KeyboardInterrupt) -> Ending:
-    """The ending of a command that a signal ended."""
+    """Print the message of a command that a signal ended."""
     signals.ignored()
     number = getattr(error, "signum", signal.SIGINT)
-    how = getattr(error, "how", None) or "what was saved before stays as it was; give the same command again"
+    how = getattr(error, "how", None) or "saved results are unchanged; repeat the command"
     return Ending(signals.status(128 + number), f"interrupted by {signal.Signals(number).name}: {how}")
 
 
 def _reported(ending: Ending) -> int:
-    """Print the error of a command that ended with one; its exit status."""
+    """Print the error of a failed command; return its exit status."""
     if ending.raw:
         print(ending.text, end="", file=sys.stderr)
     elif ending.text is not None:
@@ -152,7 +152,7 @@ def command(name: str) -> ModuleType:
 
 
 def _plugins(args: list[str]) -> tuple[list[str], tuple[str, ...]]:
-    """The words without each ``--plugin MODULE``, and the modules; ValueError in one line where one is missing."""
+    """The words without each ``--plugin MODULE``, and the modules; ValueError if one is missing."""
     left, found = [], []
     words = iter(args)
     for word in words:
@@ -165,12 +165,13 @@ def _plugins(args: list[str]) -> tuple[list[str], tuple[str, ...]]:
             raise ValueError(f"--plugin needs a module, such as mypackage.attacks, got {value!r}")
         found.append(value)
     if not left:
-        raise ValueError("--plugin is for a command: `atent COMMAND --plugin MODULE`")
+        raise ValueError("--plugin needs a command: write `atent COMMAND --plugin MODULE`")
     return left, tuple(found)
 
 
 def _run(name: str, words: list[str], plugins: tuple[str, ...]) -> int:
-    """Run a command with its words, after the plug-ins; one that reads its words itself has a function `run`."""
+    """Import the plug-ins, then run a command with its words; a command that parses its own words has a function
+    `run`."""
     if plugins:
         from atent.registry import load_module
 
@@ -210,12 +211,12 @@ def _fail(text: str, status: int) -> int:
 
 
 _OPTIONS = {
-    "--help": "this text; `atent COMMAND --help` explains a command",
-    "--version": "the version",
-    "--plugin MODULE": "with a command: import this module of yours first, which may register attacks, methods ...",
-    "--trust-code": "with a command: let run folders that you did not make on this machine import what they name",
-    "--debug": "a traceback instead of a one-line error",
-    "--install-completion [bash|zsh|fish]": "complete commands, options and recipes in the shell",
+    "--help": "show this help; `atent COMMAND --help` describes a command",
+    "--version": "show the version",
+    "--plugin MODULE": "with a command: first import this module, which may register attacks, methods ...",
+    "--trust-code": "with a command: let run folders from elsewhere import the code that they name",
+    "--debug": "show tracebacks instead of one-line errors",
+    "--install-completion": "install shell completion; name bash, zsh or fish, default: the current shell",
 }
 _EXAMPLES = (
     "atent train digits-linf-atent",
@@ -228,8 +229,8 @@ def _help() -> str:
     from atent.cli.width import wrapped
 
     commands = [wrapped(f"  {name:<10} {about}", 13) for name, about in COMMANDS.items()]
-    options = [wrapped(f"  {name:<10} {about}", 13) for name, about in _OPTIONS.items()]
-    # A command that is broken into lines cannot be copied.
+    options = [wrapped(f"  {name:<20} {about}", 23) for name, about in _OPTIONS.items()]
+    # Examples are not wrapped, so that they can be copied.
     examples = [f"  {line}" for line in _EXAMPLES]
     head = ["usage: atent COMMAND [OPTIONS]", "", wrapped(_ABOUT, 0), ""]
     return "\n".join([*head, "commands:", *commands, "", "options:", *options, "", "examples:", *examples])

@@ -1,4 +1,4 @@
-"""`atent attack`: adversarial images of a model, kept."""
+"""`atent attack`: saves adversarial images of a model."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ def attack(
     merge: bool = False,
     json: bool = False,
 ) -> int:
-    """Attack a model's test images and keep the results as an .npz file, and as a picture.
+    """Attack a model's test images and save the results as an .npz file, optionally with a figure.
 
-    Every image is attacked, also one that the model misclassifies without an attack; success is evaluated on the stored
-    image, against its true label. Exit status: 0 done, 1 failed, 2 not understood.
+    Every image is attacked, including images that the model already misclassifies; success is evaluated on the stored
+    image, against its true label. Exit status: 0 success, 1 failure, 2 invalid usage.
 
     Parameters
     ----------
     attack
-        The attack, written as a call, such as "PGD(steps=40, restarts=5)" or AutoAttack.
+        Attack, written as a call, such as "PGD(steps=40, restarts=5)" or AutoAttack.
     out
-        File to write: x_adv, x, y, ids, success, predicted and norm as numpy arrays, and provenance as JSON text.
+        File to write, with the numpy arrays x_adv, x, y, ids, success, predicted and norm, and provenance as JSON text.
     png
-        Also draw the first fooled images into this file: original, adversarial, difference.
+        Also draw the first successful attacks to this file: original, adversarial, difference.
     shard
-        i/k, with i from 1 to k: attack every k-th batch only, and write it beside the file as
-        adversarial.shard-i-of-k.npz, on machines that need no common network.
+        i/k, with i from 1 to k: attack only the i-th of k shards (every k-th batch) and write
+        adversarial.shard-i-of-k.npz beside the file; the machines need no connection.
     merge
-        Join the shards of the same command, that is the same options, into the file that one process would write.
+        Merge the shards of the same command (same options) into the file that one process would write.
     json
-        Print what was done, without the images, as JSON to standard output, and nothing else there.
+        Print the result without the images to standard output as a single JSON document.
     """
     from atent.distributed import alone, entered
     from atent.evaluate.craft import save
@@ -63,14 +63,14 @@ def attack(
             raise ValueError(f"{option} {path}: the name must end in {kind}")
     part = parsed(shard, merge)
     locks.steal(target.steal_lock)
-    nothing = "nothing was written, the same command begins again"
+    nothing = "nothing was written; repeating the command starts again"
     with show.json_alone(json) as emit, entered(lambda: show.own(out=file, png=picture)), resumed_by(nothing):
         subject = load_target(**target.keywords(), attacks=(attack,))
         show.threads(target.threads)
         subject, dtype = measured(subject, target.search_dtype())  # type: ignore[arg-type]
         if part is not None:
             one = crafted_shard(subject, file, part, search_dtype=dtype, progress=not target.quiet)
-            print(f"written: {one}, shard {part.text} of {file.name}; after all of them: --merge")
+            print(f"written: {one}, shard {part.text} of {file.name}; merge all shards with --merge")
             emit({"shard": part.text, "written": str(one)})
             return 0
         if merge:
@@ -81,16 +81,14 @@ def attack(
         if picture is not None:
             alone(lambda: _draw(subject, made, about, picture))
         fooled, n = int(made["success"].sum()), len(made["y"])
-        print(
-            f"{about['attack']}: {fooled} of {n} images are misclassified after it, errors on the clean images included"
-        )
+        print(f"{about['attack']}: {fooled} of {n} images are misclassified, including clean errors")
         print(f"written: {', '.join(str(p) for p in (file, picture) if p)}")
         emit({**about, "n": n, "misclassified": fooled, "written": [str(p) for p in (file, picture) if p]})
     return 0
 
 
 def _draw(subject: Evaluated, made: dict[str, Tensor], about: dict[str, Any], picture: Path) -> None:
-    """The first fooled images: original, adversarial, difference."""
+    """Draw the first successful attacks: original, adversarial, difference."""
     from atent import plots
     from atent.attacks.spec import show as text_of
 

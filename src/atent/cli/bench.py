@@ -1,4 +1,4 @@
-"""`atent bench`: how fast this library is on this machine."""
+"""`atent bench`: benchmarks of this library on this machine."""
 
 from __future__ import annotations
 
@@ -26,39 +26,37 @@ def bench(
     quiet: bool = False,
     json: bool = False,
 ) -> int:
-    """Measure how fast this library is on this machine, beside bare passes, other packages and the machine's peak.
+    """Benchmark this library on this machine against bare passes, other packages and the machine's peak.
 
-    Interleaved rounds, medians and quartiles, ratios within a round with their 95 % intervals. The embedded digits and
-    random images serve; nothing is downloaded. Sections: methods (each training method over the bare loop of its
-    passes), atent (the structure of the authors' code over ATENT), attacks (those of foolbox, pyautoattack, adv-lib,
-    ART and torchattacks, where installed, over this library's), certify (smoothing and bounds over bare forwards),
-    growth (exponents in K, batch, width and images), roofline (FLOP/s of passes below the measured peak). What is
-    measured when it is interrupted is kept: the same command, on the same machine, resumes. Exit status: 0 done, 1
-    failed, 2 not understood.
+    Measures in interleaved rounds; reports medians, quartiles, and ratios within a round with 95 % intervals, on the
+    embedded digits and random images. Sections: methods (training methods relative to a bare loop of the same passes),
+    atent (the structure of the authors' code relative to ATENT), attacks (foolbox, pyautoattack, adv-lib, ART and
+    torchattacks, if installed, relative to this library), certify (smoothing and bounds relative to bare forward
+    passes), growth (scaling exponents in K, batch, width and images), roofline (FLOP/s relative to the measured peak).
+    Repeating an interrupted command on the same machine resumes. Exit status: 0 success, 1 failure, 2 invalid usage.
 
     Parameters
     ----------
     sections
-        What to measure. Default: all.
+        Sections to measure. Default: all.
     quick
-        Smaller problems, and under two minutes for all sections.
+        Smaller problems; under two minutes for all sections.
     budget
-        Minutes by the clock for all sections; what is longer than its share is measured in two rounds. Default: 20,
+        Wall-clock minutes for all sections; a measurement that exceeds its share takes only two rounds. Default: 20,
         with --quick 1.5.
     network
-        Networks to measure, but for attacks, which have digits_cnn. Default: small_cnn and resnet20, with --quick
-        small_cnn.
+        Networks to measure; attacks always use digits_cnn. Default: small_cnn and resnet20, with --quick small_cnn.
     device
-        cpu, cuda ... On the CPU with one thread ratios are of CPU seconds, which other work hardly stretches;
-        otherwise of wall seconds.
+        cpu, cuda ... Ratios are of CPU seconds with one CPU thread (insensitive to other load), otherwise of wall-clock
+        seconds.
     threads
         CPU threads.
     out
-        Folder to write bench.json, bench.md and bench.png to. Default: bench, numbered where it is taken.
+        Folder for bench.json, bench.md and bench.png. Default: bench; a number is appended if it exists.
     quiet
-        No progress: neither bar, lines nor estimate.
+        Do not show progress.
     json
-        Print the result as JSON to standard output, and nothing else there.
+        Print the result to standard output as a single JSON document.
     """
     from atent import bench as room
     from atent.signals import resumed_by
@@ -73,7 +71,7 @@ def bench(
         raise UsageError(str(error)) from None
     with (
         show.json_alone(json) as emit,
-        resumed_by("the same command resumes"),
+        resumed_by("repeat the command to resume"),
         room.folder_of(out, plan) as kept,
     ):
         found = room.run(plan, kept=kept, progress=not quiet)
@@ -85,7 +83,7 @@ def bench(
 
 
 def _print(found: BenchFile) -> None:
-    """A table for each section, and what stands below it."""
+    """Print a table for each section, with its footnotes."""
     from rich.table import Table
 
     from atent import bench as room
@@ -94,7 +92,7 @@ def _print(found: BenchFile) -> None:
     for each in room.tables(found):
         print(f"\n{each.title}")
         for case, rows in each.cases.items():
-            # Columns that are empty in this case are another's.
+            # Empty columns belong to other sections.
             used = [i for i, cells in enumerate(zip(*rows)) if any(cells)]
             table = Table(show_edge=False, pad_edge=False)
             for i in used:

@@ -55,87 +55,87 @@ def certify(
     steal_lock: bool = False,
     json: bool = False,
 ) -> int:
-    """Certify the accuracy of models on their test images: by randomised smoothing, or by bounds on the network.
+    """Certify the accuracy of models on test images, by randomised smoothing or by bounds on the network.
 
-    Exit status: 0 done, 1 failed, 2 not understood.
+    Exit status: 0 success, 1 failure, 2 invalid usage.
 
     Parameters
     ----------
     runs
-        What to certify, one or more: run folders (the paths that training printed), weights files (.safetensors, .pt,
-        .pth, .th, .ckpt), or your own networks as module:function; the last two with --data.
+        One or more run folders (the paths that training printed), weights files (.safetensors, .pt, .pth, .th, .ckpt),
+        or your own networks as module:function; the last two need --data.
     data
-        Data set whose test images are used, for what is not a run; or module:function. As for `atent evaluate`.
+        Data set for networks other than runs, by name or as module:function; its test images are certified.
     model
-        Network that a weights file is of, or that a run from Python trained; or module:function.
+        Architecture of a weights file or of a run trained from Python, by name or as module:function.
     key
-        Place of the network in a weights file that holds several, such as ema or state_dict.
+        Key of the network in a weights file with several, such as ema or state_dict.
     method
-        Randomised smoothing, which certifies the network under noise, or bounds, which verify the network itself:
-        smoothing, ibp, crown-ibp, crown, alpha-crown, dual, one of an installed package (`atent list certifiers`), or
-        your own as module:Thing.
+        smoothing: randomised smoothing, which certifies the smoothed network; ibp, crown-ibp, crown, alpha-crown, dual:
+        bounds, which verify the network itself; a certifier of an installed package (`atent list certifiers`); or your
+        own as module:Class.
     sigma
-        Standard deviation of the noise in pixel units. Default: what the run was trained with.
+        Standard deviation of the noise in pixel units. Default: that of the run's training.
     n
-        Noise samples that estimate the share of the class; the most that a sequential test takes.
+        Noise samples that estimate the probability of the class; the maximum of a sequential test.
     n0
-        Noise samples that choose the class.
+        Noise samples that select the class.
     alpha
-        Probability, per image, that its certificate is wrong.
+        Failure probability of the certificate, per image.
     radius
-        Radii to report; refused where n samples cannot reach them. Smoothing: l2; one radius is decided by a sequential
-        test, several are read from all n samples; default: multiples of sigma. Bounds: in the run's norm, default:
-        its eps.
+        Radii to report; an error if n samples cannot certify them. Smoothing: l2; a single radius is decided by a
+        sequential test, several use all n samples; default: multiples of sigma. Bounds: in the run's norm; default: its
+        eps.
     sequential
-        Decide the one --radius by a sequential test, which stops as soon as the noise samples suffice for certified
-        or not (smoothing). Default: where one is given. False: all n samples, with the radius of every image.
+        Smoothing: decide a single --radius by a sequential test, which stops as soon as the noise samples suffice.
+        Default: if one radius is given. False: use all n samples and record the radius of every image.
     norm
-        Norm of the bounds. Default: the run's. Smoothing is l2.
+        Norm of the bounds. Default: the run's. Smoothing always uses l2.
     allow_large_eps
-        Allow bounds over the whole box: a linf radius of its width or more, an l2 one of its diagonal or more.
+        Allow a radius that covers the entire box: linf at least its width, l2 at least its diagonal.
     limit
-        Number of test images; all: every one.
+        Number of test images, or all.
     subset
-        Which images, where they are fewer than all: stratified, every class by its share; or first, the first ones in
-        source order. Default: as the run.
+        How to select images if not all are used: stratified (in proportion to the classes) or first (in source order).
+        Default: the run's.
     shard
-        i/k, with i from 1 to k: certify every k-th group of images only, into a file of their own, on machines that
-        need no common network (smoothing). A group is one image, those that share forward passes where --n is at most
-        4,000, or the 50 of a sequential test; the rows are bit for bit those of one process, up to the rounding of
-        other batches where there are more shards than groups.
+        Smoothing: i/k, with i from 1 to k: certify only the i-th of k shards, into a separate file; the machines need
+        no connection. A shard is every k-th group of images: one image, the images that share forward passes if --n is
+        at most 4,000, or the 50 of a sequential test. The merged rows equal those of one process bit for bit; with more
+        shards than groups, up to rounding.
     merge
-        Join the shards of the same command into one certificate.
+        Merge the shards of the same command into one certificate.
     seed
         Seed of the noise.
     which
-        Weights of the best epoch or of the last.
+        Weights to load: of the best or of the last epoch.
     batch_size
         Noisy images per forward pass. Default: 100 on the CPU, 200 for images below 784 values, else 4,000.
     compile
-        Fuse the network by torch.compile first: worth its minute for a larger network (smoothing).
+        Smoothing: compile the network with torch.compile, which takes about a minute and speeds up larger networks.
     channels_last
-        Noisy images in the channels-last memory format, the same up to rounding. Default: where the network's layers
-        gain by it on a CPU (smoothing).
+        Smoothing: use the channels-last memory format; equal up to rounding. Default: on a CPU, if the network's layers
+        are faster with it.
     root
-        Folder that holds the data. Default: as the run had it.
+        Folder of the data. Default: the run's.
     device
         auto, cpu, cuda ...
     threads
-        CPU threads: a number, or auto (one where the network gains nothing from more, measured). Default: all cores.
+        CPU threads: a number, or auto, which measures whether more than one is faster. Default: all cores.
     plot
-        Draw certified accuracy against radius, one curve per run, into this .png or .svg file.
+        Plot certified accuracy against radius, one curve per run, to this .png or .svg file.
     table
-        Write what was certified, a row per run, into this .md file and the .json beside it; rows that it holds stay, so
-        that smoothing and bounds of several commands meet in one table.
+        Write a table with one row per run to this .md file and to a .json file beside it. Existing rows are kept, so
+        that several commands, with smoothing or bounds, can fill one table.
     quiet
-        No progress: neither bar, lines nor estimate.
+        Do not show progress.
     steal_lock
-        Take over the lock of a process on another host, which is known to be gone.
+        Take over the lock of a process on another host. Use it only if that process has ended.
     json
-        Print the certificate (of several runs: a list) as JSON to standard output, and nothing else there.
+        Print the certificate (for several runs, a list) to standard output as a single JSON document.
     """
     if not runs:
-        raise UsageError("which run? `atent certify RUN [RUN ...]` takes the paths that training printed")
+        raise UsageError("no run given: write `atent certify RUN [RUN ...]`, with the paths that training printed")
     from atent.experiments.certificate import certify_folder
     from atent.runs.locks import steal
 
@@ -160,13 +160,13 @@ def certify(
 
 
 def _plain(done: dict[str, Any]) -> Any:
-    """The certificate; of several runs a list of them."""
+    """The certificate, or a list of certificates for several runs."""
     results = [found.to_json() for _, found, _ in done.values()]
     return results[0] if len(results) == 1 else results
 
 
 def _show(done: dict[str, Any], plot: str | None, table: str | None, radius: tuple[str, ...] | None) -> None:
-    """Print the certificates of each run, and write what is asked for of all of them, in one process."""
+    """Print the certificates of each run, and write the requested files, in one process."""
     from atent.distributed import alone
 
     alone(lambda: _shown(done, plot, table, radius))
@@ -187,22 +187,23 @@ def _shown(done: dict[str, Any], plot: str | None, table: str | None, radius: tu
 
 
 def _check_written(table: str | None, plot: str | None, method: str, one: bool) -> None:
-    """ValueError, before the long work, for what cannot be written; ``one``: a single radius is decided."""
+    """Raise ValueError, before the computation, for output that cannot be written; ``one``: a single radius is
+    decided."""
     from atent.certify import smooths
     from atent.experiments.certified import check_table
 
     check_table(table)
     if plot and not smooths(method):
-        raise ValueError(f"--plot draws the radii of smoothing, and method {method} verifies single radii: omit --plot")
+        raise ValueError(f"--plot needs the radii of smoothing, but method {method} verifies single radii: omit --plot")
     if plot and one and method == "smoothing":
         raise ValueError(
-            "--plot draws the radius of every image, and the sequential test decides one --radius alone: add"
-            " --sequential False, which takes all n samples, or omit --plot"
+            "--plot needs the radius of every image, but the sequential test decides only one --radius: add"
+            " --sequential False, which uses all n samples, or omit --plot"
         )
 
 
 def _print(out: Path, found: CertificateFile) -> None:
-    """A certificate as a table, and the file that holds it."""
+    """Print a certificate as a table, and its file."""
     from rich.table import Table
 
     from atent.experiments.certificate_lines import layout

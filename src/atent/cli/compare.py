@@ -1,4 +1,4 @@
-"""`atent compare`: several recipes, trained alike over several seeds."""
+"""`atent compare`: several recipes, each trained over several seeds under equal conditions."""
 
 from __future__ import annotations
 
@@ -43,50 +43,50 @@ def compare(
     fields: Annotated[tuple[str, ...], tyro.conf.Suppress] = (),
     command: Annotated[str, tyro.conf.Suppress] = "",
 ) -> int:
-    """Train recipes alike, over several seeds, into one table with intervals; or compare runs that are trained.
+    """Train several recipes over several seeds, or compare trained runs; write one table with confidence intervals.
 
-    Any field of a recipe, such as --train.epochs 5 or --data.limit 500, may follow and holds for all. The same command
-    again resumes. Exit status: 0 done, 1 failed, 2 not understood.
+    Any field of a recipe, such as --train.epochs 5 or --data.limit 500, is also an option and applies to all recipes.
+    Repeating the command resumes. Exit status: 0 success, 1 failure, 2 invalid usage.
 
     Parameters
     ----------
     recipes
-        Recipes to compare, two or more, by name or as .toml files. Or run folders, which are compared as they are on
-        the images that they were evaluated on; runs that differ in the seed alone are one row.
+        Two or more recipes, by name or as .toml files; or run folders, which are compared on the images of their
+        evaluations. Runs that differ only in the seed form one row.
     seeds
-        Number of seeds: every recipe is trained once with each.
+        Number of seeds; every recipe is trained once per seed.
     first_seed
-        The first seed; the others follow it.
+        First seed; the others are consecutive.
     name
-        Name of the result folder. Default: compare, numbered where it is taken.
+        Name of the result folder. Default: compare; a number is appended if it exists.
     runs
-        Folder that holds the result folder.
+        Parent folder of the result folder.
     jobs
-        Trainings at once; each then gets its share of the CPU cores.
+        Number of concurrent trainings; each uses its share of the CPU cores.
     backend
         Where the trainings run: processes of this machine, Ray tasks, or SLURM jobs (extras of the package).
     address
-        With --backend ray: the cluster, such as auto. Default: one on this machine, for this command.
+        With --backend ray: address of the cluster, such as auto. Default: a temporary local cluster.
     cpus
-        With --backend ray and slurm: CPUs of each training.
+        With --backend ray and slurm: CPUs per training.
     gpus
-        With --backend ray and slurm: GPUs of each training.
+        With --backend ray and slurm: GPUs per training.
     slurm
-        With --backend slurm: parameters of the jobs by submitit's names, such as partition=gpu timeout_min=240.
+        With --backend slurm: job parameters under submitit's names, such as partition=gpu timeout_min=240.
     budget
-        Give each training this time, such as 10m, 90s or 1h30m, instead of equal epochs: the time of its steps, with
-        schedules stretched to fit. The table says how many epochs each came to.
+        Train for equal time instead of equal epochs, such as 10m, 90s or 1h30m. Counts the time of training steps;
+        schedules are scaled to fit, and the table reports the epochs completed.
     allow_large_eps
-        Allow an eps that covers the whole box: linf of its width or more, l2 and l1 of its diagonal or more, l0 and
-        patch of as many elements, pixels or patches as a sample has.
+        Allow an eps that covers the entire box: linf at least its width, l2 and l1 at least its diagonal, l0 and patch
+        at least the number of elements, pixels or patches of a sample.
     beside
-        Result folder of an earlier comparison, to be drawn beside this one in pareto.png.
+        Result folder of an earlier comparison to include in pareto.png.
     quiet
-        No progress: neither bar, lines nor estimate.
+        Do not show progress.
     steal_lock
-        Take over the lock of a process on another host, which is known to be gone.
+        Take over the lock of a process on another host. Use it only if that process has ended.
     json
-        Print the comparison as JSON to standard output, and nothing else there.
+        Print the comparison to standard output as a single JSON document.
     """
     for option, value, least in (("--seeds", seeds, 1), ("--first-seed", first_seed, 0), ("--jobs", jobs, 1)):
         if value < least:
@@ -97,7 +97,7 @@ def compare(
     if budget is not None:
         overrides += ["--train.minutes", f"{seconds(budget, '--budget') / 60:.9g}"]
     if len(recipes) < 2:
-        raise UsageError("a comparison needs two recipes or more: `atent compare RECIPE RECIPE ... [OPTIONS]`")
+        raise UsageError("a comparison needs two or more recipes: write `atent compare RECIPE RECIPE ... [OPTIONS]`")
     made = jobs_of(recipes, overrides, allow_large_eps=allow_large_eps)
     if allow_large_eps:
         overrides.append("--allow_large_eps")
@@ -130,7 +130,7 @@ def _finished(
     """Compare run folders."""
     other = next((word for word in given if not _is_run(word)), None)
     if other is not None:
-        raise UsageError(f"{other} is not a run folder, the others are: give recipes alone, or run folders alone")
+        raise UsageError(f"{other} is not a run folder, but other arguments are: give only recipes or only run folders")
     from atent.experiments.compare import written
     from atent.experiments.finished import compare_runs
 
@@ -143,7 +143,7 @@ def _finished(
 
 
 def _print(path: Path, found: ComparisonFile) -> None:
-    """The table of a comparison, what stands below it, and its folder."""
+    """Print the table of a comparison, its footnotes and its folder."""
     from rich.table import Table
     from rich.text import Text as Cell
 
@@ -163,7 +163,7 @@ def _print(path: Path, found: ComparisonFile) -> None:
     print(f"\nresult folder: {path}")
 
 
-# Options that say how runs are trained, which run folders are already.
+# Options of training, which do not apply to run folders.
 _TRAINING = (
     "--seeds", "--first-seed", "--jobs", "--backend", "--address", "--cpus", "--gpus", "--slurm", "--budget",
     "--allow-large-eps",
@@ -171,7 +171,7 @@ _TRAINING = (
 
 
 def _check_seeds(words: list[str]) -> None:
-    """UsageError where seeds are listed: the option is their number."""
+    """Raise UsageError for a list of seeds: the option is their number."""
     if "--seeds" not in words:
         return
     at = words.index("--seeds") + 1
@@ -179,26 +179,26 @@ def _check_seeds(words: list[str]) -> None:
     if len(listed) > 1:
         first = min(map(int, listed))
         raise UsageError(
-            f"--seeds is the number of seeds, got {' '.join(listed)}: for the seeds from {first} on write --seeds"
+            f"--seeds must be the number of seeds, got {' '.join(listed)}: for the seeds from {first} on, write --seeds"
             f" {len(listed)} --first-seed {first}"
         )
 
 
 def run(words: list[str]) -> int:
-    """`atent compare` of these words, some of which set fields of all recipes."""
+    """Run `atent compare` with these words, some of which set fields of all recipes."""
     own, fields = split_sections(words)
     if help_wanted(fields):
         own, fields = ["--help"], []
     seed = next((w for w in fields if hyphened(w.partition("=")[0]) in ("--train.seed", "--train-seed")), None)
     if seed or "--train-seed" in map(hyphened, own):
-        raise UsageError("--train.seed is given by the comparison: use --first-seed and --seeds")
+        raise UsageError("--train.seed is set by the comparison: use --first-seed and --seeds")
     _check_seeds(own)
     known = options_of(compare)
     if any(map(_is_run, own)):
         odd = [word.partition("=")[0] for word in (*own, *fields) if word.startswith("--")]
         idle = next((o for o in odd if "." in o or "--" + hyphened(o[2:]) in _TRAINING), None)
         if idle:
-            raise UsageError(f"{idle} has no effect on run folders, which are trained: leave it out, or give recipes")
+            raise UsageError(f"{idle} has no effect on run folders, which are trained: omit it, or give recipes")
     for word in own:
         option = "--" + hyphened(word.partition("=")[0][2:])
         if word.startswith("--") and option not in (*known, "--help", "--no-quiet"):

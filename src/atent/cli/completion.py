@@ -1,4 +1,4 @@
-"""Completion in the shell: commands, their options, and the names of recipes."""
+"""Shell completion of commands, options and recipe names."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ complete -o filenames -F _atent atent
 
 
 def script(shell: str) -> str:
-    """The completion script for bash, zsh or fish; UsageError, in one line, for another shell."""
+    """The completion script for bash, zsh or fish; UsageError for another shell."""
     from atent.cli import COMMANDS, command
 
     everywhere = ["--help", "--plugin", "--trust-code"]
@@ -56,7 +56,7 @@ def script(shell: str) -> str:
 
 
 def place(shell: str) -> Path:
-    """Where the shell looks for the script."""
+    """The path from which the shell loads the script."""
     home = Path.home()
     data = Path(os.environ.get("XDG_DATA_HOME") or home / ".local" / "share")
     settings = Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config")
@@ -69,18 +69,18 @@ def place(shell: str) -> Path:
 
 def _shell(words: list[str]) -> str:
     if len(words) > 1:
-        raise UsageError(f"{words[1]!r} is one argument too many: name one shell of bash, zsh, fish")
+        raise UsageError(f"unexpected argument {words[1]!r}: name one shell of bash, zsh, fish")
     return words[0] if words else Path(os.environ.get("SHELL", "bash")).name
 
 
 def show(words: list[str]) -> int:
-    """`atent --show-completion [SHELL]`."""
+    """Print the completion script: `atent --show-completion [SHELL]`."""
     print(script(_shell(words)), end="")
     return 0
 
 
 def install(words: list[str]) -> int:
-    """`atent --install-completion [SHELL]`."""
+    """Install the completion script: `atent --install-completion [SHELL]`."""
     from atent.runs import write_atomic
 
     shell = _shell(words)

@@ -41,48 +41,48 @@ def evaluate(
 ) -> int:
     """Measure the robust accuracy of a model on its test images, with exact 95 % intervals, against true labels.
 
-    The attacks run in order of increasing cost, each on the images that remain correctly classified. An evaluation that
-    was killed resumes. Exit status: 0 done, 1 failed, an accuracy is below its --min-... or, with --strict, a check
-    warns, 2 not understood.
+    The attacks run in order of increasing cost, each on the images that remain correctly classified. Repeating the
+    command resumes an interrupted evaluation. Exit status: 0 success, 1 failure, an accuracy below its --min-... or,
+    with --strict, a check that warns, 2 invalid usage.
 
     Parameters
     ----------
     attacks
-        Attacks, each written as a call, such as "PGD(steps=40, step_size=0.01, restarts=5)", or after a prefix one of
-        another package: "foolbox:LinfPGD(steps=40)" (docs/attacks.md). Default: the recipe's, where they have a form
-        for the norm, or those of the norm: "PGD(steps=20)" and AutoAttack (linf, l2, l1), SparsePGD in both forms and
-        SparseRS (l0), TokenAttack in two (patch).
+        Attacks, each written as a call, such as "PGD(steps=40, step_size=0.01, restarts=5)", or an attack of another
+        package with a prefix: "foolbox:LinfPGD(steps=40)" (docs/attacks.md). Default: the recipe's if they support the
+        norm, else "PGD(steps=20)" and AutoAttack (linf, l2, l1), SparsePGD in both forms and SparseRS (l0), TokenAttack
+        in two forms (patch).
     threats
-        Several threats at once in the place of one, each as "linf 8/255", "l2 0.5", "l1 12", "l0 6 group pixel" or
-        "patch 1 side 4", and after a colon its attacks, such as "l1 12: APGD, Square"; default: strong ones for the
-        norm. Reported are the union, every threat alone, which threat breaks what, and union.png.
+        Several threats instead of one, each as "linf 8/255", "l2 0.5", "l1 12", "l0 6 group pixel" or "patch 1 side 4",
+        optionally with attacks after a colon, such as "l1 12: APGD, Square" (default: strong attacks for the norm).
+        Reports the union, every threat alone, which images each threat breaks, and union.png.
     cascade
-        Each attack on the images that the attacks before it left correctly classified, so that the last figure is the
-        worst case; --no-cascade: each attack alone, on every correctly classified image, as training reports it.
+        Run each attack only on the images that remain correctly classified after the previous attacks; the last
+        accuracy is the worst case. --no-cascade: run each attack on every correctly classified image, as training
+        reports.
     radius
-        Also measure each attack alone at these radii, such as 2/255 4/255 8/255: a table and security.png.
+        Also measure each attack alone at these radii, such as 2/255 4/255 8/255; writes a table and security.png.
     checks
-        Also check for masked gradients and weak attacks: a table of checks with their figures.
+        Also check for masked gradients and weak attacks; prints a table of the checks.
     per_class
-        Also print clean and robust accuracy class by class, and the pairs of classes that attacks confuse most.
+        Also print clean and robust accuracy per class, and the pairs of classes that attacks confuse most.
     strict
-        Exit with 1 where a check warns; implies --checks.
+        Exit with 1 if a check warns; implies --checks.
     search_dtype
-        The former name of --precision.
+        Former name of --precision.
     shard
-        i/k, with i from 1 to k: do every k-th batch only, and write it beside the result as
-        evaluation.shard-i-of-k.json, on machines that need no common network. --checks is left to --merge.
+        i/k, with i from 1 to k: evaluate only the i-th of k shards (every k-th batch) and write
+        evaluation.shard-i-of-k.json beside the result; the machines need no connection. Give --checks with --merge.
     merge
-        Join the shards of the same command, that is the same options, into one evaluation. It does not depend on k:
-        samples of a batch stay together for all attacks. With --no-cascade and attacks without parts it is bit for bit
-        that of one process; in a cascade, and for attacks of several parts (AutoAttack), it agrees up to the rounding
-        of batches of other sizes.
+        Merge the shards of the same command (same options) into one evaluation. The result does not depend on k. It
+        equals that of one process bit for bit with --no-cascade and attacks of one part; otherwise (cascade,
+        AutoAttack) up to the rounding of batches of other sizes.
     out
-        JSON file to write. Default: evaluation.json in the run folder, beside the file, or in this folder for your own
-        network, numbered where it is taken. Until it is whole, a file of that name that ends in .partial.jsonl holds
-        what is done: after Ctrl-C or a kill the same command resumes from it.
+        JSON file to write. Default: evaluation.json in the run folder, beside the weights file, or in the current
+        folder; a number is appended if it exists. Partial results are kept in a file of that name that ends in
+        .partial.jsonl, from which repeating the command resumes after an interruption.
     json
-        Print the result as JSON to standard output, and nothing else there.
+        Print the result to standard output as a single JSON document.
     """
     from atent import runs as folder
     from atent.distributed import alone, entered
@@ -107,7 +107,7 @@ def evaluate(
         }  # fmt: skip
         if part is not None:
             written = evaluation_shard(subject, place, part, **request, progress=not target.quiet)
-            print(f"written: {written}, shard {part.text} of {place.name}; after all of them: --merge")
+            print(f"written: {written}, shard {part.text} of {place.name}; merge all shards with --merge")
             emit({"shard": part.text, "written": str(written)})
             return 0
         request["checks"] = checks or strict
@@ -123,7 +123,7 @@ def evaluate(
 
 
 def _drawn(evaluation: EvaluationFile, found: dict[str, Any], path: Path, stem: str) -> list[Path]:
-    """Print the tables of radii and studies, and draw what has a figure: the files of the figures."""
+    """Print the tables of radii and studies, and draw their figures; return the files."""
     from atent import plots
 
     written = []
@@ -146,8 +146,8 @@ def _shown(
     subject: Evaluated, evaluation: EvaluationFile, path: Path, gates: GateOptions, asked: Limits,
     held: list[Verdict], *, per_class: bool,
 ) -> tuple[bool, bool]:  # fmt: skip
-    """Print the tables, draw the pictures and compare the figures with the gates of an evaluation that was written;
-    whether all pass, and whether a check warns."""
+    """Print the tables, draw the figures and apply the gates of a written evaluation; return whether all pass and
+    whether a check warns."""
     from atent.experiments.evaluation import summary
     from atent.experiments.gate import of_evaluation
 
@@ -164,10 +164,10 @@ def _shown(
 
 
 def _classes(found: dict[str, Any]) -> None:
-    """Clean and robust accuracy: a row a class; and the pairs of classes that attacks confuse most."""
+    """Print clean and robust accuracy, one row per class, and the pairs of classes that attacks confuse most."""
     from rich.table import Table
 
-    table = Table(title="by class, 95 % intervals", title_justify="left")
+    table = Table(title="per class, 95 % intervals", title_justify="left")
     table.add_column("class")
     for heading in ("n", "clean", f"robust to all of {', '.join(found['attacks']) or 'no attack'}"):
         table.add_column(heading, justify="right")
@@ -189,7 +189,7 @@ def _classes(found: dict[str, Any]) -> None:
 
 
 def _radii(rows: list[dict[str, Any]]) -> None:
-    """Robust accuracies: a row a radius, a column an attack."""
+    """Print robust accuracies, one row per radius and one column per attack."""
     from rich.table import Table
 
     table = Table(title="each attack alone, by radius", title_justify="left")
@@ -204,13 +204,13 @@ def _radii(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         if row["robust"]["k"] > row["monotone"]["k"]:
             print(
-                f"{row['attack']} at {row['threat']}: {show.share(row['monotone'])} with what it fooled at smaller"
-                " radii, so it is too weak at this one"
+                f"{row['attack']} at {row['threat']}: {show.share(row['monotone'])} counting its successes at smaller"
+                " radii: the attack is too weak at this radius"
             )
 
 
 def _checks(checks: list[dict[str, Any]]) -> bool:
-    """The table of the checks; whether one of them warns."""
+    """Print the table of the checks; return whether one of them warns."""
     from rich.table import Table
 
     table = Table(title="checks for masked gradients and weak attacks", title_justify="left")

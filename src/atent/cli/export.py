@@ -1,4 +1,4 @@
-"""`atent export`: a network for other programs, checked against the network that it was made from."""
+"""`atent export`: exports a network and checks the result against the original."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _FILES = {
     "onnx": "model.onnx",
     "robustbench": "robustbench.json",
 }
-# Enough for a check; all of them is `--limit all`.
+# Sufficient for the check; `--limit all` uses all images.
 _IMAGES = 100
 
 
@@ -38,32 +38,32 @@ def export(
     private: bool = False,
     json: bool = False,
 ) -> int:
-    """Write a network for other programs, and check that it still is the network.
+    """Export a network to another format and check the result against the original.
 
-    The file is run on clean test images and on adversarial ones that PGD-20 finds, in batches of 1 and of all, and its
-    logits are compared with those of the network. Exit status: 0 done, 1 failed or the check did (the file stays), 2
-    not understood, or a network that the format cannot hold.
+    The check compares logits on clean test images and on adversarial images of PGD-20, in batches of 1 and of all
+    images. Exit status: 0 success, 1 failure, also of the check (the file is kept), 2 invalid usage or a network that
+    the format cannot represent.
 
     Parameters
     ----------
     format
-        safetensors: weights for `atent.load` and any reader; torch-export: a program of torch.export; onnx: an ONNX
-        network (extra onnx); vnnlib: a folder for verification tools, with a property of local robustness for each of
-        the test images that are classified correctly, in linf (extra onnx); hub: the folder of a Hugging Face Hub
-        repository, with the results that lie beside the weights and a model card of them; robustbench: a model entry.
+        safetensors: weights for `atent.load` and other readers; torch-export: a torch.export program; onnx: an ONNX
+        network (extra onnx); vnnlib: a folder for verification tools, with a linf local-robustness property for each
+        correctly classified test image (extra onnx); hub: a Hugging Face Hub repository folder, with the results stored
+        beside the weights and a model card; robustbench: a model entry.
     out
-        File or folder to write. Default: model.onnx and the like, or a folder named after the format, in the run
-        folder, beside the file, or in this folder, numbered where it is taken.
+        File or folder to write. Default: a file such as model.onnx, or a folder named after the format, in the run
+        folder, beside the weights file, or in the current folder; a number is appended if it exists.
     timeout
-        vnnlib: seconds that instances.csv gives a tool for one property. Default: 100.
+        vnnlib: timeout per property in instances.csv, in seconds. Default: 100.
     license
-        hub: licence of the weights, as the Hub writes it, such as mit. Default: unknown.
+        hub: licence identifier of the weights on the Hub, such as mit. Default: unknown.
     push
-        hub: also push the folder to this repository, with the token of `hf auth login`.
+        hub: also push the folder to this repository; uses the token of `hf auth login`.
     private
-        With --push: make a private repository.
+        With --push: create a private repository.
     json
-        Print what was written and the check as JSON to standard output, and nothing else there.
+        Print the written files and the check to standard output as a single JSON document.
     """
     from atent.experiments.target import load_target
     from atent.export import hub
@@ -73,7 +73,7 @@ def export(
     _for_format(format, {"vnnlib": {"--timeout": timeout}, "hub": {"--license": license, "--push": push}})
     if private and push is None:
         raise UsageError("--private has no effect without --push")
-    # What is missing shows before the work.
+    # Missing packages are reported before the computation.
     client = None if push is None else hub.client_for(push)
     keywords = {**target.keywords(), "limit": _IMAGES if target.limit is None else target.limit}
     with show.json_alone(json) as emit, show.own(out=Path(out) if out else None):
@@ -91,15 +91,15 @@ def export(
         print(f"written: {place}")
         emit({"format": format, "written": str(place), "pushed": pushed, **made.to_json()})
     if failed:
-        show.warn(f"{place} does not compute what the network does, see the check{': not pushed' if push else ''}")
+        show.warn(f"the check failed: {place} differs from the network{'; not pushed' if push else ''}")
     return 1 if failed else 0
 
 
 def _check_target(target: Target, format: str) -> None:
-    """UsageError for an option of an evaluation that no export makes use of."""
+    """Raise UsageError for an evaluation option that the export does not use."""
     idle = ["channels_last", "memory_format", "precision", "folding", "allow_long"]
     if format == "robustbench":
-        # An entry says what evaluations measured; no network is run.
+        # A model entry reports existing evaluations; the network does not run.
         idle += ["limit", "subset", "seed", "batch_size", "threads"]
     for name in idle:
         if getattr(target, name) not in (None, False):
@@ -109,7 +109,7 @@ def _check_target(target: Target, format: str) -> None:
 
 
 def _for_format(format: str, options: dict[str, dict[str, Any]]) -> None:
-    """UsageError for an option of another format."""
+    """Raise UsageError for an option of another format."""
     for own, given in options.items():
         for option, value in given.items():
             if value is not None and format != own:
@@ -118,8 +118,8 @@ def _for_format(format: str, options: dict[str, dict[str, Any]]) -> None:
 
 @contextlib.contextmanager
 def _place(subject: Subject, format: str, out: str | None) -> Iterator[Path]:
-    """Where to write: what the option says, a file that is claimed, and given back where nothing was written, or a
-    folder that is not there."""
+    """The output path: that of the option, or a reserved new file, which is removed if nothing is written, or a new
+    folder."""
     from atent.runs import free_name
 
     if out is not None or format not in _FILES:

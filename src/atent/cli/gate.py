@@ -1,4 +1,4 @@
-"""`atent gate`: measured accuracies beside the least that is accepted, for continuous integration."""
+"""`atent gate`: compares measured accuracies with required minimums, for continuous integration."""
 
 from __future__ import annotations
 
@@ -18,36 +18,36 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class GateOptions:
-    """The least accuracies that pass."""
+    """Required minimum accuracies."""
 
     min_robust: Annotated[str | None, arg("SHARE")] = None
-    """Exit with 1 where the lower limit of the 95 % interval of the robust accuracy is below this share, such as
+    """Exit with 1 if the lower limit of the 95 % interval of the robust accuracy is below this fraction, such as
     0.4."""
     min_clean: Annotated[str | None, arg("SHARE")] = None
-    """The same of the clean accuracy."""
+    """The same for clean accuracy."""
     min_certified: Annotated[str | None, arg("SHARE[@R]")] = None
-    """The same of the certified or verified accuracy, which a finished certificate of the same weights holds; @R, such
-    as 0.5@8/255: at this radius of it. Default: its only radius, or that of the threat."""
+    """The same for certified or verified accuracy, read from a finished certificate of the same weights; append @R for
+    a radius, such as 0.5@8/255. Default: its only radius, or that of the threat."""
     junit: Place = None
-    """Also write the verdicts to this file, as JUnit XML."""
+    """Also write the results to this file as JUnit XML."""
     annotations: bool = False
-    """Also print the verdicts as annotations of GitHub Actions."""
+    """Also print the results as GitHub Actions annotations."""
 
     def limits(self, *, whole: bool = True) -> Limits:
-        """The limits as numbers. ValueError, in one line, for what is not a share, for reports on none, and for limits
-        on a part of a measurement, where that is not ``whole``."""
+        """The limits as numbers. Raises ValueError for a value that is not a fraction, for report options without a
+        limit, and for limits on one shard of a measurement (not ``whole``)."""
         from atent.experiments.gate import limits
 
         found = limits(self.min_robust, self.min_clean, self.min_certified)
         for option, given in (("--junit", self.junit), ("--annotations", self.annotations)):
             if given and not found.given:
-                raise ValueError(f"{option} reports on a gate: give --min-robust, --min-clean or --min-certified")
+                raise ValueError(f"{option} needs a limit: give --min-robust, --min-clean or --min-certified")
         if found.given and not whole:
-            raise ValueError("--min-... compares the whole evaluation, not a shard: give it with --merge")
+            raise ValueError("--min-... needs the complete evaluation, not a shard: give it with --merge")
         return found
 
     def report(self, verdicts: Sequence[Verdict]) -> bool:
-        """Print and write the verdicts; whether all passed."""
+        """Print and write the results; return whether all passed."""
         from atent.experiments import gate
         from atent.runs import write_atomic
 
@@ -62,38 +62,38 @@ class GateOptions:
 
 def gate(
     results: Annotated[tyro.conf.Positional[tuple[str, ...]], arg("RUN|FILE|zoo:NAME|hub:USER/NAME ...")],
-    options: Annotated[GateOptions, Flat],
+    gates: Annotated[GateOptions, Flat],
     *,
     json: bool = False,
 ) -> int:
-    """Compare accuracies that were measured with the least that is accepted; nothing is measured again.
+    """Compare measured accuracies with required minimums, without measuring again.
 
-    What is compared is the lower limit of the exact 95 % interval. `atent evaluate` takes the same options and
-    evaluates first. Exit status: 0 every figure passes, 1 one is below its limit, 2 not understood, which includes a
-    figure that was not measured.
+    The lower limit of the exact 95 % interval must reach the minimum. `atent evaluate` takes the same options and
+    evaluates first. Exit status: 0 all pass, 1 at least one is below its minimum, 2 invalid usage, or an accuracy that
+    was not measured.
 
     Parameters
     ----------
     results
-        Run folders, whose evaluation with the lowest upper limit counts, as in reports, and files that `atent evaluate`
-        and `atent certify` wrote.
+        Run folders, and files of `atent evaluate` and `atent certify`. Of a run folder the evaluation with the lowest
+        upper limit counts, as in reports.
     json
-        Print the verdicts as JSON to standard output, and nothing else there.
+        Print the results to standard output as a single JSON document.
     """
     from atent.experiments.recipe_files import UsageError
 
-    asked = options.limits()
+    asked = gates.limits()
     if not asked.given:
-        raise UsageError("no limit: give --min-robust, --min-clean or --min-certified")
-    with show.json_alone(json) as emit, show.own(junit=Path(options.junit) if options.junit else None):
+        raise UsageError("no limit given: use --min-robust, --min-clean or --min-certified")
+    with show.json_alone(json) as emit, show.own(junit=Path(gates.junit) if gates.junit else None):
         verdicts = [verdict for result in results for verdict in _verdicts(result, asked)]
-        passed = options.report(verdicts)
+        passed = gates.report(verdicts)
         emit([{**dataclasses.asdict(v), "passed": v.passed} for v in verdicts])
     return 0 if passed else 1
 
 
 def _verdicts(result: str, asked: Limits) -> list[Verdict]:
-    """The verdicts on one run folder or file."""
+    """The results for one run folder or file."""
     from atent.experiments import gate
     from atent.experiments.results import CertificateFile, EvaluationFile
     from atent.report import collect
@@ -104,7 +104,7 @@ def _verdicts(result: str, asked: Limits) -> list[Verdict]:
     if path.is_dir():
         run = collect.read(path)
         if not isinstance(run, collect.Run):
-            raise ValueError(f"{path} is not a run folder: give one that `atent train` made, or a file of results")
+            raise ValueError(f"{path} is not a run folder: give a folder that `atent train` wrote, or a result file")
         name, certified = run.name, gate.certificates(path)
         if run.headline is not None:
             evaluated = str(path / run.headline), run.evaluations[run.headline]

@@ -1,4 +1,4 @@
-"""A recipe and the fields of it that the command line changes: the job that they ask for."""
+"""Builds a job from a recipe and the fields that the command line changes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MOVED = {
 
 
 def _with_present_values(words: list[str]) -> list[str]:
-    """The words with the former value natural of --train.select as it is called now."""
+    """Replace the former value natural of --train.select by its current name."""
     out = list(words)
     for i, word in enumerate(words):
         if word == "--train.select=natural" or (word == "natural" and words[i - 1 : i] == ["--train.select"]):
@@ -37,13 +37,13 @@ def _with_present_values(words: list[str]) -> list[str]:
 
 
 def recipe_job(recipe: str, words: list[str], *, prog: str, allow_large_eps: bool = False) -> tuple[Job, bool]:
-    """The job of a recipe with the fields that ``words`` set (``--train.epochs 5``), and whether the recipe trains a
-    baseline beside it.
+    """The job of a recipe with the fields that ``words`` set (``--train.epochs 5``), and whether the recipe also trains
+    a baseline.
 
-    UsageError, with a line for each mistake. Raises SystemExit after help.
+    UsageError, with one line per mistake. Raises SystemExit after help.
     """
     tables = read_recipe(recipe)
-    # The user passes the recipe, and with it what it extends.
+    # A recipe given by the user is trusted, together with the recipes that it extends.
     trust.grant(tables)
     words = _switched(tables, words)
     default = job(tables, recipe if not recipe.endswith(".toml") else Path(recipe).stem)
@@ -52,9 +52,7 @@ def recipe_job(recipe: str, words: list[str], *, prog: str, allow_large_eps: boo
     sections = dataclasses.make_dataclass("sections", fields, frozen=True)
     known = options_of(sections)
     words = spelled(_with_present_values(words), known, sections=True, renamed=_MOVED)
-    about = (
-        f"Train by the recipe {recipe}: {tables.get('about', 'no description')}. Other options: `atent train --help`."
-    )
+    about = f"Recipe {recipe}: {tables.get('about', 'no description')}. Other options: `atent train --help`."
     classes = [type(start) for start in starts.values()]
 
     def parse() -> Any:
@@ -69,7 +67,7 @@ def recipe_job(recipe: str, words: list[str], *, prog: str, allow_large_eps: boo
 
 
 def _switched(tables: dict[str, Any], words: list[str]) -> list[str]:
-    """Handle --method.name: another method keeps the recipe's fields that it has; returns the other words."""
+    """Handle --method.name: the new method keeps the recipe's fields that it also has. Returns the other words."""
     at = next((i for i, w in enumerate(words) if w.partition("=")[0] in ("--method", "--method.name")), None)
     if at is None:
         return words
@@ -89,13 +87,13 @@ def _switched(tables: dict[str, Any], words: list[str]) -> list[str]:
         for around in ("awp", "embedding"):
             takes = may_perturb(cls) and (around == "awp" or cls.labelled)
             if not takes and tables.get("train", {}).pop(around, None):
-                print(f"atent: {name} takes no {around}: left out of the recipe", file=sys.stderr)
+                print(f"atent: {name} takes no {around}: removed from the recipe", file=sys.stderr)
         tables["method"] = with_method(tables["method"], name)
     return words[:at] + words[at + (1 if equals else 2) :]
 
 
 def _allowing(made: Job) -> Job:
-    """The same job, with permission for an eps that covers the whole box."""
+    """The same job, with permission for an eps that covers the entire box."""
 
     method: Any = made.method
     if getattr(method, "threat", None) is not None:
@@ -105,7 +103,7 @@ def _allowing(made: Job) -> Job:
 
 
 def jobs_of(recipes: tuple[str, ...], words: list[str], *, allow_large_eps: bool = False) -> dict[str, Job]:
-    """The job of each recipe of a comparison, with the same fields changed; UsageError for one recipe twice."""
+    """The job of each recipe of a comparison, with the same fields changed; UsageError for a repeated recipe."""
     made: dict[str, Job] = {}
     names: dict[str | None, str] = {}
     for recipe in recipes:
@@ -116,7 +114,7 @@ def jobs_of(recipes: tuple[str, ...], words: list[str], *, allow_large_eps: bool
         if each.recipe in names:
             first = names[each.recipe]
             raise UsageError(
-                f"recipe {recipe} is given twice: leave one out" if first == recipe else
+                f"recipe {recipe} is given twice: omit one" if first == recipe else
                 f"recipes {first} and {recipe} have the same name: rename one of the files"
             )  # fmt: skip
         names[each.recipe] = recipe

@@ -1,4 +1,4 @@
-"""`atent list`: what is known by name, and where it comes from."""
+"""`atent list`: registered names and their origin."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from atent.cli.parse import arg
 from atent.experiments.recipe_files import UsageError
 from atent.messages import unknown
 
-# Where the registry of each kind is; looked up when its kind is asked for, because most of them import torch.
+# The registry of each kind, imported on demand, because most registries import torch.
 _REGISTRIES = {
     "attacks": "atent.attacks:ATTACKS",
     "methods": "atent.methods:METHODS",
@@ -29,20 +29,20 @@ KINDS = (*_REGISTRIES, "recipes", "zoo")
 
 
 def list(kind: Annotated[tyro.conf.Positional[str | None], arg("KIND")] = None, *, json: bool = False) -> int:
-    """List what is known by name: built in, or announced by an installed package.
+    """List registered names: built-in, or provided by an installed package.
 
-    Each row has the name, one line of description, and where it comes from: built-in, or the package and its version.
-    What lies in your own files is used as module:Class and is not listed.
+    Each row has the name, a one-line description, and the origin: built-in, or the package and its version. Classes in
+    your own files are used as module:Class and are not listed.
 
     Parameters
     ----------
     kind
         attacks, methods, models, data, recipes, certifiers, optimizers or zoo (trained networks).
     json
-        Print the rows as JSON to standard output, and nothing else.
+        Print the rows to standard output as a single JSON document.
     """
     if kind is None:
-        raise UsageError(f"list what? use one of {', '.join(KINDS)}")
+        raise UsageError(f"no kind given: use one of {', '.join(KINDS)}")
     if kind not in KINDS:
         raise UsageError(unknown("kind", kind, KINDS))
     with show.json_alone(json) as emit:
@@ -54,7 +54,7 @@ def list(kind: Annotated[tyro.conf.Positional[str | None], arg("KIND")] = None, 
 
 
 def known(kind: str) -> Iterator[tuple[str, str, str]]:
-    """Name, description and origin of everything of a kind."""
+    """Name, description and origin of all entries of a kind."""
     if kind == "recipes":
         from atent.experiments.recipe_files import heads
 
@@ -70,7 +70,7 @@ def known(kind: str) -> Iterator[tuple[str, str, str]]:
     module, _, name = _REGISTRIES[kind].partition(":")
     registry = getattr(import_module(module), name)
     with warnings.catch_warnings():
-        # One line on standard error for a package that cannot be imported, without the place in this file.
+        # A one-line warning on standard error for a package that cannot be imported, without a line number.
         warnings.showwarning = lambda message, *_args, **_given: show.warn(str(message))
         for each in registry:
             yield each, sentence(inspect.getdoc(registry[each])), registry.origin(each)
@@ -89,7 +89,7 @@ def _print(kind: str, rows: Any) -> None:
     from rich.text import Text
 
     table = Table(show_edge=False, pad_edge=False)
-    for heading in ("name", "what it is", "from"):
+    for heading in ("name", "description", "from"):
         table.add_column(heading, overflow="fold", no_wrap=heading == "name")
     for row in rows:
         table.add_row(*(Text(row[key]) for key in ("name", "about", "origin")))

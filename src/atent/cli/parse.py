@@ -1,4 +1,4 @@
-"""From words to the arguments of a command, whose signature and docstring say what it takes.
+"""Parses the arguments of a command from its signature and docstring.
 
 A command is a function: its positional parameters, its keywords and their NumPy-style docstring become the command line
 and its help (by tyro). Parameters that are dataclasses marked `Flat` give their fields as options of the command.
@@ -27,7 +27,7 @@ from atent.fields import shown
 from atent.messages import unknown
 
 Flat: object = tyro.conf.OmitArgPrefixes
-"""Mark of a dataclass whose fields are options of the command itself."""
+"""Marker of a dataclass whose fields are options of the command itself."""
 
 
 def arg(metavar: str) -> Any:
@@ -64,11 +64,11 @@ def read(
     meant: dict[str, str] | None = None,
     refused: dict[str, str] | None = None,
 ) -> dict[str, Any]:
-    """The keywords that the words give to a command, to call it with.
+    """Parse the words of a command line into keyword arguments of a command.
 
-    ``renamed``: former spellings of options. ``meant``: options of other commands, and which of this one they mean.
-    ``refused``: options of other commands that this one cannot have, and why. UsageError, in one line, for words that
-    the command does not take.
+    ``renamed``: former spellings of options. ``meant``: options of other commands, with the equivalent option of this
+    one. ``refused``: options of other commands that this one does not support, with the reason. Raises UsageError for
+    words that the command does not accept.
     """
     known = options_of(command)
     hints = typing.get_type_hints(command, include_extras=True)
@@ -92,7 +92,7 @@ def parsed(
     target: Any, words: list[str], prog: str, known: dict[str, Any], *, meant: dict[str, str] | None = None,
     refused: dict[str, str] | None = None, **more: Any,
 ) -> Any:  # fmt: skip
-    """What tyro makes of the words; UsageError, in one line, for what it refuses, and for what nothing takes.
+    """Parse the words with tyro; UsageError for invalid and for unexpected arguments.
 
     Raises SystemExit after help.
     """
@@ -109,19 +109,18 @@ def parsed(
             if meant and option in meant:
                 raise UsageError(f"unknown option {option!r}: did you mean {meant[option]!r}?")
             if refused and option in refused:
-                raise UsageError(f"{option} is not an option here: {refused[option]}")
+                raise UsageError(f"{option} is not an option of this command: {refused[option]}")
             raise UsageError(unknown("option", option, known))
     if left:
         before = words[words.index(left[0]) - 1] if left[0] in words[1:] else ""
         if known.get(before) is bool:
             raise UsageError(f"{before} takes no value, got {shown(left[0])}: write {before}, or {negated(before)}")
-        raise UsageError(f"{shown(left[0])} is one argument too many: options begin with --")
+        raise UsageError(f"unexpected argument {shown(left[0])}: options begin with --")
     return result
 
 
 def boxes() -> tyro.constructors.ConstructorRegistry:
-    """How the box of a threat is read: ``0 1``, or the smallest and the largest value of each channel,
-    ``0,-1 1,1``."""
+    """Parses the box of a threat: ``0 1``, or the smallest and the largest value of each channel, ``0,-1 1,1``."""
     from atent.threat import Box
 
     def side(word: str) -> float | tuple[float, ...]:
@@ -129,7 +128,7 @@ def boxes() -> tyro.constructors.ConstructorRegistry:
             numbers = tuple(float(part) for part in word.strip("[]()").removesuffix(",").split(","))
         except ValueError:
             raise ValueError(
-                f"a box is two numbers, or two lists such as 0,-1 1,1 for two channels: {word!r}"
+                f"box must be two numbers, or two lists such as 0,-1 1,1 for two channels, got {word!r}"
             ) from None
         return numbers if "," in word else numbers[0]
 
@@ -154,7 +153,7 @@ def boxes() -> tyro.constructors.ConstructorRegistry:
 
 
 def _reason(event: Any) -> str:
-    """One line for what the parser refuses; kinds of failures that it does not know yet are named by their class."""
+    """A one-line message for a failure of the parser; an unknown kind of failure is named by its class."""
     kind = type(event).__name__
     if kind == "MissingArgs":
         names = [_shown(context.arg) for context in event.missing_arguments]
@@ -166,7 +165,7 @@ def _reason(event: Any) -> str:
         return f"{event.argument.display_name()} needs a value: see `{event.prog} --help`"
     if kind == "InstantiationFailure":
         text = " ".join(str(event.message).split())
-        # The parser tries the types of a union one after the other, and reports each.
+        # The parser tries the types of a union in order and reports each failure.
         tried = re.match(r"no type matching \S+ could be instantiated from \['(.*?)'\]", text)
         if tried:
             metavar = str(event.argument.lowered.metavar).replace("{None}|", "")
@@ -180,7 +179,7 @@ def _reason(event: Any) -> str:
             wanted = "a whole number" if "int()" in literal[1] else "a number"
             return f"{name} must be {wanted}, got {_short(literal[2])}"
         return _short(text, 400) if name and name in text else f"{name}: {_short(text, 400)}".removeprefix(": ")
-    return f"the command line is not understood ({kind}): see `{event.prog} --help`"
+    return f"invalid command line ({kind}): see `{event.prog} --help`"
 
 
 def _short(text: str, most: int = 80) -> str:
@@ -188,7 +187,7 @@ def _short(text: str, most: int = 80) -> str:
 
 
 def _shown(argument: Any) -> str:
-    """An argument as the help shows it: a positional one by its placeholder."""
+    """The name of an argument in the help: a positional argument by its placeholder."""
     return str(argument.lowered.metavar if argument.is_positional() else argument.display_name())
 
 
@@ -222,9 +221,9 @@ def _help() -> Iterator[None]:
 
 
 def _tidy(text: str) -> str:
-    """The help without what says nothing, its paragraphs wrapped.
+    """Remove uninformative defaults from the help and wrap its paragraphs.
 
-    A default of None, of an empty list or of False is what the absence of the option means, and its text says that.
+    A default of None, of an empty list or of False is omitted: the text of the option states what its absence means.
     """
     text = re.sub(r"\s*\(default:\s*(None|False|)\)", "", text)
     text = re.sub(r"\{None\}\|(.*?)(?=  |$)", r"\1       ", text, flags=re.MULTILINE)
@@ -240,7 +239,7 @@ def _tidy(text: str) -> str:
 
 
 def _joined(doc: str) -> str:
-    """A NumPy-style docstring with every paragraph on one line, so that the help wraps it anew."""
+    """Join each paragraph of a NumPy-style docstring into one line, so that the help can rewrap it."""
     lines: list[str] = []
     for line in doc.splitlines():
         indent = len(line) - len(line.lstrip())
@@ -255,14 +254,14 @@ def _joined(doc: str) -> str:
 
 
 def _is_heading(doc: str, line: str) -> bool:
-    """Whether a line without an indent belongs to the sections below the text: a heading or the name of a parameter."""
+    """Whether an unindented line is a section heading or a parameter name."""
     _, found, below = doc.partition("\nParameters\n")
     return line == "Parameters" or (bool(found) and line in below.splitlines())
 
 
 @contextlib.contextmanager
 def documented(classes: list[type]) -> Iterator[None]:
-    """The classes with docstrings from which tyro takes the help of their fields, each a line that it can wrap."""
+    """Give the classes docstrings with one line per field, from which tyro takes their help."""
     before = {cls: cls.__doc__ for cls in _all_of(classes)}
     try:
         for cls, doc in before.items():
@@ -276,7 +275,7 @@ def documented(classes: list[type]) -> Iterator[None]:
 
 
 def _all_of(classes: list[type]) -> list[type]:
-    """The dataclasses and those of their fields."""
+    """The dataclasses, and recursively the dataclasses of their fields."""
     out: list[type] = []
     for cls in classes:
         inside = [k for k in typing.get_type_hints(cls).values() if isinstance(k, type) and dataclasses.is_dataclass(k)]

@@ -1,4 +1,4 @@
-"""`atent pretrain`: weights to begin with, learned without labels."""
+"""`atent pretrain`: pre-training without labels."""
 
 from __future__ import annotations
 
@@ -26,42 +26,42 @@ def pretrain(
     steal_lock: bool = False,
     fields: Annotated[tuple[str, ...], tyro.conf.Suppress] = (),
 ) -> int:
-    """Pre-train a network without labels by a recipe of method ACL, and keep all of it in a run folder.
+    """Pre-train a network without labels from a recipe of method ACL, into a run folder.
 
-    The run is made and resumed as that of `atent train`. Its accuracies are those of a linear probe that is trained on
-    the features beside, through which no label reaches the network. Afterwards `atent train RECIPE --model.weights RUN`
-    fine-tunes the network, or with --model.frozen its last layer alone; --model.branch n or a chooses the batch-norms
-    of clean or of adversarial inputs. Every field of a recipe is an option as well: `atent pretrain RECIPE --help`.
-    Exit status: 0 done, 1 failed, 2 not understood.
+    The run folder works as that of `atent train`. Accuracies are those of a linear probe on detached features, so that
+    no label reaches the network. Afterwards, `atent train RECIPE --model.weights RUN` fine-tunes the network, or with
+    --model.frozen only its last layer; --model.branch n or a selects the batch norms of clean or of adversarial inputs.
+    Every field of a recipe is also an option: `atent pretrain RECIPE --help`. Exit status: 0 success, 1 failure, 2
+    invalid usage.
 
     Parameters
     ----------
     recipe
-        What to train.
+        Recipe name or .toml file.
     name
-        Name of the run folder. Default: the recipe's name, numbered where it is taken.
+        Name of the run folder. Default: the recipe's name; a number is appended if it exists.
     runs
-        Folder that holds the run folders.
+        Parent folder of the run folders.
     resume
-        Resume this run, with its own settings.
+        Run folder to resume, with its own settings.
     allow_large_eps
-        Allow an eps that covers the whole box: linf of its width or more, l2 and l1 of its diagonal or more, l0 and
-        patch of as many elements, pixels or patches as a sample has.
+        Allow an eps that covers the entire box: linf at least its width, l2 and l1 at least its diagonal, l0 and patch
+        at least the number of elements, pixels or patches of a sample.
     root
-        With --resume: folder that holds the data. Default: as the run had it.
+        With --resume: folder of the data. Default: the run's.
     log
-        Record the training by these trackers as well: tensorboard, mlflow, wandb (each an extra of the package).
+        Also log to these trackers: tensorboard, mlflow, wandb (each an extra of the package).
     quiet
-        No progress: neither bar, lines nor estimate.
+        Do not show progress.
     steal_lock
-        Take over the lock of a process on another host, which is known to be gone.
+        Take over the lock of a process on another host. Use it only if that process has ended.
     """
     if resume is not None:
         return training.train(recipe, resume=resume, root=root, log=log, quiet=quiet, steal_lock=steal_lock)
     if recipe is None:
-        raise UsageError("which recipe? `atent pretrain RECIPE`, such as digits-acl; `atent recipes` lists them")
+        raise UsageError("no recipe given: write `atent pretrain RECIPE`, such as digits-acl; see `atent recipes`")
     if root is not None:
-        raise UsageError("--root is for --resume: use --data.root")
+        raise UsageError("--root needs --resume: use --data.root")
     from atent.distributed import entered
     from atent.experiments.pretraining import next_steps, pretraining, pretraining_recipes
     from atent.runs import locks
@@ -80,5 +80,5 @@ def pretrain(
 
 
 def run(words: list[str]) -> int:
-    """`atent pretrain` of these words, some of which set fields of the recipe."""
+    """Run `atent pretrain` with these words, some of which set fields of the recipe."""
     return training.run_words(words, pretrain)

@@ -1,4 +1,4 @@
-"""`atent recipes`: what can be trained by name."""
+"""`atent recipes`: the built-in recipes."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ def recipes(
     resolved: bool = False,
     names: bool = False,
 ) -> int:
-    """List the recipes, or print one as TOML to copy and change.
+    """List the recipes, or print one as TOML.
 
     Parameters
     ----------
     name
-        The recipe to print: a name, or a .toml file.
+        Recipe to print: a name or a .toml file.
     resolved
-        Print it with all that it extends, every value in one file.
+        Print all values, including those of the recipes that it extends.
     names
-        List the names alone, one a line.
+        List only the names, one per line.
     """
     from atent.experiments.recipe_files import as_toml, heads, read_recipe, recipe_file, recipe_names
 
@@ -39,7 +39,7 @@ def recipes(
     from rich.table import Table
 
     table = Table(show_edge=False, pad_edge=False)
-    for heading in ("recipe", "what it trains", "published figures that it aims at"):
+    for heading in ("recipe", "description", "published figures"):
         table.add_column(heading, overflow="fold", no_wrap=heading == "recipe")
     for each, head in heads().items():
         table.add_row(each, head["about"], "; ".join(head.get("aims", [])) or "-")

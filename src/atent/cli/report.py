@@ -1,4 +1,4 @@
-"""`atent report`: one HTML page on runs."""
+"""`atent report`: an HTML report of runs."""
 
 from __future__ import annotations
 
@@ -22,35 +22,35 @@ def report(
     root: Place = None,
     quiet: bool = False,
 ) -> int:
-    """Write one HTML file on a run, or on several side by side, for a screen, a phone or paper.
+    """Write an HTML report of one run, or of several side by side.
 
-    It holds what was trained, the robust accuracy that may be claimed, each attack with its 95 % interval, training
-    curves, radii, certificates, images under attack, checks, settings and provenance. The file is complete and connects
-    to nothing. Nothing is measured anew: the page names what was not measured, and the command that measures it. Exit
-    status: 0 done, 1 failed, 2 not understood.
+    The report contains the training setup, the headline robust accuracy, each attack with its 95 % interval, training
+    curves, radii, certificates, adversarial images, checks, settings and provenance, in one self-contained file. No new
+    measurements are made: the report lists what was not measured, with the command that measures it. Exit status: 0
+    success, 1 failure, 2 invalid usage.
 
     Parameters
     ----------
     runs
-        Run folders, one or more: the paths that training printed; networks as zoo:NAME or hub:USER/NAME; or result
+        One or more run folders (the paths that training printed), networks as zoo:NAME or hub:USER/NAME, or result
         folders of `atent compare` and `atent sweep`.
     out
-        HTML file to write. Default: report.html in the folder where there is one, in this folder for several, numbered
-        where it is taken.
+        HTML file to write. Default: report.html in the folder of a single run, or in the current folder; a number is
+        appended if the file exists.
     images
-        Test images of each run to show under attack, chosen by its data.subset; 0: none. It needs the run's weights and
-        data, and the page says why where they are unavailable.
+        Number of adversarial test images to show for each run, chosen by its data.subset; 0: none. Needs the run's
+        weights and data; if they are unavailable, the report states why.
     model
-        For runs that were trained from Python: what builds their network, as module:function or by name.
+        For runs trained from Python: the network, as module:function or by name.
     data
-        For runs that were trained on tensors: module:function that gives their data, as atent.data.from_tensors does.
+        For runs trained on tensors: module:function that returns their data, as atent.data.from_tensors does.
     root
-        Folder that holds the data (npz: the file). Default: as the run had it.
+        Folder of the data (npz: the file). Default: the run's.
     quiet
-        No progress: neither bar, lines nor estimate.
+        Do not show progress.
     """
     if not runs:
-        raise UsageError("which run? `atent report RUN [RUN ...]` takes the paths that training printed")
+        raise UsageError("no run given: write `atent report RUN [RUN ...]`, with the paths that training printed")
     from atent.report import report as page
     from atent.runs.files import write_new
     from atent.runs.places import is_named
@@ -58,7 +58,7 @@ def report(
     if out is not None:
         show.refuse_taken(Path(out), "--out")
     text = page(runs, images=images, model=model, data=data, root=root, progress=not quiet)
-    # The same folder given twice is one.
+    # A folder that is given twice counts once.
     place = Path(runs[0]) if len(set(map(Path, runs))) == 1 and not is_named(runs[0]) else Path()
     file = write_new(place / "report.html" if out is None else Path(out), text, numbered=out is None)
     print(f"written: {file}")

@@ -1,4 +1,4 @@
-"""`atent reproduce`: the paper's tables and figures again."""
+"""`atent reproduce`: reproduces the paper's tables and figures."""
 
 from __future__ import annotations
 
@@ -26,39 +26,39 @@ def reproduce(
     steal_lock: bool = False,
     command: Annotated[str, tyro.conf.Suppress] = "",
 ) -> int:
-    """Train what a table of the paper needs, and write the table: the published figure beside ours.
+    """Train the networks of a table of the paper and write the table, with published and measured figures side by side.
 
-    Ours is measured under the published protocol and under a sound one, with its interval, protocol, scale, number of
-    images, hardware and commit. Finished networks and measurements are used again, so that a long table can be made in
-    short sessions. Exit status: 0 done, 1 failed or out of time, 2 not understood.
+    Accuracies are measured under the published protocol and under a sound one, and reported with interval, protocol,
+    scale, number of images, hardware and commit. Finished networks and measurements are reused, so that a long table
+    can be completed in short sessions. Exit status: 0 success, 1 failure or time limit reached, 2 invalid usage.
 
     Parameters
     ----------
     what
         table-s1, table-s2, table-s3, table-s4, figure-s1, figure-1, finetune, mnist; claims, which evaluates the
-        paper's sentences by the tables that --out holds; or all.
+        paper's claims against the tables in --out; or all.
     scale
-        smoke: digits, minutes, shows that every part runs; laptop: 5,000 MNIST images and small networks, hours of CPU;
-        cifar: CIFAR-10 with ResNet-20 and short schedules, hours of CPU for each network; paper: the paper's networks,
-        data and epochs, which need an accelerator.
+        smoke: digits, minutes; checks that every part runs. laptop: 5,000 MNIST images and small networks, hours of
+        CPU. cifar: CIFAR-10 with ResNet-20 and short schedules, hours of CPU per network. paper: the paper's networks,
+        data and epochs; needs a GPU.
     seeds
-        Trainings of each row. Default: 1, at the laptop scale 3, for figure-1 its own number.
+        Trainings per row. Default: 1; 3 at the laptop scale; figure-1 has its own number.
     time_limit
-        Stop cleanly after this time, such as 9m, 90s or 1h30m; exit status 1, and the same command resumes.
+        Stop after this time, such as 9m, 90s or 1h30m, with exit status 1; repeating the command resumes.
     out
-        Folder for the tables and figures; those of one scale only.
+        Folder for the tables and figures of one scale.
     runs
-        Folder that holds the trained networks and what was measured of them; finished ones are used again.
+        Folder of the trained networks and their measurements; finished ones are reused.
     only
-        Train and measure these rows alone, by the key that table-*.json gives them, such as atent.
+        Train and measure only these rows, by their keys in table-*.json, such as atent.
     quiet
-        No progress: neither bar, lines nor estimate.
+        Do not show progress.
     steal_lock
-        Take over the lock of a process on another host, which is known to be gone.
+        Take over the lock of a process on another host. Use it only if that process has ended.
     """
     if what is None:
         raise UsageError(
-            "which table? `atent reproduce table-s1`, or figure-1, mnist, all: see `atent reproduce --help`"
+            "no table given: write `atent reproduce table-s1`, or figure-1, mnist, all; see `atent reproduce --help`"
         )
     limit = None if time_limit is None else seconds(time_limit, "--time-limit")
     from atent.experiments.recipe_files import read_recipe
@@ -76,5 +76,5 @@ def reproduce(
 
 
 def run(words: list[str]) -> int:
-    """`atent reproduce` of these words, which the results record."""
+    """Run `atent reproduce` with these words, which the results record."""
     return reproduce(**read(reproduce, words, "atent reproduce"), command=shlex.join(["atent", "reproduce", *words]))

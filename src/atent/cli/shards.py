@@ -1,4 +1,4 @@
-"""The options --shard and --merge, which several commands have."""
+"""The options --shard and --merge of several commands."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ if TYPE_CHECKING:
 
 
 def parsed(shard: str | None, merge: bool) -> Shard | None:
-    """The shard that --shard names, None where all is done; ValueError, in one line, for what is none."""
+    """Parse --shard; None if it is not given, ValueError if it is invalid."""
     if shard is None:
         return None
     if merge:
-        raise UsageError("--shard makes one shard and --merge joins all of them: leave one out")
+        raise UsageError("--shard makes one shard and --merge joins all shards: omit one")
     from atent.distributed import current
     from atent.distributed.shards import Shard
 
     found = Shard.parse(shard)
     if current().size > 1:
-        raise UsageError("--shard is for processes on their own, and under torchrun the ranks share all: leave it out")
+        raise UsageError("--shard is for independent processes, and the ranks of torchrun share the work: omit it")
     return found

@@ -1,4 +1,4 @@
-"""`atent show`, and what the other commands print: tables of accuracies, and results as JSON."""
+"""`atent show`, and the output of the other commands: tables of accuracies, and results as JSON."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ def show(
     accept: Annotated[tuple[str, ...], arg("FILE ...")] = (),
     json: bool = False,
 ) -> int:
-    """Show the files of a run and of its data, with their SHA-256 sums, and whether they are still what was written; of
-    a weights file its sum, the network that it is of, and its tensors.
+    """List the files of a run and of its data and verify their SHA-256 checksums; for a weights file, show its
+    checksum, architecture and tensors.
 
-    A file of a run is whole, damaged (its sum is not the recorded one), missing, or not covered by the run's manifest.
-    Exit status: 0 nothing is damaged or missing, 1 something is, 2 not understood.
+    A file of a run is whole (its checksum is the recorded one), damaged (it differs), missing, or not covered by the
+    run's manifest. Exit status: 0 no file is damaged or missing, 1 at least one is, 2 invalid usage.
 
     Parameters
     ----------
     run
-        The run folder, a network of this package or of the Hugging Face Hub by its name, or a weights file.
+        A run folder, a network as zoo:NAME or hub:USER/NAME, or a weights file.
     root
-        Folder that holds the data (npz: the file), as --data.root. Default: as the run.
+        Folder of the data (npz: the file), as --data.root. Default: the run's.
     accept
-        Take these files as they are now as what was written, such as config.json after an edit of your own, or one that
-        was moved away on purpose.
+        Record the current state of these files as correct, such as config.json after an edit, or a file that was moved
+        away on purpose.
     json
-        Print the result as JSON to standard output, and nothing else there.
+        Print the result to standard output as a single JSON document.
     """
     from rich.table import Table
 
@@ -67,14 +67,14 @@ def show(
 
 
 def _weights(path: Path, root: str | None, accept: tuple[str, ...]) -> WeightsFile:
-    """Print what a weights file holds; ValueError, in one line, for options of run folders."""
+    """Print the contents of a weights file; ValueError for options of run folders."""
     from rich.table import Table
 
     from atent.experiments.weights_file import described
 
     for option, given in (("--root", root), ("--accept", accept)):
         if given:
-            raise ValueError(f"{option} has no effect on {path}: it is for a run folder")
+            raise ValueError(f"{option} has no effect on {path}, a weights file: omit it")
     found = described(path)
     print(f"{found.file}, {found.bytes:,} bytes, {found.format}\nSHA-256  {found.sha256}")
     print(f"network  {found.architecture}")
@@ -94,8 +94,8 @@ def _weights(path: Path, root: str | None, accept: tuple[str, ...]) -> WeightsFi
 
 @contextlib.contextmanager
 def json_alone(wanted: bool) -> Iterator[Callable[[Any], None]]:
-    """Where JSON is ``wanted``, all else that is printed goes to standard error, and standard output gets what the
-    function in hand was given, as one document, at the end; otherwise nothing changes."""
+    """If JSON is ``wanted``, redirect everything printed to standard error, and at the end print the value given to the
+    yielded function to standard output as one document; otherwise change nothing."""
     if not wanted:
         yield lambda _result: None
         return
@@ -109,7 +109,7 @@ def json_alone(wanted: bool) -> Iterator[Callable[[Any], None]]:
 
 
 def print_table(table: Any) -> None:
-    """Print a rich table at the terminal's width, or at 80 columns where output is piped; wider cells are folded."""
+    """Print a rich table at the terminal's width, or at 80 columns if output is piped; wider cells are folded."""
     from rich.console import Console
 
     for column in table.columns:
@@ -130,7 +130,7 @@ def share(value: dict[str, Any]) -> str:
 
 
 def accuracies(models: dict[str, EvaluationFile]) -> None:
-    """Accuracies with their intervals: a row an attack, a column a model."""
+    """Print accuracies with their intervals, one row per attack and one column per model."""
     from rich.table import Table
 
     from atent.experiments.comparison import caveat_of, remarks
@@ -160,7 +160,7 @@ def accuracies(models: dict[str, EvaluationFile]) -> None:
     for name, found in models.items():
         if found.last:
             best, end = (f"epoch {e.epoch} {100 * e.worst.value:.1f} %" for e in (found, found.last))
-            print(f"{name}, under the worst of these: best {best}, last {end}")
+            print(f"{name}, worst case over attacks: best {best}, last {end}")
         if found.hint:
             print(f"hint: {found.hint}")
         if found.union is not None:
@@ -171,12 +171,12 @@ def accuracies(models: dict[str, EvaluationFile]) -> None:
 
 
 def print_union(found: UnionReport, name: str = "") -> None:
-    """Robust accuracy by threat, the union, and which threat breaks what."""
+    """Print robust accuracy per threat and for the union, and which images each threat breaks."""
     from rich.table import Table
 
     print(f"\n{name + ': ' if name else ''}several threats at once, n = {found.n:,}, {found.clean.k:,} correct")
     accuracy, overlap = Table(), Table()
-    for heading in ("threat", "robust, 95 % interval", "breaks", "and no other breaks"):
+    for heading in ("threat", "robust, 95 % interval", "breaks", "broken by no other"):
         accuracy.add_column(heading, justify="left" if heading == "threat" else "right")
     overlap.add_column("threat")
     for threat in found.threats:
@@ -188,7 +188,7 @@ def print_union(found: UnionReport, name: str = "") -> None:
     accuracy.add_row("every threat (union)", found.worst.text, f"{found.clean.k - found.worst.k:,}", style="bold")
     accuracy.add_row("average", found.average.percent)
     print_table(accuracy)
-    print("which threat breaks what: of the images that the row breaks, the column breaks too")
+    print("overlap: of the images that the row breaks, the number that the column also breaks")
     print_table(overlap)
 
 
@@ -197,7 +197,7 @@ def _cells(result: Part) -> tuple[str, str, str]:
 
 
 def threads(asked: int | str | None) -> None:
-    """Print how many CPU threads the measurement chose, where one was asked for."""
+    """Print the number of CPU threads that the measurement chose, if it was requested."""
     if asked == "auto":
         import torch
 
@@ -207,16 +207,16 @@ def threads(asked: int | str | None) -> None:
 
 
 def refuse_taken(path: Path, option: str) -> None:
-    """FileExistsError, in one line, where ``path`` is taken."""
+    """Raise FileExistsError if ``path`` exists."""
     if path.exists():
-        raise FileExistsError(f"{path} exists: choose another {option}, an earlier result is never overwritten")
+        raise FileExistsError(f"{path} exists: choose another {option}; earlier results are never overwritten")
 
 
 @contextlib.contextmanager
 def own(**given: Path | None) -> Iterator[None]:
-    """Inside, the files that options name are this command's own; those of ``given`` are by the option, None for none.
+    """Reserve the files that options name for this command inside the block; ``given`` maps options to files, or None.
 
-    FileExistsError, in one line, for one that is there, and InUse where another command is to write it.
+    Raises FileExistsError for an existing file, and InUse if another command has reserved it.
     """
     from atent.runs.locks import held, lock_of
 
@@ -230,8 +230,8 @@ def own(**given: Path | None) -> Iterator[None]:
 
 
 def free_file(path: Path) -> Path:
-    """A file for this command alone, empty yet: ``path``, or the same name with the first free number. An earlier
-    result is never overwritten."""
+    """Reserve an empty file for this command: ``path``, or the same name with the first free number. Earlier results
+    are never overwritten."""
     from atent.runs.files import reserved
 
     return reserved(path)

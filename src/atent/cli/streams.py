@@ -1,4 +1,4 @@
-"""Output that nobody reads any more must not end what is measured."""
+"""Output streams that ignore a closed reader, so that a measurement continues without one."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _GONE = (EPIPE, EIO, EBADF)
 
 
 class Steady:
-    """A text stream that is silent from then on where its reader has gone; a full disk stays an error."""
+    """A text stream that discards output once its reader has closed; a full disk remains an error."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Write ``text``, or drop it."""
+        """Write ``text``, or discard it."""
         try:
             return self._stream.write(text)
         except (OSError, ValueError) as error:
@@ -27,7 +27,7 @@ class Steady:
             return len(text)
 
     def flush(self) -> None:
-        """Flush, as far as somebody reads."""
+        """Flush, unless the reader has closed."""
         try:
             self._stream.flush()
         except (OSError, ValueError) as error:
@@ -37,7 +37,7 @@ class Steady:
         closed = isinstance(error, ValueError) and self._stream.closed
         if not closed and getattr(error, "errno", None) not in _GONE:
             raise error
-        # What is buffered must go somewhere, or the interpreter fails to flush it in the end.
+        # Buffered text needs a valid target, or the interpreter fails when it flushes at exit.
         with suppress(OSError, ValueError):
             handle = os.open(os.devnull, os.O_WRONLY)
             os.dup2(handle, self._stream.fileno())
@@ -49,7 +49,7 @@ class Steady:
 
 @contextmanager
 def steady() -> Iterator[None]:
-    """Inside, standard output and standard error are `Steady`; one that was closed from the beginning is silent."""
+    """Make standard output and standard error `Steady` inside the block; one that was closed at start is silent."""
     before = sys.stdout, sys.stderr
     silent = [open(os.devnull, "w") for stream in before if stream is None]  # noqa: SIM115
     made = iter(silent)

@@ -1,4 +1,4 @@
-"""The options of `atent evaluate` that measure more than robust accuracy, and what they print and draw."""
+"""The options of `atent evaluate` that measure more than robust accuracy, with their tables and figures."""
 
 from __future__ import annotations
 
@@ -23,35 +23,37 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class StudyOptions:
-    """What is measured beside the robust accuracy."""
+    """Measurements in addition to robust accuracy."""
 
     bands: bool = False
-    """Also split an attack's perturbations into frequency bands, and try each alone: a table and bands.png."""
+    """Also split an attack's perturbations into frequency bands and evaluate each band alone; writes a table and
+    bands.png."""
     band_attack: Annotated[str, arg("ATTACK")] = "PGD(steps=40)"
-    """The attack of --bands, written as a call."""
+    """Attack for --bands, written as a call."""
     band_cut: Number = None
-    """The first high frequency of --bands. Default: a quarter of the image's side."""
+    """First high frequency of --bands. Default: a quarter of the image's side."""
     corruptions: bool = False
-    """Also measure the errors under the common corruptions of CIFAR-10-C: a table and corruptions.png."""
+    """Also measure the error under the common corruptions of CIFAR-10-C; writes a table and corruptions.png."""
     flips: bool = False
-    """Also measure how often the class changes along sequences of almost equal images."""
+    """Also measure the flip rate: how often the predicted class changes along sequences of slightly perturbed
+    images."""
     reference: Name = None
-    """A run folder or module:function: the network whose errors and flips those of --corruptions and --flips are
-    divided by, into mCE and mFR."""
+    """Reference network for mCE and mFR, a run folder or module:function: the errors of --corruptions and the flip
+    rates of --flips are divided by its own."""
     fourier: bool = False
-    """Also measure the error under noise of each frequency: fourier.png."""
+    """Also measure the error under noise of each frequency; writes fourier.png."""
     fourier_eps: Real = None
-    """l2 norm of the noise of --fourier in one channel. Default: pixels of a root mean square of 0.1."""
+    """l2 norm of the noise of --fourier in each channel. Default: a root mean square of 0.1 per pixel."""
 
     def studies(self) -> Studies:
-        """The request as `atent.experiments.evaluation.evaluate_target` takes it."""
+        """Return the request in the form that `atent.experiments.evaluation.evaluate_target` takes."""
         from atent.experiments.studies import Studies
 
         return Studies(**dataclasses.asdict(self))
 
 
 def print_studies(found: EvaluationFile, path: Path, stem: str) -> list[Path]:
-    """The tables of the studies that an evaluation has; the pictures that were written beside ``path``."""
+    """Print the tables of the studies of an evaluation; return the figures written beside ``path``."""
     from atent import plots
 
     written = []
@@ -79,10 +81,10 @@ def _bands(found: BandReport) -> None:
     )
     table = Table()
     table.add_column("part of the perturbation")
-    for heading in ("accuracy under it, 95 % interval", "share of energy, 95 % interval", "white noise"):
+    for heading in ("accuracy, 95 % interval", "share of energy, 95 % interval", "white noise"):
         table.add_column(heading, justify="right")
     table.add_row("none", found.clean.text, "", "")
-    table.add_row("whole", found.full.text, "", "")
+    table.add_row("full perturbation", found.full.text, "", "")
     for row in found.bands:
         energy = "" if row.energy is None else row.energy.percent
         table.add_row(row.band, row.robust.text, energy, f"{100 * row.white:.1f} %")
@@ -92,10 +94,8 @@ def _bands(found: BandReport) -> None:
 def _corruptions(found: CorruptionReport) -> None:
     from rich.table import Table
 
-    print(
-        f"\nerror (%) under common corruptions, n = {found.n:,}{_took(found.seconds)}; without one {found.clean.text}"
-    )
-    table = Table(pad_edge=False)  # with a reference it fills 80 columns
+    print(f"\nerror (%) under common corruptions, n = {found.n:,}{_took(found.seconds)}; clean {found.clean.text}")
+    table = Table(pad_edge=False)  # With a reference the table fills 80 columns.
     table.add_column("corruption", no_wrap=True)
     for severity in range(1, 6):
         table.add_column(str(severity), justify="right")
@@ -106,15 +106,15 @@ def _corruptions(found: CorruptionReport) -> None:
         errors = [row.error.value for row in found.rows if row.corruption == name]
         cells = [f"{100 * value:.1f}" for value in (*errors, sum(errors) / len(errors))]
         ratio = found.ratios.get(name)
-        cells += ["no error there" if ratio is None else f"{ratio:.3g}"] if found.reference is not None else []
+        cells += ["reference error 0" if ratio is None else f"{ratio:.3g}"] if found.reference is not None else []
         table.add_row(name, *cells)
     show.print_table(table)
     print(f"mean error {found.mean.percent}")
     if found.reference is not None:
-        told = "unknown: the reference makes no error" if found.mce is None else found.mce.text
-        print(f"mCE {told}, reference {found.reference}")
+        summary = "undefined: the reference has no errors" if found.mce is None else found.mce.text
+        print(f"mCE {summary}, reference {found.reference}")
     if found.left_out:
-        print(f"left out on images of this size: {', '.join(found.left_out)}")
+        print(f"not defined for images of this size: {', '.join(found.left_out)}")
 
 
 def _flips(found: FlipReport) -> None:
@@ -129,12 +129,12 @@ def _flips(found: FlipReport) -> None:
         table.add_column("reference", justify="right")
     for row in found.rows:
         other = [] if row.reference is None else [row.reference.percent]
-        table.add_row(row.sequence, "the one before" if row.ordered else "the clean image", row.rate.percent, *other)
+        table.add_row(row.sequence, "previous frame" if row.ordered else "clean image", row.rate.percent, *other)
     show.print_table(table)
     print(f"mean flip rate {found.mean.percent}")
     if found.reference is not None:
-        told = "unknown: the reference never changes its class" if found.mfr is None else found.mfr.text
-        print(f"mFR {told}, reference {found.reference}")
+        summary = "undefined: the reference never changes its class" if found.mfr is None else found.mfr.text
+        print(f"mFR {summary}, reference {found.reference}")
 
 
 def _fourier(found: FourierReport) -> None:
@@ -154,7 +154,7 @@ def _took(seconds: float | None) -> str:
 
 
 def print_transfer(found: TransferFile) -> None:
-    """The matrix: a row for each network that was attacked, a column for each that was evaluated."""
+    """Print the matrix: one row per attacked network, one column per evaluated network."""
     from rich.table import Table
 
     print(f"{found.data.name}, test images: {found.data.text}, {found.attack}, {found.threat.text}")

@@ -1,4 +1,4 @@
-"""`atent sweep`: a recipe over a space of its settings."""
+"""`atent sweep`: searches a space of settings of a recipe."""
 
 from __future__ import annotations
 
@@ -33,39 +33,39 @@ def sweep(
     json: bool = False,
     command: Annotated[str, tyro.conf.Suppress] = "",
 ) -> int:
-    """Try a recipe's settings by trainings that are compared on the validation split, into one table.
+    """Search the settings of a recipe by trainings that are compared on the validation split.
 
     FILE is a .toml file: a recipe, [sweep] (sampler grid, random or tpe, pruner none or asha, trials, seeds, objective,
-    epochs), [space] with the settings to try, and [set] with what is fixed. The test set is left alone: `atent evaluate
-    RUN` evaluates the trial that you choose. The same command again resumes. Needs the extra: pip install
-    'atent[sweep]'. Exit status: 0 done, 1 failed, 2 not understood.
+    epochs), [space] with the settings to search, and [set] with fixed settings. The test set is not used: `atent
+    evaluate RUN` evaluates the chosen trial. Repeating the command resumes. Needs an extra: pip install 'atent[sweep]'.
+    Exit status: 0 success, 1 failure, 2 invalid usage.
 
     Parameters
     ----------
     file
-        The sweep, as a .toml file.
+        The sweep as a .toml file.
     name
         Name of the result folder. Default: that of the file.
     runs
-        Folder that holds the result folder.
+        Parent folder of the result folder.
     jobs
-        Trainings at once; with one, the same file gives the same trials.
+        Number of concurrent trainings; with one, the same file always gives the same trials.
     backend
         Where the trainings run: processes of this machine, Ray tasks, or SLURM jobs (extras of the package).
     address
-        With --backend ray: the cluster, such as auto. Default: one on this machine, for this command.
+        With --backend ray: address of the cluster, such as auto. Default: a temporary local cluster.
     cpus
-        With --backend ray and slurm: CPUs of each training.
+        With --backend ray and slurm: CPUs per training.
     gpus
-        With --backend ray and slurm: GPUs of each training.
+        With --backend ray and slurm: GPUs per training.
     slurm
-        With --backend slurm: parameters of the jobs by submitit's names, such as partition=gpu timeout_min=240.
+        With --backend slurm: job parameters under submitit's names, such as partition=gpu timeout_min=240.
     quiet
-        No progress: neither bar, lines nor estimate.
+        Do not show progress.
     steal_lock
-        Take over the lock of a process on another host, which is known to be gone.
+        Take over the lock of a process on another host. Use it only if that process has ended.
     json
-        Print the result as JSON to standard output, and nothing else there.
+        Print the result to standard output as a single JSON document.
     """
     if jobs < 1:
         raise UsageError(f"--jobs must be at least 1, got {jobs}")
@@ -90,7 +90,7 @@ def sweep(
 
 
 def _print(path: Path, found: SweepFile) -> None:
-    """The table, what stands below it, and what may follow."""
+    """Print the table, its footnotes and the next command."""
     from rich.table import Table
 
     from atent.experiments.sweep.collect import caption, layout
@@ -106,10 +106,10 @@ def _print(path: Path, found: SweepFile) -> None:
     print("\n".join(caption(found)))
     if found.best:
         run = next(trial for trial in found.trials if trial.number == found.best[0]).seeds[0].run
-        print(f"next, once: atent evaluate {path / run}")
+        print(f"next: atent evaluate {path / run}")
     print(f"\nresult folder: {path}")
 
 
 def run(words: list[str]) -> int:
-    """`atent sweep` of these words."""
+    """Run `atent sweep` with these words."""
     return sweep(**read(sweep, words, "atent sweep"), command=shlex.join(["atent", "sweep", *words]))

@@ -1,4 +1,4 @@
-"""The options that say what is evaluated, on which data and under which threat: what several commands share."""
+"""The options for the target, the data and the threat that several commands share."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class InputOptions:
-    """What a network from elsewhere expects of its input."""
+    """Input convention of an external network."""
 
     mean: Annotated[tuple[float, ...] | None, arg("X ...")] = None
-    """Per-channel mean that a network from elsewhere expects to be subtracted. Default: as its file says, or none."""
+    """Per-channel mean that an external network expects to be subtracted. Default: that of its file, or none."""
     std: Annotated[tuple[float, ...] | None, arg("X ...")] = None
-    """Per-channel standard deviation that it expects to be divided by; with --mean."""
+    """Per-channel standard deviation to divide by; with --mean."""
     input_range: Annotated[str | None, arg("A..B")] = None
-    """What black and white are to a network from elsewhere, such as 0..255; --mean and --std are in these units.
+    """Pixel values of black and white for an external network, such as 0..255; --mean and --std are in these units.
     Default: 0..1."""
     bgr: bool = False
-    """The network takes its channels in the order blue, green, red."""
+    """The network expects channels in the order blue, green, red."""
 
     def convention(self) -> Convention | None:
-        """The options as `atent.models.convention.Convention`; None where none is given."""
+        """The options as `atent.models.convention.Convention`; None if no option is given."""
         if self == InputOptions():
             return None
         from atent.models.convention import Convention
@@ -56,19 +56,18 @@ class InputOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """What is evaluated, and how."""
+    """The target of an evaluation and its settings."""
 
     target: Annotated[tyro.conf.Positional[str], arg("RUN|FILE|zoo:NAME|hub:USER/NAME|MODULE:FUNCTION")]
-    """What to evaluate: a run folder (the path that training printed); a weights file (.safetensors, .pt, .pth, .th,
-    .ckpt), with --data and, unless training wrote it, --model; a network of this package (`atent list zoo`) or of the
-    Hugging Face Hub; or your own network as module:function, with --data. The function takes no arguments and returns
-    an nn.Module from inputs in [0, 1] to logits."""
+    """A run folder (the path that training printed); a weights file (.safetensors, .pt, .pth, .th, .ckpt) with --data
+    and, unless training wrote it, --model; a network of this package (`atent list zoo`) or of the Hugging Face Hub; or
+    your own network as module:function with --data. The function takes no arguments and returns an nn.Module that maps
+    inputs in [0, 1] to logits."""
     data: Name = None
-    """Data set whose test images are used: a name of `atent list data`, or your own as module:function. A run brings
-    its own, unless it was trained on tensors from Python."""
+    """Data set that provides the test images: a name of `atent list data`, or your own as module:function. Default: the
+    run's, unless it was trained on tensors from Python."""
     model: Name = None
-    """Network that a weights file is of, or that a run from Python trained: a name such as resnet20, or
-    module:function."""
+    """Architecture of a weights file or of a run trained from Python: a name such as resnet20, or module:function."""
     norm: AnyNorm = None
     """Norm of the threat. Default: the run's."""
     eps: Text = None
@@ -79,58 +78,58 @@ class Target:
     side: Number = None
     """patch: side of a patch in pixels. Default: the run's."""
     inner: Inner = None
-    """patch: what may happen inside a patch, anything (free) or changes of --inner-eps at most (linf). Default: the
-    run's, or free."""
+    """patch: allowed changes inside a patch: any (free), or at most --inner-eps per value (linf). Default: the run's,
+    or free."""
     inner_eps: Text = None
     """patch with --inner linf: largest change of a pixel value. Default: the run's."""
     which: typing.Literal["best", "last", "raw", "ema", "swa"] = "best"
-    """Weights of a run's best epoch or of its last; of a run that averages them, raw, ema or swa: the best epoch of
-    each kind."""
+    """Weights of a run: of the best or of the last epoch; if the run averages weights, raw, ema or swa select the best
+    epoch of each kind."""
     weights: Place = None
-    """A weights file of the same network, instead of the run's own weights."""
+    """Weights file of the same network to use instead of the run's own weights."""
     key: Name = None
-    """Place of the network in a weights file that holds several, such as ema or state_dict."""
+    """Key of the network in a weights file with several, such as ema or state_dict."""
     inputs: Annotated[InputOptions, Flat] = dataclasses.field(default_factory=lambda: InputOptions())
-    """What a network from elsewhere expects of its input."""
+    """Input convention of an external network."""
     allow_large_eps: bool = False
-    """Allow an eps that covers the whole box: linf of its width or more, l2 and l1 of its diagonal or more, l0 and
-    patch of as many elements, pixels or patches as a sample has."""
+    """Allow an eps that covers the entire box: linf at least its width, l2 and l1 at least its diagonal, l0 and patch
+    at least the number of elements, pixels or patches of a sample."""
     allow_long: bool = False
-    """Allow attacks that take more than a million passes through the network for each image."""
+    """Allow attacks that need more than a million passes per image."""
     limit: Limit = None
-    """Number of test images; all: every one. Default: as the recipe, or 1000; 100 for `atent export`."""
+    """Number of test images, or all. Default: the recipe's, or 1000; 100 for `atent export`."""
     subset: Subset = None
-    """Which images, where they are fewer than all: stratified, every class by its share, the same for every model of
-    one data.split_seed; or first, the first ones in source order. Default: as the recipe, or stratified."""
+    """How to select images if not all are used: stratified (in proportion to the classes; the same for all models with
+    the same data.split_seed) or first (in source order). Default: the recipe's, or stratified."""
     seed: Number = None
-    """Seed of the attacks' random numbers. Default: as the recipe, or 0."""
+    """Seed of the attacks' random numbers. Default: the recipe's, or 0."""
     batch_size: Number = None
-    """Images per batch. Default: as the recipe, or 250."""
+    """Images per batch. Default: the recipe's, or 250."""
     channels_last: Tristate = None
-    """The same as --memory-format channels_last, and --no-channels-last as contiguous."""
+    """Same as --memory-format channels_last; --no-channels-last is the same as contiguous."""
     memory_format: Format = None
-    """How images lie in memory: channels_last is often faster for convolutions, equal up to rounding; auto measures
-    it. Default: as the recipe, or contiguous."""
+    """Memory format of images: channels_last is often faster for convolutions, with equal results up to rounding; auto
+    measures which is faster. Default: the recipe's, or contiguous."""
     precision: Precision = None
-    """In which precision attacks search: bfloat16, float16 and (CUDA) tf32 are often faster, and what ends near the
-    boundary is searched again in float32; auto measures which one pays. Verdicts are those of the network itself in its
-    own precision. Default: float32."""
+    """Precision of the attack search: bfloat16, float16 and (CUDA) tf32 are often faster, and samples that end near the
+    decision boundary are searched again in float32; auto measures which is fastest. Success is always decided by the
+    network in its own precision. Default: float32."""
     folding: Tristate = None
-    """Attacks search on a copy of the network with batch norm folded into the layers beside it; --no-folding: on the
-    network itself. Default: as the recipe, or folded."""
+    """Attack a copy of the network with batch norm folded into adjacent layers; --no-folding: attack the network
+    itself. Default: the recipe's, or folded."""
     root: Place = None
-    """Folder that holds the data (npz: the file). Default: as the run had it."""
+    """Folder of the data (npz: the file). Default: the run's."""
     device: Annotated[str, arg("NAME")] = "auto"
     """auto, cpu, cuda ..."""
     threads: Threads = None
-    """CPU threads: a number, or auto (one where the network gains nothing from more, measured). Default: all cores."""
+    """CPU threads: a number, or auto, which measures whether more than one is faster. Default: all cores."""
     quiet: bool = False
-    """No progress: neither bar, lines nor estimate."""
+    """Do not show progress."""
     steal_lock: bool = False
-    """Take over the lock of a process on another host, which is known to be gone."""
+    """Take over the lock of a process on another host. Use it only if that process has ended."""
 
     def keywords(self) -> dict[str, Any]:
-        """The keywords of `atent.experiments.target.load_target`."""
+        """Keyword arguments for `atent.experiments.target.load_target`."""
         given = {
             f.name: getattr(self, f.name)
             for f in dataclasses.fields(self)
@@ -140,12 +139,12 @@ class Target:
         given["batch"] = given.pop("batch_size")
         if self.memory_format is not None:
             if self.channels_last is not None:
-                raise UsageError("--memory-format and --channels-last are the same setting: keep --memory-format")
+                raise UsageError("--memory-format and --channels-last set the same field: use --memory-format only")
             given["channels_last"] = "auto" if self.memory_format == "auto" else self.memory_format == "channels_last"
         return given
 
     def search_dtype(self, former: str | None = None) -> str | None:
-        """The precision of a search as `atent.evaluate` takes it; ``former`` is what --search-dtype gave."""
+        """The precision of the search for `atent.evaluate`; ``former`` is the value of --search-dtype."""
         if former is not None and self.precision is not None:
-            raise UsageError("--precision and --search-dtype are the same setting: keep --precision")
+            raise UsageError("--precision and --search-dtype set the same field: use --precision only")
         return former or (None if self.precision == "float32" else self.precision)

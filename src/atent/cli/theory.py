@@ -16,9 +16,9 @@ from atent.cli.target import InputOptions
 if TYPE_CHECKING:
     from atent.experiments.results import Statement
 
-_WHOLE = "the statements are about all samples together, which one process measures"
+_WHOLE = "the statements concern all samples together, which one process measures"
 REFUSED = {"--shard": _WHOLE, "--merge": _WHOLE}
-"""Options of other commands that this one cannot have, and why."""
+"""Options of other commands that this one does not support, with the reason."""
 
 
 def theory(
@@ -44,48 +44,50 @@ def theory(
 ) -> int:
     """Check the statements of the paper's theory on a network and its data, with sample counts and error bars.
 
-    The lemma's constants, the normaliser, the gradients of both objectives, the sampler and its mixing, Entropy-SGD,
-    PGD as ATENT without noise, and chains batch by batch. Statements that the supplement misprints are given as printed
-    and corrected. A check on samples proves nothing, and says so. Exit status: 0 done, 1 failed, 2 not understood.
+    Checks the lemma's constants, the normaliser, the gradients of both objectives, the sampler and its mixing,
+    Entropy-SGD, PGD as ATENT without noise, and per-batch chains. Statements that the supplement misprints are given as
+    printed and corrected. A check on samples is evidence, not a proof. Exit status: 0 success, 1 failure, 2 invalid
+    usage.
 
     Parameters
     ----------
     target
         A run folder, a weights file, or module:function that builds a network.
     data
-        Data set, such as digits or mnist. Default: the run's own.
+        Data set, such as digits or mnist. Default: the run's.
     model
-        Network that a weights file is of, where it does not say.
+        Architecture of a weights file that does not record it.
     root
-        Folder that holds the data. Default: as the run had it.
+        Folder of the data. Default: the run's.
     which
-        Weights of the best epoch or of the last.
+        Weights to load: of the best or of the last epoch.
     limit
-        Number of test images, at least 4; all: every one.
+        Number of test images, at least 4, or all.
     subset
-        Which images, where they are fewer than all: stratified, every class by its share; or first, the first ones in
-        source order. Default: as the run.
+        How to select images if not all are used: stratified (in proportion to the classes) or first (in source order).
+        Default: the run's.
     gamma
         Coefficient of the quadratic penalty of the density on images, in the paper's scaling (per unit of step size);
         above 0.
     temperature
-        T of the density. Default: gamma radius^2 / d, at which the Gaussian part alone reaches the radius.
+        Temperature T of the density. Default: gamma radius^2 / d, at which the Gaussian part alone reaches the radius.
     radius
         l2 radius that samples should reach. Default: the run's eps (linf: times sqrt(d)), or 1.
     chains
-        Chains for each mean, at least 3.
+        Chains per mean, at least 3.
     steps
-        Kept steps of each chain with Metropolis' correction; the plain ones take six times as many.
+        Recorded steps of each Metropolis-adjusted chain; unadjusted chains take six times as many.
     samples
         Points at which Lemma B.1 is checked.
     seed
         Seed of all random numbers.
     out
-        File to write. Default: theory.json in the run folder, numbered where it is taken. Pictures go beside it.
+        File to write. Default: theory.json in the run folder; a number is appended if it exists. Figures are written
+        beside it.
     quiet
-        Do not print which part is running.
+        Do not show progress.
     json
-        Print the result as JSON to standard output, and nothing else there.
+        Print the result to standard output as a single JSON document.
     """
     from atent.experiments.recipes import chains as recipes
     from atent.experiments.results import TheoryFile
@@ -117,7 +119,7 @@ def theory(
 
 
 def _print_rows(rows: list[Statement]) -> None:
-    """A line a row: the statement, the verdict, the figure, and why."""
+    """Print one row per statement: the verdict, the figure and the reason."""
     from rich.table import Table
 
     table = Table(title_justify="left")

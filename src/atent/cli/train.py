@@ -1,4 +1,4 @@
-"""`atent train`: a recipe, or a run that resumes."""
+"""`atent train`: trains a recipe, or resumes a run."""
 
 from __future__ import annotations
 
@@ -41,68 +41,68 @@ def train(
     steal_lock: bool = False,
     fields: Annotated[tuple[str, ...], tyro.conf.Suppress] = (),
 ) -> int:
-    """Train a model by a recipe, evaluate it on the test set once, and keep all of it in a run folder.
+    """Train a model from a recipe, evaluate it once on the test set, and write a run folder.
 
-    RECIPE is a name that `atent recipes` lists, or a .toml file. Every field of a recipe is an option as well: `atent
-    train RECIPE --help` lists them. Often used: --train.epochs 5, --train.seed 1, --train.device cuda, --train.threads
-    auto, --data.limit 2000, --data.root PATH, --model resnet18, --method TRADES, --method.threat.eps 4/255,
-    --evaluate.attacks FGSM "PGD(steps=40)" AutoAttack. Exit status: 0 done, 1 failed, or with --baseline not shown to
-    be more robust, 2 not understood.
+    RECIPE is a name that `atent recipes` lists, or a .toml file. Every field of a recipe is also an option: `atent
+    train RECIPE --help` lists them. Common options: --train.epochs 5, --train.seed 1, --train.device cuda,
+    --train.threads auto, --data.limit 2000, --data.root PATH, --model resnet18, --method TRADES, --method.threat.eps
+    4/255, --evaluate.attacks FGSM "PGD(steps=40)" AutoAttack. Exit status: 0 success, 1 failure, or with --baseline not
+    shown to be more robust, 2 invalid usage.
 
     Parameters
     ----------
     recipe
-        What to train.
+        Recipe name or .toml file.
     name
-        Name of the run folder. Default: the recipe's name, numbered where it is taken.
+        Name of the run folder. Default: the recipe's name; a number is appended if it exists.
     runs
-        Folder that holds the run folders.
+        Parent folder of the run folders.
     resume
-        Resume this run, with its own settings.
+        Run folder to resume, with its own settings.
     baseline
-        Also train the same network by standard training, print both, and fail unless the robust model is more robust
-        beyond the intervals; --no-baseline: do not. Default: as the recipe.
+        Also train the same network by standard training, and exit with 1 unless the robust model is more robust with
+        disjoint 95 % intervals. Default: the recipe's.
     validation_only
-        Leave the test set alone: the rows of the epochs are in validation.jsonl, and `atent evaluate RUN` evaluates the
+        Do not use the test set: validation.jsonl contains one row per epoch, and `atent evaluate RUN` evaluates the
         model later.
     certifier
-        With --validation-only: also the certified accuracy on the validation images at the best epoch, by the bounds
-        ibp, crown-ibp, crown or dual.
+        With --validation-only: also report verified accuracy on the validation images at the best epoch, by ibp,
+        crown-ibp, crown or dual.
     allow_large_eps
-        Allow an eps that covers the whole box: linf of its width or more, l2 and l1 of its diagonal or more, l0 and
-        patch of as many elements, pixels or patches as a sample has.
+        Allow an eps that covers the entire box: linf at least its width, l2 and l1 at least its diagonal, l0 and patch
+        at least the number of elements, pixels or patches of a sample.
     model
-        With --resume, of a run that was trained from Python: what builds its network, as module:function or by name.
+        With --resume, for a run trained from Python: the network, as module:function or by name.
     data
-        With --resume, of a run that was trained on tensors: module:function that gives its data, as
-        atent.data.from_tensors does.
+        With --resume, for a run trained on tensors: module:function that returns its data, as atent.data.from_tensors
+        does.
     root
-        Folder that holds the data (npz: the file), as --data.root. Default: as the recipe, or with --resume the run.
+        Folder of the data (npz: the file), as --data.root. Default: the recipe's, or with --resume the run's.
     log
-        Record the training by these trackers as well: tensorboard, mlflow, wandb (each an extra of the package).
+        Also log to these trackers: tensorboard, mlflow, wandb (each an extra of the package).
     quiet
-        No progress: neither bar, lines nor estimate.
+        Do not show progress.
     steal_lock
-        Take over the lock of a process on another host, which is known to be gone.
+        Take over the lock of a process on another host. Use it only if that process has ended.
     """
     from atent.runs import locks
 
-    # A lock that this job left on another machine is of a process that torchrun has ended.
+    # A lock that this job left on another machine belongs to a process that torchrun has ended.
     locks.steal(steal_lock or (resume is not None and restarted()))
     if certifier is not None and not validation_only:
-        raise UsageError("--certifier is for --validation-only: use `atent certify RUN --method ...` for test images")
+        raise UsageError("--certifier needs --validation-only: use `atent certify RUN --method ...` for test images")
     if validation_only and (baseline or log):
         option = "--baseline" if baseline else "--log"
-        raise UsageError(f"--validation-only makes no evaluation, which {option} needs: leave one of them out")
+        raise UsageError(f"--validation-only makes no evaluation, which {option} needs: omit one of them")
     if resume is not None:
         if recipe is not None:
-            raise UsageError(f"{recipe!r} is one argument too many: --resume takes the recipe of {resume}")
+            raise UsageError(f"unexpected argument {recipe!r}: --resume uses the recipe of {resume}")
         return _resume(
             Path(resume), model=model, data=data, root=root, baseline=bool(baseline), quiet=quiet, log=log,
             validation_only=validation_only, certifier=certifier,
         )  # fmt: skip
     if recipe is None:
-        raise UsageError("which recipe? `atent train RECIPE`; `atent recipes` lists them")
+        raise UsageError("no recipe given: write `atent train RECIPE`; see `atent recipes`")
     if root is not None:
         fields = (*fields, "--data.root", root)
     from atent.distributed import entered
@@ -124,12 +124,12 @@ def train(
 
 
 def run(words: list[str]) -> int:
-    """`atent train` of these words, some of which set fields of the recipe."""
+    """Run `atent train` with these words, some of which set fields of the recipe."""
     return run_words(words, train)
 
 
 def run_words(words: list[str], command: Callable[..., int]) -> int:
-    """A command that trains by a recipe, of these words, some of which set fields of the recipe."""
+    """Run a training command with these words, some of which set fields of the recipe."""
     prog = f"atent {command.__name__}"
     if any(word.partition("=")[0] == "--resume" for word in words):
         _check_resumed(words)
@@ -144,14 +144,14 @@ def run_words(words: list[str], command: Callable[..., int]) -> int:
 
 
 def _check_resumed(words: list[str]) -> None:
-    """UsageError for a field of a recipe, which a run that resumes has already."""
+    """Raise UsageError for a recipe field, which a resumed run already has."""
     for word in words:
         option = word.partition("=")[0]
         section, dot, _ = option[2:].partition(".")
         if option.startswith("--") and dot and section in SECTIONS and option not in SAME:
             raise UsageError(
-                f"{option} has no effect with --resume, a run resumes with its own settings: leave it out, or train"
-                " a new run by its recipe"
+                f"{option} has no effect with --resume, which keeps the run's settings: omit it, or train"
+                " a new run from its recipe"
             )
 
 
@@ -164,7 +164,7 @@ def _resume(
     from atent.experiments.recipes import python_job, resumed_job
 
     if not (path / folder.CONFIG).is_file():
-        raise FileNotFoundError(f"{path} is not a run folder (no {folder.CONFIG}): give the one to resume")
+        raise FileNotFoundError(f"{path} is not a run folder (no {folder.CONFIG}): give the run folder to resume")
     folder.admit(path)
     saved = folder.read_config(path / folder.CONFIG)
     if all(section in saved for section in SECTIONS) and saved["model"].get("name"):
@@ -183,7 +183,7 @@ def train_job(
     job: Any, path: Path, *, baseline: bool, quiet: bool, log: tuple[str, ...], resume: bool = False, saved: Any = None,
     validation_only: bool = False, certifier: str | None = None,
 ) -> int:  # fmt: skip
-    """Train or resume, with the baseline beside it, and print what was found."""
+    """Train or resume, with the baseline if requested, and print the results."""
     from atent.distributed import alone, entered
     from atent.experiments.pipeline import baseline as plain_job
     from atent.experiments.pipeline import draw_curves
@@ -204,7 +204,7 @@ def train_job(
         return 0
     threat = threat_of(getattr(job.method, "threat", None), (0.0, 1.0), job.evaluate)
     assert threat is not None
-    print("\nBeside it, standard training: the same data, split, network, epochs, optimizer and schedule.")
+    print("\nBaseline, standard training: same data, split, network, epochs, optimizer and schedule.")
     with entered(lambda: claimed(path.parent, f"{path.name}-standard", "train")) as (beside, begun):
         plain = _tracked(plain_job(job, threat), beside, resume=begun, **options)
     models["Standard"] = plain.evaluation
@@ -218,12 +218,12 @@ def train_job(
 
 
 def _next(path: Path, quiet: bool) -> None:
-    """What to try on the run next."""
+    """Print suggested next commands for the run."""
     from atent.distributed import current
     from atent.report.collect import Run, read
     from atent.report.commands import next_steps
 
-    # Another rank may be on a machine without the run folder.
+    # Other ranks may run on machines without the run folder.
     run = None if quiet or not current().first else read(path)
     if isinstance(run, Run):
         print("\nNext:")
@@ -232,7 +232,7 @@ def _next(path: Path, quiet: bool) -> None:
 
 
 def _program() -> str:
-    """``atent``, or the path that it was started by where the shell does not find the name, as after `make train`."""
+    """``atent``, or the path of the program if it is not on PATH, as after `make train`."""
     started = Path(sys.argv[0])
     return str(started) if started.name == "atent" and shutil.which("atent") is None else "atent"
 
@@ -251,13 +251,13 @@ def _validated(job: Any, path: Path, *, quiet: bool, resume: bool, saved: Any, c
     if certifier is not None:
         verified = alone(lambda: verify(job, found.model, path, certifier).text)
         print(f"validation images verified by {certifier}: {verified}")
-    print(f"\nbest epoch: {found.best['epoch']}; the test set was left alone: `atent evaluate {path}` evaluates it")
+    print(f"\nbest epoch: {found.best['epoch']}; the test set was not used: run `atent evaluate {path}`")
     print(f"run folder: {path}")
     return 0
 
 
 def _warnings(found: EvaluationFile) -> None:
-    """The checks for masked gradients that warn, where the recipe asks for them, a line each."""
+    """Print the checks for masked gradients that warn, one per line, if the recipe requests checks."""
     failed = [check for check in found.checks if not check.passed]
     if found.checks:
         print(f"checks for masked gradients: {len(failed)} of {len(found.checks)} warn")
@@ -266,7 +266,7 @@ def _warnings(found: EvaluationFile) -> None:
 
 
 def _tracked(job: Any, path: Path, *, log: tuple[str, ...], **options: Any) -> Any:
-    """The finished run, which trackers of these names record."""
+    """Train and return the finished run, logged to the named trackers."""
     from atent.distributed import current
     from atent.experiments.pipeline import run_job
 
@@ -283,18 +283,18 @@ def _tracked(job: Any, path: Path, *, log: tuple[str, ...], **options: Any) -> A
 
 
 def _check_baseline(job: Any) -> None:
-    """ValueError, before anything is trained, where a baseline could not be compared in the end."""
+    """Raise ValueError, before training, for settings under which a baseline cannot be compared."""
     from atent.attacks import ATTACKS
     from atent.experiments.target import threat_of
 
     if threat_of(getattr(job.method, "threat", None), (0.0, 1.0), job.evaluate) is None:
-        raise ValueError("--baseline compares under a threat: use a robust method, or set evaluate.norm and eps")
+        raise ValueError("--baseline needs a threat: use a robust method, or set evaluate.norm and eps")
     if job.evaluate.threats:
-        raise ValueError("--baseline compares under one threat: leave evaluate.threats empty, or use --no-baseline")
+        raise ValueError("--baseline needs a single threat: leave evaluate.threats empty, or use --no-baseline")
     names = [re.split(r"\W", text.strip())[0] for text in job.evaluate.attacks]
-    # An unknown name gets its own message later.
+    # An unknown name is reported later.
     if "PGD" not in names and ATTACKS.keys() >= set(names):
-        raise ValueError("--baseline compares by PGD: add one to evaluate.attacks, or use --no-baseline")
+        raise ValueError("--baseline needs PGD: add it to evaluate.attacks, or use --no-baseline")
 
 
 def _epoch_line(row: dict[str, Any]) -> None:
@@ -313,7 +313,7 @@ def _epoch_line(row: dict[str, Any]) -> None:
 
 
 def _verdict(robust: EvaluationFile, plain: EvaluationFile) -> int:
-    """0 where the robust model's lower PGD limit lies above the standard one's upper limit, else 1."""
+    """0 if the robust model's lower limit under PGD is above the standard model's upper limit, else 1."""
     name = next(n for n, a in robust.attacks.items() if a.attack.startswith("PGD"))
     low, high = robust.attacks[name].robust.low, plain.attacks[name].robust.high
     won = low > high

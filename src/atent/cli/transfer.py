@@ -1,4 +1,4 @@
-"""`atent transfer`: adversarial images of each of several networks, tried on all of them."""
+"""`atent transfer`: transfer attacks between several networks."""
 
 from __future__ import annotations
 
@@ -59,77 +59,76 @@ def transfer(
     steal_lock: bool = False,
     json: bool = False,
 ) -> int:
-    """Attack each of several networks, and evaluate all of them on its adversarial images.
+    """Attack each of several networks and evaluate all of them on its adversarial images.
 
-    The networks see the same test images, and the attack has the same random numbers on each. A network robust to its
-    own attack and not to one that was made on another is likely to mask its gradients. A run that was killed resumes.
-    Exit status: 0 done, 1 failed, 2 not understood.
+    All networks see the same test images, and the attack uses the same random numbers on each. A network that is robust
+    to attacks on itself but not to attacks transferred from another network is likely to mask its gradients. Repeating
+    the command resumes. Exit status: 0 success, 1 failure, 2 invalid usage.
 
     Parameters
     ----------
     targets
-        Two networks or more: run folders, zoo:NAME, hub:USER/NAME, weights files, or module:function. Those weights
-        files that training here did not write are of one --model, and expect the same of their input.
+        Two or more networks: run folders, zoo:NAME, hub:USER/NAME, weights files, or module:function. External weights
+        files share one --model and one input convention.
     attack
-        The attack on each network, written as a call.
+        Attack on each network, written as a call.
     data
-        Data set of networks that bring none: files and module:function. Default: that of the first run.
+        Data set of weights files and module:function. Default: that of the first run.
     model
-        Network of the weights files that do not say it, by name or as module:function.
+        Architecture of weights files that do not record it, by name or as module:function.
     norm
-        Norm of the threat. Default: that of the runs, where it is one.
+        Norm of the threat. Default: that of the runs, if they agree.
     eps
         Radius of the threat in pixel units, such as 0.3 or 8/255; l0, patch: how many elements, pixels or patches may
-        change. Default: that of the runs, where it is one; needed with another --norm than theirs.
+        change. Default: that of the runs, if they agree; required with another --norm than theirs.
     group
         l0: what --eps counts. Default: that of the runs, or element.
     side
         patch: side of a patch in pixels. Default: that of the runs.
     inner
-        patch: what may happen inside a patch, anything (free) or changes of --inner-eps at most (linf). Default: that
-        of the runs, or free.
+        patch: allowed changes inside a patch: any (free), or at most --inner-eps per value (linf). Default: that of the
+        runs, or free.
     inner_eps
         patch with --inner linf: largest change of a pixel value. Default: that of the runs.
     which
-        Weights of the runs' best epoch or of their last, or of one of the averages.
+        Weights of the runs: of the best or of the last epoch, or one of the averages.
     allow_large_eps
-        Allow an eps that covers the whole box: linf of its width or more, l2 and l1 of its diagonal or more, l0 and
-        patch of as many elements, pixels or patches as a sample has.
+        Allow an eps that covers the entire box: linf at least its width, l2 and l1 at least its diagonal, l0 and patch
+        at least the number of elements, pixels or patches of a sample.
     limit
-        Number of test images; all: every one. Default: as the first run, or 1000.
+        Number of test images, or all. Default: that of the first run, or 1000.
     subset
-        Which images, where they are fewer than all: stratified or first. Default: as the first run, or stratified.
+        How to select images if not all are used: stratified or first. Default: that of the first run, or stratified.
     seed
-        Seed of the attack's random numbers. Default: as the first run, or 0.
+        Seed of the attack's random numbers. Default: that of the first run, or 0.
     batch_size
-        Images per batch. Default: as the first run, or 250.
+        Images per batch. Default: that of the first run, or 250.
     precision
-        In which precision the attack searches, as for `atent evaluate`; auto measures the first network. Default:
-        float32.
+        Precision of the attack search, as for `atent evaluate`; auto measures on the first network. Default: float32.
     folding
-        Search on copies of the networks with batch norm folded into the layers beside it; --no-folding: on the networks
-        themselves. Default: as the first run, or folded.
+        Attack copies of the networks with batch norm folded into adjacent layers; --no-folding: attack the networks
+        themselves. Default: that of the first run, or folded.
     root
-        Folder that holds the data (npz: the file). Default: as the runs had it.
+        Folder of the data (npz: the file). Default: that of the runs.
     device
         auto, cpu, cuda ...
     threads
-        CPU threads: a number, or auto (one where a network gains nothing from more, measured). Default: all cores.
+        CPU threads: a number, or auto, which measures whether more than one is faster. Default: all cores.
     out
-        JSON file to write. Default: transfer.json in the first run folder, or in this folder, numbered where it is
-        taken. Until it is whole, a file of that name that ends in .partial.jsonl holds what is done: the same command
-        resumes from it.
+        JSON file to write. Default: transfer.json in the first run folder, or in the current folder; a number is
+        appended if it exists. Partial results are kept in a file of that name that ends in .partial.jsonl, from which
+        repeating the command resumes.
     png
-        Where to draw the matrix. Default: beside the JSON file.
+        Figure file of the matrix. Default: beside the JSON file.
     quiet
-        No progress: neither bar, lines nor estimate.
+        Do not show progress.
     steal_lock
-        Take over the lock of a process on another host, which is known to be gone.
+        Take over the lock of a process on another host. Use it only if that process has ended.
     json
-        Print the result as JSON to standard output, and nothing else there.
+        Print the result to standard output as a single JSON document.
     """
     if len(targets) < 2:
-        raise UsageError("a transfer matrix needs two networks or more: `atent transfer RUN RUN ... [OPTIONS]`")
+        raise UsageError("a transfer matrix needs two or more networks: write `atent transfer RUN RUN ... [OPTIONS]`")
     from atent import plots
     from atent.cli.studies import print_transfer
     from atent.experiments.evaluation import measured
@@ -161,7 +160,7 @@ def transfer(
 
 
 def _named(out: str | None, png: str | None) -> dict[str, Path | None]:
-    """The files that the options name; ValueError, before the long work, for a name of another kind of file."""
+    """The files that the options name; ValueError, before the computation, for a wrong file extension."""
     for given, option, kind in ((out, "--out", ".json"), (png, "--png", ".png")):
         if given is not None and Path(given).suffix != kind:
             raise ValueError(f"{option} {given}: the name must end in {kind}")

@@ -1,4 +1,4 @@
-"""How wide the commands print; it imports nothing that takes time."""
+"""Output width of the commands; imports only cheap modules."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import textwrap
 
 
 def terminal_width() -> int:
-    """Columns of the terminal, also where standard output is piped; 80 where there is none."""
+    """Columns of the terminal, also if standard output is piped; 80 without a terminal."""
     if os.environ.get("COLUMNS", "").isdigit():
         return max(40, int(os.environ["COLUMNS"]))
     for stream in (sys.__stdout__, sys.__stderr__, sys.__stdin__):
@@ -21,14 +21,14 @@ def terminal_width() -> int:
 
 
 def screen() -> int:
-    """Width at which tables are printed: $COLUMNS, the terminal's, or 80 where output is piped."""
+    """Width of printed tables: $COLUMNS, the terminal's width, or 80 if output is piped."""
     if os.environ.get("COLUMNS", "").isdigit():
         return terminal_width()
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else 80
 
 
 def wrapped(text: str, indent: int) -> str:
-    """A line for the terminal's width; what does not fit stands below, ``indent`` columns in."""
+    """Wrap a line to the terminal's width; continuation lines are indented by ``indent`` columns."""
     return textwrap.fill(
         text, terminal_width(), subsequent_indent=" " * indent, break_on_hyphens=False, break_long_words=False
     )

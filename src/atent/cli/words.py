@@ -1,4 +1,4 @@
-"""The words of a command line and the small languages in them: options, flags, durations."""
+"""Splits a command line into words and reads options, flags and durations."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ SECTION_NAMES = ("method", "model", "data", "optimizer")
 """Sections of a recipe whose bare name as an option means their `name`."""
 
 SAME = {"--data.name": "--data", "--data.root": "--root", "--model.name": "--model"}
-"""Fields of a recipe, and the options of other commands that mean the same."""
+"""Options of other commands, and the recipe fields that have the same meaning."""
 
-# No limit means all; as the value of an option, None would mean its default.
+# None as a limit means all; as the value of an option it would mean the default.
 _LIMIT = re.compile(r"--([a-z_-]+[.])?([a-z]+[_-])?limit")
-# The field cannot have the name of the function that it asks for.
+# The field cannot share its name with the function that it requests.
 _FIELDS = {"--method.calibrate": "--method.calibrated"}
 _PLAIN = {"true": "True", "false": "False", "none": "None", "null": "None"}
 _ALL = {"none": "all", "null": "all", "None": "all"}
 
 
 def seconds(text: str, option: str) -> float:
-    """A duration such as 10m, 90s or 1h30m (a bare number is seconds) in seconds, above 0; UsageError in one line."""
+    """Convert a duration such as 10m, 90s or 1h30m (a bare number is in seconds) to seconds, above 0; UsageError if
+    invalid."""
     parts = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", text.strip())
     total = sum(int(n or 0) * unit for n, unit in zip(parts.groups(), (3600, 60, 1))) if parts else 0
     if total < 1:
@@ -41,7 +42,7 @@ def seconds(text: str, option: str) -> float:
 
 
 def options_of(command: Callable[..., Any] | type, prefix: str = "--") -> dict[str, Any]:
-    """The options of a command, or of a dataclass of settings, and the type of each; without the positional ones."""
+    """The options of a command or of a settings dataclass, with the type of each; positional arguments are excluded."""
     hints = typing.get_type_hints(command, include_extras=True)
     hints.pop("return", None)
     names = [f.name for f in dataclasses.fields(command)] if isinstance(command, type) else list(hints)
@@ -59,7 +60,7 @@ def options_of(command: Callable[..., Any] | type, prefix: str = "--") -> dict[s
 
 
 def _unwrapped(hint: Any) -> tuple[Any, list[Any]]:
-    """A type without its annotations, and these."""
+    """Split an annotated type into the type and its annotations."""
     marks: list[Any] = []
     while typing.get_origin(hint) is typing.Annotated:
         hint, *more = typing.get_args(hint)
@@ -68,24 +69,24 @@ def _unwrapped(hint: Any) -> tuple[Any, list[Any]]:
 
 
 def _optional(kind: Any) -> Any:
-    """The type of an option beside None."""
+    """The type of an option without None."""
     parts = [part for part in typing.get_args(kind) if part is not type(None)]
     is_union = typing.get_origin(kind) in (typing.Union, UnionType)
     return parts[0] if is_union and len(parts) == 1 else kind
 
 
 def is_hidden(hint: Any) -> bool:
-    """Whether a parameter is none of the command line's: the command is given it otherwise."""
+    """Whether a parameter is not set from the command line."""
     return tyro.conf.Suppress in _unwrapped(hint)[1]
 
 
 def hyphened(name: str) -> str:
-    """A name as an option spells it."""
+    """A name in the spelling of an option, with hyphens."""
     return name.replace("_", "-")
 
 
 def _is_tristate(kind: Any) -> bool:
-    """Whether the type is a boolean that may be something else as well: none, or a word such as auto."""
+    """Whether the type is a boolean or something else: none, or a word such as auto."""
     is_union = typing.get_origin(kind) in (typing.Union, UnionType)
     others = [part for part in typing.get_args(kind) if part not in (bool, type(None))]
     words = all(typing.get_origin(part) is typing.Literal for part in others)
@@ -93,21 +94,21 @@ def _is_tristate(kind: Any) -> bool:
 
 
 def _names_none(kind: Any) -> bool:
-    """Whether the word none is a value of the type: a text that is never None, or one of the names to choose from."""
+    """Whether the word none is a value of the type: a string that is never None, or one of the choices."""
     parts = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, UnionType) else (kind,)
     named = any("none" in typing.get_args(part) for part in parts if typing.get_origin(part) is typing.Literal)
     return kind is str or named
 
 
-# ---- what a user writes ------------------------------------------------------------------------------------
+# ---- user input ------------------------------------------------------------------------------------
 
 
 def spelled(
     words: list[str], known: dict[str, Any], *, renamed: dict[str, str] | None = None, sections: bool = False
 ) -> list[str]:
-    """The words as the parser takes them: options with hyphens, flags without values, values as Python spells them.
+    """Normalise the words for the parser: options with hyphens, flags without values, values in Python's spelling.
 
-    ``known`` as `options_of`. ``renamed``: former spellings of options, which are reported once as deprecated.
+    ``known``: as `options_of`. ``renamed``: former spellings of options, which print a deprecation warning once.
     ``sections``: a bare `--method`, `--model`, `--data` or `--optimizer` means the section's name.
     """
     out: list[str] = []
@@ -144,13 +145,13 @@ def _option(head: str, renamed: dict[str, str], sections: bool) -> str:
 
 
 def negated(option: str) -> str:
-    """The flag that says no."""
+    """The negated flag."""
     prefix, _, last = option.rpartition(".")
     return f"{prefix}.no-{last}" if prefix else f"--no-{option[2:]}"
 
 
 def _add_value(out: list[str], word: str, known: dict[str, Any]) -> None:
-    """Append the value of the option before it; a flag takes the value that it was written with until now."""
+    """Append the value of the previous option; a flag still accepts its former explicit value."""
     option = out[-1] if out else ""
     if known.get(option) is bool and word.lower() in ("true", "false"):
         out[-1] = option if word.lower() == "true" else negated(option)
@@ -162,12 +163,12 @@ def _add_value(out: list[str], word: str, known: dict[str, Any]) -> None:
     elif "." in option or word in ("true", "false"):
         out.append(_PLAIN.get(word, word))
     else:
-        # A command's own options are left out for none: the word is a name like any other.
+        # The word none is not special for a command's own options.
         out.append(word)
 
 
 def split_sections(words: list[str]) -> tuple[list[str], list[str]]:
-    """The words of the command itself and, of `--section.field value ...`, those that set a recipe's fields."""
+    """Split the words into those of the command and those that set a recipe's fields, `--section.field value ...`."""
     own: list[str] = []
     fields: list[str] = []
     into = own

@@ -109,11 +109,11 @@ def certify_folder(
     function (`verified_by`), within ``radii`` under the run's norm or ``norm``, default: the run's eps. The same call
     resumes where an earlier one stopped, and takes more images when ``limit`` grows; another budget, seed or set of
     weights gets the next free name. ``sequential``: decide the one radius of ``radii`` by a sequential test with ``n``
-    noise samples at most (`Smoothed.certify_at`); default: where smoothing is asked for exactly one. ``shard``
-    "i/k", with i from 1, certifies every k-th group of images into a file of its own (see `certify_run`), ``merged``
+    noise samples at most (`Smoothed.certify_at`); default: if exactly one radius is requested of smoothing. ``shard``
+    "i/k", with i from 1, certifies every k-th group of images into a separate file (see `certify_run`), ``merged``
     joins the shards. Ranks that call this together share the groups. ``compiled``: smoothing with the network fused by
     ``torch.compile``, ``channels_last``: that of `Smoothed`; both the same up to rounding.
-    ``trust_code`` as `load_target`. Raises what the rooms raise: ValueError and FileNotFoundError in one line.
+    ``trust_code`` as `load_target`. Raises ValueError and FileNotFoundError.
     """
     noisy, plugin = smooths(method), plugin_named(CERTIFIERS, method)
     who = load_target(
@@ -124,11 +124,11 @@ def certify_folder(
     goals = None if radii is None else [radius(r, "radius") for r in radii]
     if not noisy:
         if sequential:
-            raise ValueError(f"method {method} draws no noise, so it has no sequential test: leave --sequential out")
+            raise ValueError(f"method {method} uses no noise samples, so it has no sequential test: omit --sequential")
         if shard or merged or compiled or sigma is not None:
-            raise ValueError(f"method {method} draws no noise: leave --sigma, --shard, --merge and --compile out")
+            raise ValueError(f"method {method} uses no noise samples: omit --sigma, --shard, --merge and --compile")
         own = entered(lambda: _alone(who, method, plugin, norm, goals, limit))
-        with own, resumed_by("the same command begins again"):
+        with own, resumed_by("repeating the command starts again"):
             return *_bounded(who, method, plugin, _threats(who, norm, goals), progress), None
     if sequential is None:
         sequential = plugin is None and goals is not None and len(goals) == 1
@@ -137,7 +137,7 @@ def certify_folder(
     how = _How(method, plugin, sampling, goals, batch, compiled, channels_last)
     _check(how, norm, device)
     own = entered(lambda: _alone(who, method, plugin, sampling, shard, merged))
-    with own, resumed_by("the same command resumes"):
+    with own, resumed_by("repeating the command resumes"):
         return _smoothed(who, how, shard, merged, progress)
 
 
@@ -145,13 +145,13 @@ def _one(goals: list[float] | None) -> float:
     """The radius of a sequential test."""
     if goals is None or len(goals) != 1:
         given = "none" if goals is None else ", ".join(f"{goal:g}" for goal in goals)
-        raise ValueError(f"a sequential test decides one radius, got {given}: give one --radius, or --sequential False")
+        raise ValueError(f"a sequential test needs one radius, got {given}: give one --radius, or --sequential False")
     return goals[0]
 
 
 @contextmanager
 def _alone(who: Target, *request: Any) -> Iterator[None]:
-    """Hold the lock of this very certificate: others of the same run may be made at once."""
+    """Hold the lock of this certificate only: others of the same run may be computed concurrently."""
     digest = hashlib.sha256(folder.dumps([fingerprint(who.model), *request]).encode()).hexdigest()[:12]
     with held(lock_of(who.place / f"{who.stem}certificate.{digest}"), "certify"):
         yield
@@ -159,7 +159,7 @@ def _alone(who: Target, *request: Any) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _How:
-    """How a certificate by smoothing is made."""
+    """The settings of a certificate by smoothing."""
 
     method: str
     plugin: Plugin | None
@@ -171,11 +171,9 @@ class _How:
 
 
 def _check(how: _How, norm: Norm | None, device: str) -> None:
-    """ValueError, before the long work, for what smoothing cannot do."""
+    """Raise ValueError, before the computation, for settings that smoothing does not support."""
     if norm not in (None, "l2"):
-        raise ValueError(
-            f"Gaussian smoothing certifies in l2, not in {norm}: leave --norm out, or use a --method of bounds"
-        )
+        raise ValueError(f"Gaussian smoothing certifies in l2, not in {norm}: omit --norm, or use a --method of bounds")
     if how.plugin is not None:
         for option, value in (("--batch-size", how.batch), ("--channels-last", how.channels_last)):
             if value is not None:
@@ -184,11 +182,11 @@ def _check(how: _How, norm: Norm | None, device: str) -> None:
     for goal in how.goals or ():
         check_radius(goal, sampling.n, sampling.alpha, sampling.sigma)
     if how.compiled and compiler_missing(pick_device(device)):
-        raise ValueError("--compile needs a C++ compiler on the CPU, such as g++: install one, or leave it out")
+        raise ValueError("--compile needs a C++ compiler on the CPU, such as g++: install one, or omit it")
 
 
 def fingerprint(model: nn.Module) -> str:
-    """A hash of every weight and buffer: rows of other weights are never mixed."""
+    """A hash of every weight and buffer: rows of different weights are never mixed."""
     digest = hashlib.sha256()
     for name, value in visible(model).items():
         digest.update(name.encode())
@@ -200,7 +198,7 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def _about(who: Target, plugin: Plugin | None) -> dict[str, Any]:
-    """What a certificate is about, whatever its numbers of images and noise samples."""
+    """The identity of a certificate, independent of its numbers of images and noise samples."""
     own = {} if plugin is None else {"certifier": asdict(plugin)}
     return {"weights": fingerprint(who.model), "data": who.data.name, "split": "test", **own}
 
@@ -225,7 +223,8 @@ def _smoothed(
     sampling, about, certifier = how.sampling, _about(who, how.plugin), CERTIFIERS.find(how.method)
     part = None if shard is None else Shard.parse(shard)
     made, network = made_of(sampling, about), Folded(who.model, 0, None)
-    # What was begun with the batch norms as they are, as earlier versions did, ends so, in all of its shards.
+    # A certificate that an earlier version started with unfolded batch norms is finished that way, in all of its
+    # shards.
     if not any(claimed_as(f, made) for f in who.place.glob(f"{who.stem}certificate*.csv")):
         network = certified_network(who.model, x, sampling, certifier)
         made = made_of(sampling, about, network.layers)
@@ -272,7 +271,7 @@ def _threats(who: Target, norm: Norm | None, goals: list[float] | None) -> list[
         goals = [float(own.eps)]
     if kind is None or goals is None:
         missing = "--norm and --radius" if kind is None else f"--radius, such as --norm {kind} --radius 8/255"
-        raise ValueError(f"{who.name} has no radius of its own in {kind or 'any norm'}: give {missing}")
+        raise ValueError(f"{who.name} has no default radius in {kind or 'any norm'}: give {missing}")
     allowed = who.settings.allow_large_eps or (own is not None and own.allow_large_eps)
     more = own.extra() if own is not None and own.norm == kind else {}
     return [Threat(kind, r, who.data.box, allowed, **more) for r in goals]

@@ -1,4 +1,4 @@
-"""Certificates for people: their lines and their curves."""
+"""Certificates as text: their lines and their curves."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from atent.threat import radius
 
 
 def layout(found: CertificateFile) -> tuple[str, list[tuple[str, Share]], list[str]]:
-    """A certificate for people: a title, (name, share) rows, and the lines below them."""
+    """A certificate as text: a title, (name, share) rows, and the lines below them."""
     images = found.images
-    rows, below = [("clean, the network itself", found.clean)], []
+    rows, below = [("clean, base network", found.clean)], []
     title = f"{found.run}: {images.name}, test images: {images.text}"
     if isinstance(found, BoundsFile):
         rows += [(f"verified by {found.method}, {each.threat.text}", each.share) for each in found.certified]
@@ -22,11 +22,11 @@ def layout(found: CertificateFile) -> tuple[str, list[tuple[str, Share]], list[s
         title += f", shard {found.shard} of them" if found.shard else ""
         (at,) = found.certified
         rows.append((f"certified at l2 {at.radius:g} (linf {255 * at.linf_radius:.3g}/255)", at.share))
-        rows += [("another class certified there", found.certified_wrong), ("abstained", found.abstained)]
+        rows += [("certified for a wrong class", found.certified_wrong), ("abstained", found.abstained)]
         below = _below(found, _sequential_lines(found))
     elif isinstance(found, SmoothingFile):
         title += f", shard {found.shard} of them" if found.shard else ""
-        rows.append(("clean, the smoothed network", found.smoothed))
+        rows.append(("clean, smoothed network", found.smoothed))
         for at in found.certified:
             rows.append((f"certified at l2 {at.radius:g} (linf {255 * at.linf_radius:.3g}/255)", at.share))
         below = _below(found, _smoothing_lines(found))
@@ -37,17 +37,17 @@ def _smoothing_lines(found: SmoothingFile) -> list[str]:
     sampling = found.sampling
     return [
         f"sigma {sampling['sigma']:g}, n {sampling['n']:,}, n0 {sampling['n0']}, alpha {sampling['alpha']:g} per image,"
-        f" seed {sampling['seed']}; n samples reach l2 {found.largest_radius:.4g}",
+        f" seed {sampling['seed']}; largest certifiable l2 radius {found.largest_radius:.4g}",
         f"abstained {found.abstained.k} of {found.n}; mean radius {found.radius_mean:.4g}, median"
         f" {found.radius_median:.4g}, 0 where wrong",
     ]
 
 
 def _below(found: SmoothingFile | SequentialFile, lines: list[str]) -> list[str]:
-    """The lines below the rows: those of the kind, the time, a warning, and the network."""
+    """The footnotes: those of the kind, the time, a warning, and the network."""
     hint = [f"warning: {found.hint}"] if found.hint else []
     folded = (found.made.get("network") or {}).get("batch_norms_folded")
-    network = [f"certified with {folded} batch norms folded: the same network up to rounding"] if folded else []
+    network = [f"certified with {folded} batch norms folded: equal up to rounding"] if folded else []
     return [*lines, f"{found.seconds_per_image:.3g} s per image", *hint, *network]
 
 
@@ -62,7 +62,7 @@ def _sequential_lines(found: SequentialFile) -> list[str]:
 
 
 def draw(found: Mapping[str, Certificate | None], out: str, radii: Sequence[float | str] | None = None) -> None:
-    """Certified accuracy against radius, one curve per run; the asked ``radii`` are marked.
+    """Plot certified accuracy against radius, one curve per run, with the requested ``radii`` marked.
 
     ValueError for a sequential test, which decides one radius.
     """

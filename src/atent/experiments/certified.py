@@ -1,4 +1,4 @@
-"""Several certificates side by side: one table of smoothing and bounds, for people and for programs."""
+"""Several certificates side by side: one table of smoothing and bounds, as Markdown and as JSON."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def check_table(path: str | Path | None) -> None:
     if path.suffix != ".md":
         raise ValueError(f"--table writes Markdown, got {path}: give a name that ends in .md")
     if path.exists() and not path.with_suffix(".json").exists():
-        raise ValueError(f"{path} exists, and no .json beside it that it was made from: give another name")
+        raise ValueError(f"{path} exists without the .json file that it was made from: give another name")
 
 
 def add(path: Path, rows: Sequence[CertifiedRow]) -> Path:
@@ -135,7 +135,7 @@ def _images(images: Samples) -> str:
 
 
 def _which(images: Samples) -> tuple[Any, ...]:
-    """What says whether two certificates are of the same images, in all versions of the file."""
+    """The key that identifies the images of a certificate, in all versions of the file."""
     return _images(images), images.shape
 
 

@@ -1,4 +1,4 @@
-"""From the finished runs of a comparison to the content of comparison.json."""
+"""Collects the finished runs of a comparison into the content of comparison.json."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from atent.runs.manifest import read_json
 
 @dataclass(frozen=True)
 class Row:
-    """What becomes one row of the table."""
+    """The runs of one row of the table."""
 
     label: str
     method: str
@@ -88,7 +88,7 @@ def evaluation_of(path: Path) -> EvaluationFile:
     check_best(path)
     file = path / folder.EVALUATION
     content = migrate.evaluation(read_json(file))
-    # Runs of an earlier version, which are used again, may have labels that said less.
+    # Reused runs of an earlier version may have less specific labels.
     return migrate.parsed({**content, "attacks": relabelled(content["attacks"])}, EvaluationFile, file)
 
 
@@ -145,7 +145,7 @@ def _difference(
 
 
 def _outcomes(row: Row, kind: str) -> list[str] | None:
-    """For each seed "1" or "0" by image, in the order of the seeds; None where a file does not say."""
+    """For each seed "1" or "0" by image, in the order of the seeds; None if a file does not say."""
     out = []
     for seed, found in sorted(zip(row.seeds, row.evaluations), key=lambda pair: pair[0].seed):
         clean = found.outcomes.get("clean")
@@ -168,7 +168,7 @@ def _basis(row: Row, by_image: bool) -> str:
 
 
 def _with_best(rows: list[RecipeResult]) -> list[RecipeResult]:
-    """The rows, each with what of it lies above every other row's for certain."""
+    """The rows, each with its figures that lie above every other row's interval."""
 
     def best(cells: Sequence[Spread]) -> list[bool]:
         first = winner(cells)
@@ -189,7 +189,7 @@ def seed_result(path: Path, seed: int, evaluation: EvaluationFile, *, last: bool
     rows = folder.read_rows(path / folder.METRICS)
     if evaluation.epoch is None:
         raise ValueError(f"{path / folder.EVALUATION} does not say which epoch was evaluated: remove it")
-    # Where the last epoch is the best there is one evaluation of both; none is asked for without evaluate.last.
+    # Where the last epoch is the best there is one evaluation of both; without evaluate.last there is none.
     end = evaluation if evaluation.epoch == rows[-1]["epoch"] else evaluation.last
     memory = [row["memory_mb"] for row in rows if row.get("memory_mb") is not None]
     return SeedResult(

@@ -1,7 +1,7 @@
 """Several methods on the same data, split, network and epochs (or time), once per seed, in one table.
 
-Each training is a process of its own, so that its memory and its time are its own. What is finished stays: the same
-command again reuses finished runs and resumes started ones.
+Each training is a separate process, with its own memory and time. Finished runs are kept: repeating the command reuses
+them and resumes started ones.
 """
 
 from __future__ import annotations
@@ -39,28 +39,28 @@ def compare(
     progress: bool = True,
     say: Say = lambda line: None,
 ) -> tuple[Path, ComparisonFile]:
-    """Train what is not trained yet on the ``backend`` (default: one process at a time), and write the table; its
-    folder and content.
+    """Train missing runs on the ``backend`` (default: one process at a time) and write the table; return its folder and
+    content.
 
-    ``beside`` is the folder of an earlier comparison that the Pareto plot shows as well: equal epochs, say, beside
-    equal time.
+    ``beside`` is the folder of an earlier comparison that the Pareto plot also shows, such as equal epochs beside equal
+    time.
 
     Raises ValueError (InUse while another process is at work there) and FileExistsError of one line before anything is
-    trained; ChildProcessError where a run fails and Interrupted after a signal of `atent.signals`: the other runs are
-    stopped, with their state saved, and the same command resumes. The runs end with the process that started them.
+    trained; ChildProcessError if a run fails and Interrupted after a signal of `atent.signals`: the other runs are
+    stopped, with their state saved, and repeating the command resumes. The runs end with the process that started them.
     """
     agree(plan.jobs)
     other, backend = _beside(beside), backend or Local()
     path = place(runs, name, plan, build)
-    with resumed_by("the same command resumes"), held(path / folder.LOCK, "compare"), backend:
+    with resumed_by("repeating the command resumes"), held(path / folder.LOCK, "compare"), backend:
         if place(runs, name, plan, build) != path:
-            raise InUse(f"{path} was taken by another comparison meanwhile: give the same command again")
-        # Runs of a comparison that was killed save and end; what they are is known after that.
+            raise InUse(f"{path} was taken by another comparison in the meantime: repeat the command")
+        # Runs of a killed comparison save and exit; their state is known only after that.
         backend.settle([Task(run.path, (), run.log) for run in plan.runs(path)])
         for run in plan.runs(path):
             if run.path.is_dir():
                 with held(run.path / folder.LOCK, "compare", wait=first_only(say)):
-                    pass  # the lock is taken to wait for its holder, and given back at once
+                    pass  # the lock is acquired only to wait for its holder, and released at once
         todo = {run.path: state(run, build) for run in plan.runs(path)}
         jobs = {job.recipe: seeded(job, plan.seeds[0]).sections() for job in plan.jobs.values()}
         folder.write_json(path / PLAN, {"command": plan.command, "seeds": plan.seeds, "jobs": jobs})
@@ -90,11 +90,11 @@ def written(
 
 
 def _beside(path: str | Path | None) -> ComparisonFile | None:
-    """The earlier comparison that the Pareto plot shows as well."""
+    """The earlier comparison that the Pareto plot also shows."""
     if path is None:
         return None
     if not (Path(path) / RESULT).is_file():
-        raise FileNotFoundError(f"{path} holds no {RESULT}: give --beside the folder of a finished comparison")
+        raise FileNotFoundError(f"{path} has no {RESULT}: give --beside the folder of a finished comparison")
     return migrate.read(Path(path) / RESULT, ComparisonFile)
 
 
@@ -109,7 +109,7 @@ def _train(
     plan: Plan, path: Path, todo: dict[Path, str], backend: Backend, *, progress: bool, say: Say
 ) -> None:  # fmt: skip
     waiting = deque(run for run in plan.runs(path) if todo[run.path] != "finished")
-    again = "finished runs stay as they are, and the same command resumes"
+    again = "finished runs are kept, and repeating the command resumes"
     done = len(todo) - len(waiting)
     with bar(len(todo), "compare", enabled=progress) as advance:
         advance(done, "")

@@ -1,4 +1,4 @@
-"""The table of a comparison: means, spreads and intervals over seeds, and what may be called best."""
+"""The table of a comparison: means, standard deviations and intervals over seeds, and the best row."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def accuracy(shares: Sequence[Mapping[str, Any]]) -> Spread:
 
 
 def winner(cells: Sequence[Spread]) -> int | None:
-    """The row whose interval lies above every other row's, or None where there is none for certain."""
+    """The row whose interval lies above every other row's, or None."""
     for i, cell in enumerate(cells):
         others = [c.high for j, c in enumerate(cells) if j != i]
         if cell.low is not None and all(high is not None and cell.low > high for high in others):
@@ -68,7 +68,7 @@ def winner(cells: Sequence[Spread]) -> int | None:
 
 
 def caveat(attacks: Mapping[str, Mapping[str, Any]], search_dtype: str | None = None) -> str | None:
-    """What must be shown beside robust accuracies (the `attacks` of an evaluation) that AutoAttack did not measure.
+    """The caveat for robust accuracies (the `attacks` of an evaluation) that AutoAttack did not measure.
 
     None only where AutoAttack ran at its standard settings, in the model's own precision, against every finite threat
     of the evaluation in a norm that it has.
@@ -104,7 +104,7 @@ def _against(attack: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def remarks(attacks: Mapping[str, AttackResult]) -> list[str]:
-    """What attacks did otherwise than their names say, a line each."""
+    """Deviations of attacks from their definitions, one line each."""
     return [f"{name}: {'; '.join(found.remarks)}." for name, found in attacks.items() if found.remarks]
 
 
@@ -153,7 +153,7 @@ def _has_last(found: ComparisonFile) -> bool:
 
 
 def _entry(cell: Spread | None, scale: float = 1, *, digits: int = 1, best: bool | None = None) -> Entry:
-    """``best`` is None where a column is no accuracy: no interval is shown there."""
+    """``best`` is None for a column that is not an accuracy: no interval is shown there."""
     if cell is None:
         return Entry("-")
     text = f"{scale * cell.mean:.{digits}f}"
@@ -165,7 +165,7 @@ def _entry(cell: Spread | None, scale: float = 1, *, digits: int = 1, best: bool
 
 
 def caption(found: ComparisonFile) -> list[str]:
-    """What the figures are of, line by line: sentences."""
+    """The caption of the table, one sentence per line."""
     data, seeds = found.data, found.seeds
     made = [seed.provenance for row in found.rows for seed in row.seeds]
     machines = dict.fromkeys(f"{p['device_name']} ({p['device']}, {p['threads']} threads)" for p in made)

@@ -1,4 +1,4 @@
-"""Whether a published network is given the input that it expects."""
+"""Checks whether a published network receives the input that it expects."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ USUAL: dict[int, dict[str, Convention]] = {
         "values in 0..255": Convention(input_range="0..255"),
     },
 }
-"""By the number of channels, what published networks expect."""
+"""Usual conventions of published networks, by number of channels."""
 
 
 def check_convention(name: str, model: nn.Module, x: Tensor, y: Tensor, classes: int) -> str | None:
-    """Warn, in one line on stderr, where a network is more accurate under another usual convention; never changes it.
+    """Warn on stderr if a network is more accurate under another usual convention; the convention is not changed.
 
     The conventions are compared on the first `FIRST` images; where one beats the given there, both are tested on the
     next `REST` by McNemar's exact test. A network near chance under all of them is named as well.
@@ -112,7 +112,7 @@ def _right(network: nn.Module, convention: Convention, x: Tensor, y: Tensor) -> 
 
 
 def _near_chance(name: str, right: int, n: int, classes: int) -> str | None:
-    """A line where the accuracy cannot be told from chance."""
+    """A warning if the accuracy is not distinguishable from chance."""
     if n < FIRST or classes < 5 or interval(right, n)[0] > 1 / classes:
         return None
     return _say(

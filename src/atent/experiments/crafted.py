@@ -1,4 +1,4 @@
-"""Adversarial inputs that several processes craft: the shards of a file, and what they are together."""
+"""Adversarial inputs crafted by several processes: the shards of a file, and their merge."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ TENSORS = ("x_adv", "x", "y", "ids", "success", "predicted", "norm")
 def crafted(
     target: Target, *, search_dtype: SearchDtype | None = None, progress: bool = True
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `adversarial` gives; ranks that call this together share its batches, and each has the whole."""
+    """The result of `adversarial`; ranks that call this together share its batches, and each gets the complete
+    result."""
     world, n = current(), len(target.test()[0])
     if world.size > -(-n // target.settings.batch):
         # Fewer batches than ranks.
@@ -40,8 +41,8 @@ def crafted(
 def crafted_shard(
     target: Target, place: Path, shard: Shard, *, search_dtype: SearchDtype | None = None, progress: bool = True
 ) -> Path:
-    """Craft every k-th batch into a file beside ``place``, which `crafted_merged` reads. The shard of the same command
-    that is there already is left as it is; `Incomplete`, in one line, for one of another command."""
+    """Craft every k-th batch into a file beside ``place``, which `crafted_merged` reads. An existing shard of the same
+    command is kept; `Incomplete` for one of another command."""
     of, file = _of(target, search_dtype), shard_file(place, shard)
     if file.exists():
         check_same(file, _read(file)["of"], of)
@@ -54,13 +55,13 @@ def crafted_shard(
 def crafted_merged(
     target: Target, place: Path, *, search_dtype: SearchDtype | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `adversarial` gives, from the shards beside ``place``; `Incomplete`, in one line, as `gathered`."""
+    """The result of `adversarial`, from the shards beside ``place``; `Incomplete` as `gathered`."""
     found = gathered(place, _of(target, search_dtype), _read)
     return _joined(target, [content["made"] for content in found]), about_adversarial(target, search_dtype)
 
 
 def _of(target: Target, search_dtype: SearchDtype | None) -> dict[str, Any]:
-    """What a shard depends on."""
+    """The inputs that a shard depends on."""
     about = about_evaluation(target, cascade=False, search_dtype=search_dtype)
     of: dict[str, Any] = folder.plain({**about, "batch": target.settings.batch})
     return of
@@ -74,7 +75,7 @@ def _read(file: Path) -> dict[str, Any]:
             about = json.loads(str(stored["provenance"]))
             made = {name: torch.from_numpy(stored[name]) for name in TENSORS}
         return {"shard": about["shard"], "of": about["of"], "made": made}
-    except Exception as error:  # numpy and zipfile raise many kinds for bytes that are not a file of theirs
+    except Exception as error:  # numpy and zipfile raise various exceptions for invalid files
         raise Incomplete(f"{file} is damaged: remove it and run its shard again") from error
 
 

@@ -1,4 +1,4 @@
-"""Evaluation of a model on a test set, and its summary in words."""
+"""Evaluation of a model on a test set, and its summary as text."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def evaluate_model(
     """
     x, y, ids = inputs(model, data, settings.limit)
     formats: dict[str, Any] = {"channels_last": settings.channels_last, "folding": settings.folding}
-    # Ranks would measure different things.
+    # Ranks could choose differently.
     last = alone(lambda: resolve(model, x, search_dtype=None, **formats))[1]
     given = how(settings) | {"channels_last": last, "world": current()}
     each = costs(attacks, False)
@@ -82,9 +82,9 @@ def evaluate_target(
     have several threats, a cascade is within each, and ``union`` is the report on all.
 
     ``partial`` names a file from which a killed evaluation resumes, as `unfinished_evaluation` gives it; the sweep and
-    each study have another beside it. ``blocks`` is that of `evaluate`, for what `atent.experiments.shards.merging`
-    gives. Ranks that call this together share the batches, and each gets the content that one process would find.
-    Raises as these functions do.
+    each study have another beside it. ``blocks`` is that of `evaluate`, from `atent.experiments.shards.merging`. Ranks
+    that call this together share the batches, and each gets the content that one process would find. Raises as these
+    functions do.
     """
     model, attacks, settings, studies = target.model, target.attacks, target.settings, studies or Studies()
     checks = checks or settings.checks
@@ -112,10 +112,10 @@ def evaluate_target(
 
 
 def measured(target: Target, search_dtype: SearchDtype | Auto | None) -> tuple[Target, SearchDtype | None]:
-    """The target and the precision of its search with what "auto" in them is here, measured once for all that follows:
-    see `atent.evaluate.search.resolve`."""
+    """The target and the precision of its search with "auto" resolved on this machine, measured once: see
+    `atent.evaluate.search.resolve`."""
     settings = target.settings
-    # Ranks would measure different things.
+    # Ranks could choose differently.
     dtype, last = alone(
         lambda: resolve(
             target.model, target.test()[0][:64], search_dtype=search_dtype, channels_last=settings.channels_last,
@@ -147,7 +147,7 @@ def unfinished_evaluation(
 def about_evaluation(
     target: Target, *, cascade: bool, checks: bool = False, search_dtype: SearchDtype | None = None
 ) -> dict[str, Any]:
-    """What the verdicts of an evaluation depend on: see `atent.evaluate.evaluation.depends_on`."""
+    """The inputs that the results of an evaluation depend on: see `atent.evaluate.evaluation.depends_on`."""
     return depends_on(
         target.model, samples(target, checks), target.attacks, cascade=chain(target, cascade),
         search_dtype=search_dtype, **{k: v for k, v in how(target.settings).items() if k != "batch"},
@@ -155,7 +155,7 @@ def about_evaluation(
 
 
 def samples(target: Target, checks: bool) -> Checked:
-    """The target's test images, checked against the boxes of what they meet."""
+    """The target's test images, checked against the boxes of the threats."""
     boxes = {a.threat.box for a in target.attacks.values()}
     if checks and target.threat:
         boxes.add(target.threat.box)
@@ -171,7 +171,7 @@ def _masking(
     model: nn.Module, known: Checked, threat: Threat, attacks: Mapping[str, Attack], settings: EvaluateSettings,
     progress: bool,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """What `masking_checks` finds, with the attack of that threat that takes the most passes."""
+    """The result of `masking_checks` with the most expensive attack of the threat."""
     own = [a for a in attacks.values() if a.threat == threat]
     strongest = max(own, key=lambda attack: attack.passes, default=None)
     with bar(len(CHECKS), "checks", enabled=progress) as advance:
@@ -182,21 +182,22 @@ def _masking(
 
 
 def check_request(target: Target, radii: Sequence[float | str], checks: bool) -> None:
-    """ValueError, before the long work, for checks without a finite threat and for radii that cannot be swept."""
+    """Raise ValueError, before the computation, for checks without a finite threat and for radii that cannot be
+    swept."""
     if checks and target.threat is None:
         raise ValueError("the checks need a threat: give --norm and --eps")
     if checks and target.threat is not None and target.threat.eps == math.inf:
         raise ValueError("the checks need a finite eps, got inf: give --eps")
     norms = sorted({a.threat.norm for a in target.attacks.values()})
     if radii and len(norms) > 1:
-        raise ValueError(f"--radius is of one norm, the attacks have {' and '.join(norms)}: leave some out")
+        raise ValueError(f"--radius needs a single norm, and the attacks have {' and '.join(norms)}: omit some")
     if radii:
         for attack in at_radii(target.attacks, radii).values():
             attack.threat.check_eps(target.data.shape)
 
 
 def how(settings: EvaluateSettings) -> dict[str, Any]:
-    """The keywords of `evaluate` that the settings have."""
+    """Keyword arguments of `evaluate` from the settings."""
     names = ("seed", "batch", "channels_last", "folding")
     return {name: getattr(settings, name) for name in names}
 
@@ -211,11 +212,11 @@ def _measured(data: Data, settings: EvaluateSettings, found: Evaluation) -> dict
 
 
 def summary(found: EvaluationFile) -> list[str]:
-    """What must be reported beside a robust accuracy, a line each: threat, samples, both accuracies, versions, seed."""
+    """The context of a robust accuracy, one line each: threat, samples, both accuracies, versions, seed."""
     about = found.provenance
     threats = {name: attack.threat.threat() for name, attack in found.attacks.items()}
     shown = dict.fromkeys(f"{show(t)} (eps {float(t.eps):.6g})" for t in threats.values())
-    changed = ", changed since" if about["dirty"] else ""
+    changed = ", modified" if about["dirty"] else ""
     commit = f", commit {about['commit'][:12]}{changed}" if about["commit"] else ""
     device = about["device"] + (f" ({about['device_name']})" if about["device_name"] != about["device"] else "")
     lines = [
@@ -250,7 +251,7 @@ def adversarial(
 
 
 def about_adversarial(target: Target, search_dtype: SearchDtype | None = None) -> dict[str, Any]:
-    """What the adversarial images of the target's one attack are, as plain values."""
+    """The description of the adversarial images of the target's attack, as plain values."""
     (attack,) = target.attacks.values()
     device = target.test()[0].device
     return {

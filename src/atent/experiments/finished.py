@@ -1,4 +1,4 @@
-"""A comparison of runs that are trained already: by recipes, or from Python by `atent.train.fit`."""
+"""Comparison of finished runs, trained from recipes or from Python by `atent.train.fit`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from atent.experiments.target import load_target
 from atent.runs.manifest import write_json
 from atent.threat import Threat
 
-# Sections of a configuration that say what a run is; where it ran, and its seed, do not.
+# Sections of a configuration that identify a run; the place and the seed do not.
 _SECTIONS = ("data", "model", "method", "optimizer", "schedule", "train", "evaluate")
 _APART = ("train.seed", "train.device", "data.builder", "model.builder")
 
@@ -46,7 +46,7 @@ class _Made:
         return f"{self.config['method']['name']}{'-AWP' if awp else ''}"
 
     def settings(self) -> dict[str, Any]:
-        """What makes runs that differ in the seed alone one row."""
+        """The key that groups runs that differ only in the seed."""
         plain = json.loads(folder.dumps({s: self.config[s] for s in _SECTIONS if s in self.config}))
         found = {key: value for key, value in flat(plain).items() if not key.startswith(_APART)}
         about = self.config["about"]["data"]
@@ -66,12 +66,12 @@ def compare_runs(
     command: str = "compare_runs",
     trust_code: bool = False,
 ) -> ComparisonFile:
-    """Compare trained runs on the test images that they were evaluated on: what `atent compare` says of its own.
+    """Compare finished runs on the test images of their evaluations, as `atent compare` does.
 
     Parameters
     ----------
     runs
-        Run folders, or what `fit` and `run_job` return for one; runs that differ in nothing but the seed are one row,
+        Run folders, or what `fit` and `run_job` return for one; runs that differ only in the seed form one row,
         named by their recipe or method. Or a mapping from the name of a row to its run, or its runs.
     attacks, limit, model, data, root, device, progress
         How a run without evaluation.json is evaluated, each attack alone, as `load_target` takes them. The result is
@@ -80,7 +80,7 @@ def compare_runs(
     command
         What the result says that it was made by.
     trust_code
-        Let runs that you did not make on this machine import what they name; without evaluation.json they need it.
+        Let runs from other machines import the code that they name; required for those without evaluation.json.
 
     Returns
     -------
@@ -93,7 +93,7 @@ def compare_runs(
     FileNotFoundError
         For what is not a run folder.
     ValueError
-        In one line, for fewer than two rows, a row without runs, rows of different seeds, and evaluations that differ
+        For fewer than two rows, a row without runs, rows of different seeds, and evaluations that differ
         in their images, attacks or seed.
     """
     how = {
@@ -101,18 +101,18 @@ def compare_runs(
     }  # fmt: skip
     if isinstance(runs, str | os.PathLike):
         raise ValueError(
-            f"runs are a list of runs, or a mapping from names to them, got {str(runs)!r} alone: give two or more"
+            f"runs must be a list of runs or a mapping from names to runs, got {str(runs)!r} alone: give two or more"
         )
     with trust.fenced(attacks, model, data, trust_code=trust_code):
         return _compared(_groups(runs, how, progress), command)
 
 
 def _compared(groups: dict[str, list[_Made]], command: str) -> ComparisonFile:
-    """The comparison of the rows; ValueError, in one line, for what cannot be compared."""
+    """The comparison of the rows; ValueError for what cannot be compared."""
     if len(groups) < 2:
         raise ValueError(
-            f"a comparison needs two rows or more, got {len(groups)}: runs that differ in the seed alone are one row;"
-            " a mapping from names to runs makes other rows"
+            f"a comparison needs two or more rows, got {len(groups)}: runs that differ only in the seed form one row;"
+            " use a mapping from names to runs for other rows"
         )
     _check(groups)
     every = [made for row in groups.values() for made in row]
@@ -130,13 +130,13 @@ def _groups(runs: Sequence[Any] | Mapping[str, Any], how: dict[str, Any], progre
         named = {name: each if isinstance(each, list | tuple) else [each] for name, each in runs.items()}
         empty = [str(name) for name, row in named.items() if not row]
         if empty:
-            raise ValueError(f"a row needs a run or more, got none for {', '.join(empty)}")
+            raise ValueError(f"a row needs at least one run, got none for {', '.join(empty)}")
         return {name: [_made(run, how, progress) for run in each] for name, each in named.items()}
     return _grouped([_made(run, how, progress) for run in runs])
 
 
 def _common(runs: list[_Made], key: str) -> Any:
-    """A setting of the training, None where the runs differ in it."""
+    """A setting of the training, None if the runs differ in it."""
     values = {made.config["train"].get(key) for made in runs}
     return values.pop() if len(values) == 1 else None
 
@@ -144,7 +144,7 @@ def _common(runs: list[_Made], key: str) -> Any:
 def _made(run: Any, how: dict[str, Any], progress: bool) -> _Made:
     path = _path(run)
     if not (path / folder.CONFIG).is_file():
-        raise FileNotFoundError(f"{path} is not a run folder (no {folder.CONFIG}): give what training wrote")
+        raise FileNotFoundError(f"{path} is not a run folder (no {folder.CONFIG}): give a folder that training wrote")
     folder.admit(path)
     config = folder.read_config(path / folder.CONFIG)
     if not (path / folder.EVALUATION).is_file():
@@ -157,18 +157,18 @@ def _made(run: Any, how: dict[str, Any], progress: bool) -> _Made:
 
 
 def _check_limit(made: _Made, limit: Limit) -> None:
-    """ValueError, in one line, for a run that was evaluated on another number of images than is asked for."""
+    """Raise ValueError for a run that was evaluated on another number of images than requested."""
     data = made.evaluation.data
     wanted = data.of if limit == "all" else data.n if limit is None else min(limit, data.of)
     if data.n != wanted:
         raise ValueError(
-            f"{made.path} was evaluated already, on {data.n:,} images, got limit {limit}: leave limit out, or move its"
+            f"{made.path} was evaluated already, on {data.n:,} images, got limit {limit}: omit limit, or move its"
             f" {folder.EVALUATION} away"
         )
 
 
 def _check_attacks(made: _Made, wanted: Sequence[str] | None) -> None:
-    """ValueError, in one line, for a run that was evaluated by other attacks than those that are asked for."""
+    """Raise ValueError for a run that was evaluated by other attacks than requested."""
     found = {attack.attack: attack.threat.threat() for attack in made.evaluation.attacks.values()}
     if wanted is None or set(wanted) == set(found):
         return
@@ -176,7 +176,7 @@ def _check_attacks(made: _Made, wanted: Sequence[str] | None) -> None:
     if {spell(parse(text, threat, ATTACKS)) for text in wanted} != set(found):
         raise ValueError(
             f"{made.path} was evaluated already, by {', '.join(found) or 'no attack'}, got attacks {', '.join(wanted)}:"
-            f" leave attacks out, or move its {folder.EVALUATION} away"
+            f" omit attacks, or move its {folder.EVALUATION} away"
         )
 
 
@@ -187,7 +187,7 @@ def _path(run: Any) -> Path:
     path = getattr(run, "path", None) or getattr(run, "run", None)
     if path is None:
         raise ValueError(
-            f"a run is a folder, or what training with one gave back, got a {type(run).__name__}: train with"
+            f"a run must be a folder or a training result with a folder, got a {type(run).__name__}: train with"
             " fit(..., run='runs/NAME')"
         )
     return Path(path)
@@ -211,7 +211,7 @@ def _grouped(made: list[_Made]) -> dict[str, list[_Made]]:
 
 
 def _check(groups: dict[str, list[_Made]]) -> None:
-    """ValueError, in one line, unless the runs were evaluated alike and each row has the same seeds."""
+    """ValueError unless the runs were evaluated alike and each row has the same seeds."""
     (first, one), *_ = groups.items()
     seeds = sorted(made.seed for made in one)
     for name, row in groups.items():
@@ -245,7 +245,7 @@ def _difference(a: _Made, b: _Made, what: str) -> str:
 
 
 def _evaluated(made: _Made) -> dict[str, Any]:
-    """What the evaluations of a comparison must share."""
+    """The settings that the evaluations of a comparison must share."""
     found, about = made.evaluation, made.config["about"]["data"]
     # Tensors of two trainings may be different ones under the same numbers.
     digest = about.get("digest") if about.get("source") == "tensors" else None

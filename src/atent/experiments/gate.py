@@ -1,6 +1,6 @@
-"""A gate for continuous integration: measured accuracies beside the least that is accepted.
+"""A gate for continuous integration: compares measured accuracies with required minimums.
 
-What is compared is the lower limit of the exact 95 % interval, so that a few samples cannot pass by luck.
+The lower limit of the exact 95 % interval is compared, so that a few samples cannot pass by chance.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 
 @dataclass(frozen=True)
 class Limits:
-    """The least accuracies that pass, as shares; None where a figure is not asked for."""
+    """Required minimum accuracies as fractions; None if not required."""
 
     robust: float | None = None
     clean: float | None = None
@@ -36,13 +36,13 @@ class Limits:
 
     @property
     def given(self) -> bool:
-        """Whether anything is compared."""
+        """Whether there is any limit."""
         return any(limit is not None for limit in (self.robust, self.clean, self.certified))
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One figure beside its limit."""
+    """One accuracy and its limit."""
 
     run: str
     figure: str
@@ -70,7 +70,7 @@ class Verdict:
 def limits(robust: str | None = None, clean: str | None = None, certified: str | None = None) -> Limits:
     """The limits that options give: shares such as 0.4, that of the certified accuracy also as SHARE@RADIUS.
 
-    ValueError, in one line, for what is not a share between 0 and 1.
+    ValueError for what is not a share between 0 and 1.
     """
     share, at, where = (certified or "").partition("@")
     if at and not where:
@@ -89,10 +89,10 @@ def _share(option: str, text: str | None) -> float | None:
     try:
         value = float(text)
     except ValueError:
-        raise ValueError(f"{option} must be a share between 0 and 1, such as 0.4, got {text!r}") from None
+        raise ValueError(f"{option} must be a fraction between 0 and 1, such as 0.4, got {text!r}") from None
     if not 0 <= value <= 1:
         meant = f": did you mean {value / 100:g}?" if 1 < value <= 100 else ""
-        raise ValueError(f"{option} must be a share between 0 and 1, got {text}{meant}")
+        raise ValueError(f"{option} must be a fraction between 0 and 1, got {text}{meant}")
     return value
 
 
@@ -114,7 +114,7 @@ def of_certificates(
 ) -> list[Verdict]:
     """The verdict on a run's certificates at the radius of ``asked``, or else of ``threat``.
 
-    ValueError, in one line, where no certificate has that radius, several have, or none is asked for and there are
+    ValueError if no certificate has that radius, several have, or none is asked for and there are
     several.
     """
     if asked.certified is None:
@@ -135,9 +135,9 @@ def of_certificates(
 
 
 def gate_target(target: Target, asked: Limits) -> list[Verdict]:
-    """What is known before a target is evaluated: the verdict on its certificates.
+    """The verdicts that are available before an evaluation, on the certificates of the target.
 
-    ValueError, in one line, where a figure of ``asked`` is not measured by the evaluation and has not been before.
+    ValueError if a figure of ``asked`` is not measured by the evaluation and has not been before.
     """
     if asked.robust is not None and not target.attacks:
         raise ValueError("--min-robust needs an attack: name one by --attacks")
@@ -163,7 +163,7 @@ def certificates(place: Path, stem: str = "", weights: str | None = None) -> dic
 
 
 def read(path: Path) -> EvaluationFile | CertificateFile:
-    """The evaluation or the certificate in a file; ValueError, in one line, for any other file."""
+    """The evaluation or the certificate in a file; ValueError for any other file."""
     plain: Any = read_json(path)
     if isinstance(plain, dict) and "certified" in plain:
         if plain.get("complete") is False:
@@ -173,7 +173,7 @@ def read(path: Path) -> EvaluationFile | CertificateFile:
 
 
 def _entries(found: CertificateFile) -> list[tuple[str, float, Share]]:
-    """What each entry of a certificate is, its radius and its share."""
+    """The description, radius and share of each entry of a certificate."""
     if isinstance(found, BoundsFile):
         named = [(f"{e.threat.norm} {float(e.threat.eps):g}", float(e.threat.eps), e.share) for e in found.certified]
         return [(f"accuracy verified by {found.method} at {name}", eps, share) for name, eps, share in named]

@@ -1,4 +1,4 @@
-"""What a run folder holds, and whether it is still what was written."""
+"""The files of a run folder and their integrity."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def inventory(run: str | Path, root: str | None = None) -> Inventory:
     Raises
     ------
     FileNotFoundError, ValueError
-        In one line: no run folder, or a damaged manifest.
+        No run folder, or a damaged manifest.
     """
     name, run = str(run), _folder(run)
     known = manifest.sums(run) or {}
@@ -109,12 +109,12 @@ def _sums(config: dict[str, Any], root: str | None) -> dict[str, str]:
 
 
 def accept_files(run: str | Path, names: Sequence[str]) -> None:
-    """Take files of a run as they are now as what was written; one that is gone is forgotten.
+    """Record the current state of files of a run as correct; a missing file is forgotten.
 
     Raises
     ------
     FileNotFoundError, ValueError
-        In one line: no run folder, or a file that the run neither has nor knows.
+        No run folder, or a file that the run neither has nor knows.
     """
     if names and is_named(run):
         raise ValueError(f"--accept has no effect on {run}: its folder belongs to the package or to the Hub's cache")

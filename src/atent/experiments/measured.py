@@ -1,4 +1,4 @@
-"""What "auto" was measured to be by one run of a comparison, for the others that ask alike on the same machine."""
+"""The choices that one run of a comparison measured for "auto", for the other runs on the same machine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MACHINE = ("device_name", "torch")
 
 
 def asked(run: Run) -> tuple[object, ...] | None:
-    """The settings of which one is "auto"; None where none is."""
+    """The settings of which one is "auto"; None if none is."""
     found = tuple(getattr(run.job.train, name) for name in _NAMES)
     return (run.job.train.device, *found) if AUTO in found else None
 

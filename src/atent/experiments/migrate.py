@@ -1,7 +1,7 @@
 """Result files of earlier versions, brought to the current one: one function for each kind of file.
 
 A file without ``schema_version`` was written before versions were recorded; version 1 called clean accuracy natural.
-Each function leaves what it is given unchanged, and returns a current file as it is.
+Each function leaves its argument unchanged, and returns a current file unchanged.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def _current(content: dict[str, Any], version: int, kind: str) -> bool:
 
 
 def _samples(samples: dict[str, Any]) -> dict[str, Any]:
-    # Before subsets were recorded, the first samples were measured.
+    # Before subsets were recorded, the first samples were used.
     return {"subset": "first", "subset_seed": None, "ids": None, **samples}
 
 

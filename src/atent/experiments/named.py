@@ -1,4 +1,4 @@
-"""Which network is meant, by the options that name it."""
+"""The options that select a network."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from atent.runs.foreign import SUFFIXES, is_weights
 
 @dataclass(frozen=True)
 class Named:
-    """Which network, by the options that name it."""
+    """The options that select a network."""
 
     model: str | None
     which: str
@@ -26,17 +26,17 @@ class Named:
         which = None if self.which == "best" else self.which
         for option, value in {"--which": which, "--weights": self.weights}.items():
             if value is not None:
-                raise ValueError(f"{option} {value} has no effect on {target}: it is for a run folder")
+                raise ValueError(f"{option} {value} has no effect on {target}, which is not a run folder: omit it")
 
     def check_other(self, target: str) -> None:
         """ValueError for options of weights files on anything else."""
         options = self.convention.options().split() + (["--key"] if self.key and self.weights is None else [])
         if options:
-            raise ValueError(f"{options[0]} has no effect on {target}: it is for a weights file from elsewhere")
+            raise ValueError(f"{options[0]} has no effect on {target}: it is for an external weights file")
 
 
 def is_own(target: str) -> bool:
-    """Whether a target is a weights file or a user's network; FileNotFoundError where it is no run folder either."""
+    """Whether a target is a weights file or a user's network; FileNotFoundError if it is not a run folder either."""
     path = Path(target)
     own = not path.is_dir() and (is_weights(path) or ":" in target)
     if not own and not (path / folder.CONFIG).is_file():
@@ -48,9 +48,9 @@ def is_own(target: str) -> bool:
 
 
 def check_either(attacks: Sequence[str] | None, threats: Sequence[str] | None) -> None:
-    """ValueError for attacks beside several threats, which bring their own."""
+    """Raise ValueError for attacks together with several threats, which have their own."""
     if attacks is not None and threats:
         raise ValueError(
-            "--attacks is for one threat, and --threats names several: give the attacks of each after a colon, such as"
+            "--attacks is for one threat, and --threats gives several: give the attacks of each after a colon, such as"
             f" {f'{threats[0]}: PGD(steps=40), Square'!r}"
         )

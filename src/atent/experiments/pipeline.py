@@ -1,4 +1,4 @@
-"""From settings to a finished run: data, model, training, one evaluation on the test set, and the files of it."""
+"""The pipeline from settings to a finished run: data, model, training, one evaluation on the test set, and files."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that makes a run: what a recipe and the command line say."""
+    """The definition of a run, from a recipe and the command line."""
 
     recipe: str | None
     method: Method
@@ -105,10 +105,10 @@ def run_job(
     say: Say = lambda line: None,
     callbacks: Sequence[Callback] = (),
 ) -> Finished:
-    """Train, evaluate on the test set once, and leave a whole run folder at ``path``.
+    """Train, evaluate once on the test set, and write a complete run folder to ``path``.
 
     A run that is resumed keeps its own data.subset. ``saved``: what `saved_run` read of a run that was trained from
-    Python, to resume it. Raises what the rooms raise: ValueError (InUse while another process is at work on the run),
+    Python, to resume it. Raises ValueError (InUse while another process is at work on the run),
     FileNotFoundError, FileExistsError, Diverged, Interrupted, OSError.
     """
     with entered(lambda: held(path / folder.LOCK, "train")), resumed_by(lambda: _again(path)):
@@ -117,15 +117,15 @@ def run_job(
 
 
 def fit_job(job: Job, path: Path, *, resume: bool = False, saved: Saved | None = None, **how: Any) -> Fitted:
-    """Train as `run_job`, with the same arguments, and leave the test set alone."""
+    """Train as `run_job`, with the same arguments, without using the test set."""
     with entered(lambda: held(path / folder.LOCK, "train")), resumed_by(lambda: _again(path)):
         return _fitted(as_begun(job, path) if resume else job, path, resume, saved, **how)[0]
 
 
 def _again(path: Path) -> str:
-    """What resumes a run that was stopped outside its steps."""
+    """The command that resumes a run that was stopped outside its steps."""
     if not (path / folder.CONFIG).is_file():
-        return "nothing was saved yet, give the same command again"
+        return "nothing was saved yet, repeat the command"
     return f"resume with {again(folder.read_config(path / folder.CONFIG), path)}"
 
 
@@ -173,7 +173,7 @@ def _fitted(
 
 
 def _attacks(job: Job, threat: Threat | None, data: Data) -> dict[str, Attack]:
-    """The attacks of the evaluation by name, each with an eps that the data allow."""
+    """The attacks of the evaluation by name, each with an eps that is valid for the data."""
     if job.evaluate.threats:
         attacks = attacks_of(job.evaluate, threat, data)
     else:
@@ -181,7 +181,7 @@ def _attacks(job: Job, threat: Threat | None, data: Data) -> dict[str, Attack]:
     for attack in attacks.values():
         attack.threat.check_eps(data.shape)
     if job.evaluate.checks and threat is not None and threat.eps == math.inf:
-        raise ValueError("evaluate.checks needs a finite eps, got inf: set evaluate.eps, or leave evaluate.checks out")
+        raise ValueError("evaluate.checks needs a finite eps, got inf: set evaluate.eps, or omit evaluate.checks")
     _check_length(job, threat, attacks)
     return attacks
 
@@ -198,8 +198,8 @@ def _check_length(job: Job, threat: Threat | None, attacks: dict[str, Attack]) -
     for name, steps in inner.items():
         if steps > LONGEST_INNER and not allowed:
             raise ValueError(
-                f"{name} {steps:,} is that many passes for every batch, and {LONGEST_INNER:,} are allowed: lower it"
-                f" ({option} to run it all the same)"
+                f"{name} {steps:,} is the number of passes per batch, at most {LONGEST_INNER:,} are allowed: lower it"
+                f" ({option} to insist)"
             )
 
 
@@ -214,7 +214,7 @@ def _network(job: Job, data: Data, resume: bool) -> nn.Module:
 
 
 def _config(job: Job, model: nn.Module, data: Data, attacks: Iterable[Attack]) -> dict[str, Any]:
-    """What config.json records of the job, the network and the data."""
+    """The content of config.json for the job, the network and the data."""
     return {
         **job.sections(),
         "about": _with_plugins(facts(model, data, job.method), job, attacks),
@@ -270,7 +270,7 @@ def as_begun(job: Job, path: Path) -> Job:
 
 @dataclass(frozen=True, eq=False)
 class Saved:
-    """A run that was trained from Python, as far as its folder and the names that were given can build it."""
+    """A run that was trained from Python, rebuilt from its folder and the given names."""
 
     model: nn.Module
     data: Data
@@ -282,7 +282,7 @@ def saved_run(
 ) -> Saved:
     """The network and the data of a run folder of `fit`, ready to be resumed; ``model`` and ``data`` name them, as
     `model_of` and `data_of` take them. ``trust_code``: let a run that you did not make on this machine import what it
-    names. ValueError, in one line, as there, and for other training samples."""
+    names. ValueError as there, and for other training samples."""
     with trust.fenced(model, data, trust_code=trust_code):
         folder.admit(path)
         return _saved(path, model, data, root)
@@ -321,7 +321,7 @@ def draw_curves(path: Path, runs: dict[str, list[dict[str, Any]]]) -> None:
 
 
 def _with_plugins(about: dict[str, Any], job: Job, attacks: Iterable[Attack]) -> dict[str, Any]:
-    """What is recorded of a job, with the module, class and version of each plug-in that it takes."""
+    """The record of a job, with the module, class and version of each plug-in."""
     plugins = [plugin_of(ATTACKS, type(attack)) for attack in attacks]
     for registry, name in ((MODELS, job.model.name), (SOURCES, job.data.name), (OPTIMIZERS, job.optimizer.name)):
         if registry.origin(name) != "built-in":

@@ -1,4 +1,4 @@
-"""What a comparison compares, and the folder that it works in."""
+"""The plan of a comparison, and its folder."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Build = Callable[[dict[str, Any], str | None], Job]
 
 @dataclass(frozen=True)
 class Plan:
-    """What one command compares."""
+    """The jobs, seeds and overrides of one comparison."""
 
     jobs: dict[str, Job]
     """Each recipe's job, overrides applied, by the recipe as it was given (a name or a path)."""
@@ -93,12 +93,12 @@ def agree(jobs: Mapping[str, Job]) -> None:
 
 
 def _common(job: Job) -> dict[str, Any]:
-    """What the jobs of a comparison must share, by its option; the attacks are compared by `_attacks`."""
+    """The settings that the jobs of a comparison must share, by option; the attacks are compared by `_attacks`."""
     threat = evaluated_under(job)
     return {
         **{f"data.{k}": v for k, v in asdict(job.data).items() if k not in (*READING, "augment")},
         **{f"model.{k}": v for k, v in asdict(job.model).items()},
-        # By the clock, epochs are only what a schedule is written for.
+        # With a time budget, epochs only define the schedule.
         "train.epochs": job.train.epochs if job.train.minutes is None else None,
         "train.minutes": job.train.minutes,
         "train.batch_size": job.train.batch_size,
@@ -120,7 +120,7 @@ def evaluated_under(job: Job) -> Threat | None:
 def _check_radii(name: str, job: Job) -> None:
     """ValueError, with the recipe's name, for a linf eps that covers the box, before a folder is made.
 
-    Only where the method says what the box is: the data, which are not loaded yet, say the rest in each training.
+    Only if the method defines the box: other boxes are those of the data, which each training checks after loading.
     """
     own = getattr(job.method, "threat", None)
     if own is None:
@@ -137,13 +137,13 @@ def _check_radii(name: str, job: Job) -> None:
 
 
 def _attacks(job: Job) -> list[str]:
-    """The attacks in one spelling, whatever their order."""
+    """The attacks in a canonical spelling, independent of their order."""
     threat = evaluated_under(job)
     return sorted(spell(attack, threat=True) for attack in recipe_attacks(job.evaluate, threat))
 
 
 def _word(value: Any) -> str:
-    """A value as one writes it on the command line."""
+    """A value in the spelling of the command line."""
     if isinstance(value, tuple | list):
         return shlex.join(map(str, value))
     return "none" if value is None else shlex.quote(str(value))
@@ -160,7 +160,7 @@ def place(runs: str | Path, name: str | None, plan: Plan, build: Build) -> Path:
     """The folder to work in: a free one, or that of an earlier comparison that ``plan`` resumes.
 
     Without a name: that of the same comparison, else the first free one of compare, compare-2 ... A folder that is
-    named may be widened by recipes and seeds. ValueError, in one line, where it holds anything else.
+    named may be widened by recipes and seeds. ValueError if it holds anything else.
     """
     free = folder.free_name(runs, name or NAME)
     if name is None:
@@ -175,16 +175,16 @@ def place(runs: str | Path, name: str | None, plan: Plan, build: Build) -> Path:
     if path == free:
         return path
     if not (path / PLAN).is_file():
-        raise FileExistsError(f"{path} exists and holds no comparison: choose another --name")
+        raise FileExistsError(f"{path} exists and is not a comparison: choose another --name")
     saved = folder.read_json(path / PLAN)
     differs = _plan_differs(saved, plan, build)
     if differs:
-        raise ValueError(f"{path} holds a comparison with other settings ({differs}): choose another --name")
+        raise ValueError(f"{path} is a comparison with other settings ({differs}): choose another --name")
     missing = [r for r in saved["jobs"] if r not in {j.recipe for j in plan.jobs.values()}]
     missing += [f"seed {k}" for k in saved["seeds"] if k not in plan.seeds]
     if missing:
         raise ValueError(
-            f"{path} holds a comparison with {', '.join(missing)}, which this command leaves out:"
+            f"{path} is a comparison with {', '.join(missing)}, which this command omits:"
             " choose another --name, or add what is missing"
         )
     return path
@@ -231,12 +231,12 @@ def flat(plain: dict[str, Any]) -> dict[str, Any]:
         elif path not in _ASIDE:
             yield path, value
 
-    # The method's name comes first: where it differs, so do its fields.
+    # The method's name comes first: if it differs, its fields differ too.
     return {"method.name": plain["method"]["name"], **dict(walk(plain, ""))}
 
 
 def state(run: Run, build: Build, aside: tuple[str, ...] = ()) -> str:
-    """new, started or finished; ValueError, in one line, where the folder holds something else.
+    """new, started or finished; ValueError if the folder holds something else.
 
     Settings of the sections ``aside`` may differ.
     """

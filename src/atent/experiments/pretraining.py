@@ -1,4 +1,4 @@
-"""What `atent pretrain` asks of a recipe, and what may follow the run that it makes."""
+"""The requirements of `atent pretrain` on a recipe, and the commands that follow its run."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from atent.methods import ACL
 from atent.methods.acl import TRAINED
 
 PROJECTION = (128, 128)
-"""Widths of the projection head where a recipe gives none."""
+"""Default widths of the projection head."""
 
 
 def pretraining(job: Job) -> Job:
     """The job with a projection head, and evaluated by batch-norms that its variant trains.
 
-    ValueError, in one line, for a method that trains with labels, and for a branch that stays untrained.
+    ValueError for a method that trains with labels, and for a branch that stays untrained.
     """
     method = job.method
     if not isinstance(method, ACL):
@@ -38,7 +38,7 @@ def pretraining_recipes() -> list[str]:
 
 
 def next_steps(job: Job, path: Path) -> str:
-    """Commands that may follow, a line each."""
+    """Suggested next commands, one per line."""
     weights = f"--model.name {job.model.name} --model.weights {path}"
     return "\n".join(
         [

@@ -2,7 +2,7 @@
 
 A recipe states what differs from the one that it ``extends``: a name of the package's recipes or of its bases, such as
 "base/digits-linf", the path of a .toml file relative to its own, or a list of them, the later ones winning. Tables
-merge key by key; an inline table is one value. ``drop = ["train.minutes"]`` takes away what was inherited.
+merge key by key; an inline table is one value. ``drop = ["train.minutes"]`` removes inherited values.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ RENAMED = {
 }
 """Former names of recipes: read for one minor version, with a deprecation line."""
 
-# No recipe comes near; a file of gigabytes or of a thousand brackets is none.
+# Far above any real recipe; rejects gigabytes and a thousand nested brackets.
 _LARGEST = 2**20
 _DEEPEST = 8
 _LONGEST = 50
@@ -70,7 +70,7 @@ def base_names() -> list[str]:
 
 
 def heads() -> dict[str, Tables]:
-    """By recipe of the package, what it says of itself: `about` and `aims`, which no recipe inherits."""
+    """For each built-in recipe, its own `about` and `aims`, which are not inherited."""
     return {name: {k: v for k, v in _tables(name, recipe_file(name)).items() if k in _HEAD} for name in recipe_names()}
 
 
@@ -90,7 +90,7 @@ def recipe_file(name: str, *, beside: Path | None = None, bases: bool = False) -
     if name in recipe_names() or (bases and name in base_names()):
         return _package().joinpath(*f"{name}.toml".split("/"))
     if name in base_names():
-        raise UsageError(f"{name} is what recipes extend, not a recipe: `atent recipes` lists those")
+        raise UsageError(f"{name} is a base, not a recipe: `atent recipes` lists the recipes")
     raise UsageError(unknown("recipe", name, [*recipe_names(), *(base_names() if bases else [])], "atent list recipes"))
 
 
@@ -114,14 +114,14 @@ def _resolved(name: str, file: Traversable, children: tuple[str, ...], known: di
     if str(file) in children:
         raise UsageError(f"recipe {name} extends itself: {' -> '.join(Path(c).stem for c in (*children, str(file)))}")
     if len(children) > _LONGEST:
-        raise UsageError(f"recipe {name} is extended by a chain of {len(children)}: at most {_LONGEST} are read")
+        raise UsageError(f"recipe {name} is in a chain of {len(children)} recipes: at most {_LONGEST} are allowed")
     own = _tables(name, file)
     parents = own.pop("extends", [])
     dropped = own.pop("drop", [])
     if isinstance(parents, str):
         parents = [parents]
     if not _are_texts(parents) or not _are_texts(dropped):
-        raise UsageError(f"recipe {name}: extends and drop are names, or lists of names")
+        raise UsageError(f"recipe {name}: extends and drop must be names or lists of names")
     made: Tables = {}
     beside = file.parent if isinstance(file, Path) else None
     for parent in parents:
@@ -155,7 +155,7 @@ def with_method(section: Tables, name: str) -> Tables:
         return section
     dropped = [key for key in section if key not in known and key != "name"]
     if dropped:
-        print(f"atent: {name} has no {', '.join(dropped)}: left out of the recipe's method", file=sys.stderr)
+        print(f"atent: {name} has no {', '.join(dropped)}: removed from the recipe's method", file=sys.stderr)
     return {"name": name, **{key: value for key, value in section.items() if key in known}}
 
 
@@ -181,7 +181,7 @@ def read_toml(what: str, file: Traversable) -> Tables:
 
 
 def _tables(name: str, file: Traversable) -> Tables:
-    """What the file itself states."""
+    """The content of the file itself."""
     tables = read_toml(f"recipe {name}", file)
     for key in tables:
         if key not in (*_HEAD, *SECTIONS):
@@ -208,7 +208,7 @@ def _check_plain(value: Any, where: str, depth: int) -> None:
         for number, item in enumerate(value):
             _check_plain(item, f"{where}[{number}]", depth + 1)
     elif not isinstance(value, str | int | float):
-        raise ValueError(f"{where} is a {type(value).__name__}, {value}: a recipe has texts, numbers, true and false")
+        raise ValueError(f"{where} is a {type(value).__name__}, {value}: use text, numbers, true or false")
 
 
 def moved(tables: Tables) -> Tables:

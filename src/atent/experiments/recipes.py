@@ -1,4 +1,4 @@
-"""The job that a recipe asks for: its values, checked by pydantic against the dataclasses of the rooms."""
+"""Builds the job of a recipe, with its values validated by pydantic against the dataclasses."""
 
 from __future__ import annotations
 
@@ -73,14 +73,14 @@ def resumed_job(
     """The job of a recipe's run, from its configuration; UsageError for names of what it brings itself."""
     for option, value in (("model", model), ("data", data)):
         if value is not None:
-            raise UsageError(f"--{option} has no effect for {run}: a run brings its own")
+            raise UsageError(f"--{option} has no effect on {run}, which has its own: omit it")
     made = job({section: saved[section] for section in SECTIONS}, saved["recipe"])
     return dataclasses.replace(made, data=dataclasses.replace(made.data, root=root or made.data.root))
 
 
 def python_job(saved: dict[str, Any], run: Path, *, baseline: bool = False) -> Job:
     """The job of a run that was trained from Python, from its configuration, but for its network and data, which
-    `saved_run` makes. UsageError for settings that are none of a recipe's, such as a method of the user's own."""
+    `saved_run` makes. UsageError for settings that a recipe cannot express, such as a method of the user's own."""
     if baseline:
         raise UsageError(f"--baseline needs a recipe: {run} was trained from Python")
     sections = {section: saved[section] for section in SECTIONS if section in saved and section != "model"}
@@ -91,7 +91,7 @@ def python_job(saved: dict[str, Any], run: Path, *, baseline: bool = False) -> J
         line = str(error).splitlines()[0]
         raise UsageError(f"{line}; resume {run} with atent.train.fit(..., resume=True)") from None
     if getattr(made.method, "threat", None) is None and made.evaluate.norm is None:
-        # Nothing says what to attack with: the clean accuracy alone.
+        # No attack is defined: only the clean accuracy.
         return dataclasses.replace(made, evaluate=dataclasses.replace(made.evaluate, attacks=()))
     return made
 
@@ -112,7 +112,7 @@ def _unknown_fields(cls: type, values: Any, path: str) -> list[str]:
 
 @functools.cache
 def _adapter(cls: type) -> Any:
-    """pydantic's reader of a dataclass, which takes it longer to make than to use."""
+    """pydantic's adapter of a dataclass, cached because construction is more expensive than use."""
     import pydantic
 
     return pydantic.TypeAdapter(cls)
@@ -127,11 +127,11 @@ def _validated(cls: type, values: dict[str, Any], path: str) -> tuple[Any, list[
         from atent.threat import NORMS
 
         norm = values["threat"].get("norm")
-        # pydantic makes dataclasses without calling their class; of a norm that is none it says more itself.
+        # pydantic builds dataclasses without calling their class; its own message for an invalid norm is more specific.
         if isinstance(norm, str) and norm in NORMS:
             check_norm(cls, norm)
     try:
-        # As JSON, strictly: "5" is no number and true is no 1, but a list may be a tuple.
+        # As JSON, strictly: "5" is not a number and true is not 1, but a list may be a tuple.
         made: Any = _adapter(cls).validate_json(json.dumps(values), strict=True)
         wrong = _out_of_range(made)
         return made, [f"{path}.{wrong}"] if wrong else []
@@ -147,7 +147,7 @@ def _validated(cls: type, values: dict[str, Any], path: str) -> tuple[Any, list[
 
 
 def _out_of_range(made: Any) -> str | None:
-    """What is wrong with a value of the dataclass, or of one inside it, by its path: pydantic looks at types alone."""
+    """The error of a value of the dataclass or of a nested one, by its path: pydantic checks only types."""
     wrong = mistyped(type(made), {f.name: getattr(made, f.name) for f in dataclasses.fields(made)})
     for field in () if wrong else dataclasses.fields(made):
         inside = getattr(made, field.name)

@@ -1,4 +1,4 @@
-"""What a run's configuration says of its network and its data; nothing is loaded."""
+"""Reads the network and the data from a run's configuration, without loading them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from atent.data import SOURCES, DataSettings
 
 
 def names_model(config: dict[str, Any]) -> bool:
-    """Whether a run's configuration says how its network was built."""
+    """Whether a run's configuration records how its network was built."""
     model = config.get("model") or {}
     return bool(model.get("name") or model.get("builder"))
 
 
 def names_data(config: dict[str, Any]) -> bool:
-    """Whether a run's configuration says how its data can be loaded again."""
+    """Whether a run's configuration records how its data can be loaded again."""
     about = (config.get("about") or {}).get("data") or {}
     known = about.get("name") in SOURCES and about.get("source") != "tensors"
     data = config.get("data") or {}
@@ -30,7 +30,7 @@ def recorded_data(config: dict[str, Any]) -> DataSettings | None:
     if given:
         # Generated samples are for training alone: an evaluation does not need their file.
         return DataSettings(**{**given, "generated": None, "generated_share": None})
-    # From Python the settings are known by what they led to.
+    # For runs from Python the settings are derived from their results.
     split = about["split"]
     return DataSettings(
         about["name"], validation=split["validation"], split_seed=split["seed"], limit=about["limit"],

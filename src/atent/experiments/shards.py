@@ -1,4 +1,4 @@
-"""One shard of a measurement in a file of its own, and what the files of all shards are together."""
+"""Shards of a measurement in separate files, and their merge."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def shard_file(place: Path, shard: Shard) -> Path:
 def gathered(
     place: Path, wanted: Mapping[str, Any], read: Callable[[Path], dict[str, Any]]
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """What ``read`` finds in the files of all shards of the result ``place``, in order.
+    """The values of ``read`` for the files of all shards of the result ``place``, in order.
 
     Parameters
     ----------
@@ -50,12 +50,12 @@ def gathered(
     wanted
         What every shard must be of, as its "of" says.
     read
-        The content of a file: "shard" and "of", and what else there is.
+        The content of a file: "shard", "of" and further keys.
 
     Raises
     ------
     Incomplete
-        In one line, which names the file: one is missing, damaged, of another shard than its name says, of another
+        Which names the file: one is missing, damaged, of another shard than its name says, of another
         number of shards, or of another measurement.
     """
     form = re.compile(rf"{re.escape(place.stem)}\.shard-(\d+)-of-(\d+){re.escape(place.suffix)}")
@@ -76,20 +76,20 @@ def _one(
 ) -> dict[str, Any]:  # fmt: skip
     file = shard_file(place, shard)
     if not file.is_file():
-        raise Incomplete(f"shard {shard.text} is missing: there is no {file}; run --shard {shard.text}")
+        raise Incomplete(f"shard {shard.text} is missing: {file} does not exist; run --shard {shard.text}")
     try:
         content = read(file)
         text, of = content["shard"], content["of"]
     except Exception as error:
         raise Incomplete(f"{file} is damaged: remove it and run --shard {shard.text} again") from error
     if text != shard.text:
-        raise Incomplete(f"{file} holds shard {text}: shard {shard.text} is missing, run --shard {shard.text}")
+        raise Incomplete(f"{file} is shard {text}: shard {shard.text} is missing, run --shard {shard.text}")
     check_same(file, of, wanted)
     return content
 
 
 def check_same(file: Path, of: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """`Incomplete` where the shard in a file is of another measurement than that of this command."""
+    """`Incomplete` if the shard in a file is of another measurement than that of this command."""
     wanted = folder.plain(dict(wanted))
     differs = [_WORDS.get(key, key) for key in dict.fromkeys((*wanted, *of)) if wanted.get(key) != of.get(key)]
     if differs:
@@ -116,13 +116,12 @@ def evaluation_shard(
     """Do one shard of an evaluation, and write the file that `merging` reads.
 
     A shard is every k-th block of the samples that are right without an attack: a block is a batch of the first attack.
-    What was measured before a kill is taken up. The shard of the same evaluation that is there already is left as it
-    is.
+    Measurements before a kill are reused. An existing shard of the same evaluation is kept.
 
     Raises
     ------
     ValueError
-        In one line, as `evaluate_target`, and for more shards than batches; `Incomplete` where the file is there and of
+        As `evaluate_target`, and for more shards than batches; `Incomplete` if the file is there and of
         another evaluation.
     """
     studies = studies or Studies()
@@ -181,7 +180,7 @@ def merging(
     Raises
     ------
     Incomplete
-        In one line, as `gathered`, and where two shards differ in their predictions without an attack.
+        As `gathered`, and where two shards differ in their predictions without an attack.
     """
     of = _of(target, cascade=cascade, radii=radii, studies=studies or Studies(), search_dtype=search_dtype)
     found = gathered(place, of, _read)
@@ -194,7 +193,7 @@ def merging(
     with unfinished(place, "evaluation", of, merged=len(found), checks=checks) as partial:
         for name in dict.fromkeys(name for content in found for name in content["parts"]):
             each = [content["parts"][name] for content in found if name in content["parts"]]
-            # The first line says what the rows are of, and is the same in all.
+            # The first line identifies the measurement, and is the same in all.
             lines = [each[0][0], *(row for lines in each for row in lines[1:])]
             folder.write_atomic(beside(partial, name), "".join(f"{line}\n" for line in lines))
         yield partial
@@ -203,7 +202,7 @@ def merging(
 def _of(
     target: Target, *, cascade: bool, radii: Sequence[float | str], studies: Studies, search_dtype: SearchDtype | None
 ) -> dict[str, Any]:
-    """What a shard of an evaluation depends on."""
+    """The inputs that a shard of an evaluation depends on."""
     about = about_evaluation(target, cascade=cascade, search_dtype=search_dtype)
     more = {"batch": target.settings.batch, "radii": [str(r) for r in radii], "studies": asdict(studies)}
     plain: dict[str, Any] = folder.plain({**about, **more})

@@ -1,4 +1,4 @@
-"""Studies of a target beside its robust accuracy: frequency bands, corruptions, flips, a Fourier map."""
+"""Studies of a target in addition to robust accuracy: frequency bands, corruptions, flip rates, a Fourier map."""
 
 from __future__ import annotations
 
@@ -53,33 +53,33 @@ from atent.stats import t_interval
 
 @dataclass(frozen=True)
 class Studies(metaclass=Settings):
-    """What is measured beside the robust accuracy."""
+    """Measurements in addition to robust accuracy."""
 
     bands: bool = False
-    """Each frequency band of an attack's perturbations alone."""
+    """Accuracy under each frequency band of an attack's perturbations alone."""
     band_attack: str = "PGD(steps=40)"
-    """That attack, written as a call."""
+    """The attack of the bands, written as a call."""
     band_cut: int | None = None
-    """The first high frequency; default: a quarter of the image's side."""
+    """First high frequency of the bands; default: a quarter of the image's side."""
     corruptions: bool = False
     """Errors under common corruptions at five severities."""
     flips: bool = False
-    """Flip rates along sequences of almost equal images."""
+    """Flip rates along sequences of slightly perturbed images."""
     reference: str | None = None
-    """A run folder or module:function: the network whose errors and flips are divided by."""
+    """Reference network for mCE and mFR: a run folder or module:function."""
     fourier: bool = False
     """Errors under noise of each frequency."""
     fourier_eps: float | None = None
-    """l2 norm of that noise in one channel; default: pixels of a root mean square of 0.1."""
+    """l2 norm of that noise in each channel; default: a root mean square of 0.1 per pixel."""
 
     @property
     def chosen(self) -> list[str]:
-        """The studies that are wanted, as the result names them."""
+        """The selected studies, by their names in the result."""
         return [name for name in _REPORTS if getattr(self, name)]
 
     def check(self, target: Target) -> None:
-        """ValueError, in one line and before the long work, for what cannot be measured on the target, and for an
-        option that has no effect."""
+        """Raise ValueError, before the computation, for what cannot be measured on the target, and for an option that
+        has no effect."""
         for option, value, of in (
             ("--reference", self.reference, self.corruptions or self.flips),
             ("--band-attack", None if self.band_attack == Studies.band_attack else self.band_attack, self.bands),
@@ -90,7 +90,7 @@ class Studies(metaclass=Settings):
                 wanted = {"--reference": "--corruptions or --flips", "--fourier-eps": "--fourier"}.get(
                     option, "--bands"
                 )
-                raise ValueError(f"{option} {value} has no effect without {wanted}: add it, or leave {option} out")
+                raise ValueError(f"{option} {value} has no effect without {wanted}: add it, or omit {option}")
         if not self.chosen:
             return
         check_images(target.data.shape)
@@ -110,7 +110,7 @@ class Studies(metaclass=Settings):
         )  # fmt: skip
 
     def network(self, target: Target) -> nn.Module | None:
-        """The reference network on the target's device; ValueError where it does not take the target's images."""
+        """The reference network on the target's device; ValueError if it does not take the target's images."""
         if self.reference is None:
             return None
         try:
@@ -141,8 +141,8 @@ def run_studies(
         resume = beside(partial, name) if partial else None
         begun = time.perf_counter()
         if world.size > 1 and resume is not None:
-            portion = Portion(resume, Shard(world.rank, world.size), world.rank)
-            study_shard(studies, name, target, known, portion, progress=progress)
+            part = Portion(resume, Shard(world.rank, world.size), world.rank)
+            study_shard(studies, name, target, known, part, progress=progress)
             world.wait()
         report = alone(lambda: _report(studies, name, target, known, resume, progress).to_json())  # noqa: B023
         found[name] = report | {"seconds": round(time.perf_counter() - begun, 3)}
@@ -150,10 +150,10 @@ def run_studies(
 
 
 def study_shard(
-    studies: Studies, name: str, target: Target, known: Checked, portion: Portion, *, progress: bool = True
+    studies: Studies, name: str, target: Target, known: Checked, part: Portion, *, progress: bool = True
 ) -> None:
-    """Do the batches of the study ``name`` that the portion has, and keep what they gave in its file."""
-    _asked(studies, name, target, known, portion, progress)
+    """Evaluate the batches of the study ``name`` in ``part``, and record their results in its file."""
+    _asked(studies, name, target, known, part, progress)
 
 
 def _report(
@@ -164,7 +164,7 @@ def _report(
 
 
 def _asked(studies: Studies, name: str, target: Target, known: Checked, resume: Resume, progress: bool) -> Any:
-    """What the study measures."""
+    """The result of the study."""
     reference = studies.network(target)
     h, w = target.data.shape[1:] if len(target.data.shape) == 3 else (0, 0)
     rounds = {

@@ -1,4 +1,4 @@
-"""What is evaluated: the model of a run folder, weights in a file, or a user's own network; on which data and how."""
+"""The target of an evaluation, a run folder, a weights file or a user's network, with its data and settings."""
 
 from __future__ import annotations
 
@@ -41,51 +41,51 @@ from atent.train.settings import pick_device
 STRONG: dict[str, tuple[str, ...]] = {
     norm: ("PGD(steps=20)", *attacks) if attacks == ("AutoAttack",) else attacks for norm, attacks in USUAL.items()
 }
-"""What evaluates a model without a recipe, by norm: the `USUAL` attacks, after a cheap one where that is AutoAttack."""
+"""Default attacks of a model without a recipe, by norm: the `USUAL` attacks, preceded by a cheap one if that is
+AutoAttack."""
 
 
 @dataclass(frozen=True)
 class EvaluateSettings(metaclass=Settings):
-    """How the finished model is evaluated on the test set."""
+    """Settings of the evaluation on the test set."""
 
     INFINITE: ClassVar[tuple[str, ...]] = ("eps",)
 
     attacks: tuple[str, ...] = ("FGSM", "PGD(steps=20)", "Langevin(steps=20)")
     """Attacks, each written as a call, such as PGD(steps=40, step_size=0.01, restarts=5)."""
     threats: tuple[str, ...] = ()
-    """Several threats at once, in the place of norm, eps and attacks: each as "linf 8/255", "l0 6 group pixel" or
-    "patch 1 side 4", after a colon its attacks: "l1 5: APGD(steps=50), Square"; default: strong ones for the norm."""
+    """Several threats instead of norm, eps and attacks: each as "linf 8/255", "l0 6 group pixel" or "patch 1 side 4",
+    optionally with attacks after a colon: "l1 5: APGD(steps=50), Square"; default: strong attacks for the norm."""
     norm: Norm | None = None
     """Norm of the threat; default: the method's."""
     eps: float | str | None = None
-    """Radius of the threat, or how many elements, pixels or patches may change (l0, patch); default: the method's, in
-    its norm alone."""
+    """Radius of the threat, or how many elements, pixels or patches may change (l0, patch); default: the method's, if
+    the norm is its own."""
     limit: Limit = 1000
-    """Number of test images, chosen by data.subset; all: every one."""
+    """Number of test images, chosen by data.subset, or all."""
     batch: int = 250
     """Images per batch."""
     seed: int = 0
     """Seed of the attacks' random numbers."""
     last: bool = True
-    """Evaluate the last epoch's weights as well, where another epoch is the best."""
+    """Also evaluate the last epoch's weights if another epoch is the best."""
     checks: bool = False
-    """Also look for masked gradients (`atent.evaluate.masking_checks`), where there is a threat."""
+    """Also check for masked gradients (`atent.evaluate.masking_checks`) if there is a threat."""
     channels_last: bool | Auto = False
-    """Images in the channels-last memory format: often faster for convolutions, the same to rounding; auto: as
-    measured."""
+    """Use the channels-last memory format: often faster for convolutions, equal up to rounding; auto: measure."""
     folding: bool = True
-    """Search on a copy with batch norm folded into the layers beside it; verdicts are those of the model itself."""
+    """Attack a copy with batch norm folded into adjacent layers; success is decided by the model itself."""
     allow_large_eps: bool = False
-    """Permit an eps that covers the whole box (linf: the box width or more, l2, l1: its diagonal or more, l0, patch: as
-    many elements, pixels or patches as a sample has)."""
+    """Allow an eps that covers the entire box (linf: at least its width; l2, l1: at least its diagonal; l0, patch: at
+    least the number of elements, pixels or patches of a sample)."""
     allow_long: bool = False
-    """Permit attacks of more passes an image than `atent.attacks.length.LONGEST`."""
+    """Allow attacks with more passes per image than `atent.attacks.length.LONGEST`."""
     group: Group | None = None
     """l0: what eps counts, element or pixel; default: as the method's threat, or element."""
     side: int | None = None
     """patch: side of a patch in pixels; default: the method's."""
     inner: Inner | None = None
-    """patch: what may happen inside a patch, free or linf; default: as the method's threat, or free."""
+    """patch: allowed changes inside a patch, free or linf; default: as the method's threat, or free."""
     inner_eps: float | str | None = None
     """patch with inner linf: largest change of an element; default: the method's."""
 
@@ -101,15 +101,15 @@ class EvaluateSettings(metaclass=Settings):
 
 
 def threat_of(own: Threat | None, box: Box, settings: EvaluateSettings) -> Threat | None:
-    """The threat to evaluate under: the method's ``own``, its fields replaced where the settings say so.
+    """The threat of the evaluation: the method's ``own``, with fields replaced by the settings.
 
-    ValueError, in one line, for another norm without its own eps: a radius in one norm says nothing in another.
+    ValueError for another norm without its own eps: radii of different norms are not comparable.
     """
     norm, eps = settings.norm or (own.norm if own else None), settings.eps
     if eps is None and own is not None:
         if norm != own.norm:
             raise ValueError(
-                f"norm {norm} without its eps: the method's threat is {show(own)}, whose radius is none in {norm}; give"
+                f"norm {norm} needs its own eps: the method's threat is {show(own)}, in another norm; give"
                 " --eps (evaluate.eps in a recipe) as well"
             )
         eps = float(own.eps)
@@ -136,7 +136,7 @@ def inputs(model: nn.Module, data: Data, limit: Limit) -> tuple[Tensor, Tensor, 
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """A model to evaluate, the data that it is evaluated on, and where the result goes."""
+    """A model to evaluate, with its data and the place of the result."""
 
     name: str
     """For tables."""
@@ -147,15 +147,15 @@ class Target:
     attacks: dict[str, Attack]
     settings: EvaluateSettings
     about: dict[str, Any]
-    """Where the model comes from: the head of the result."""
+    """The origin of the model: the head of the result."""
     place: Path
     """The folder for results."""
     stem: str = ""
-    """What the names of the results' files begin with."""
+    """Prefix of the names of result files."""
     config: dict[str, Any] = field(default_factory=dict)
     """A run's configuration."""
     foreign: bool = False
-    """Whether the weights are of a file that training here did not write."""
+    """Whether the weights are from an external file."""
     origin: Path | None = None
     """A run's folder, which is not ``place`` for a network of the zoo or of the Hub."""
 
@@ -202,7 +202,7 @@ def load_target(
     trust_code: bool = False,
     allow_long: bool = False,
 ) -> Target:
-    """What ``target`` names, ready to be evaluated: a run folder, a weights file, zoo:name, hub:user/name, or
+    """Load the target of an evaluation: a run folder, a weights file, zoo:name, hub:user/name, or
     module:function.
 
     A run folder brings its network, data, threat and attacks; ``which`` and ``weights`` choose its weights. One that
@@ -214,8 +214,8 @@ def load_target(
     (`check_convention`). ``limit`` test images ("all": every one) are
     chosen by ``subset``, "stratified" or "first" (default: as the run, or stratified). ``threads`` sets those of
     torch on the CPU, "auto" as many as the network gains from. Numbers are the run's by default, or those of
-    `EvaluateSettings`. ``trust_code``: let a run that you did not make on this machine import what it names.
-    FileNotFoundError or ValueError, in one line, for whatever is missing, unknown, does not fit, or has no effect on
+    `EvaluateSettings`. ``trust_code``: let a run from another machine import the code that it names.
+    FileNotFoundError or ValueError for anything that is missing, unknown, incompatible, or without effect on
     such a target; Untrusted, before anything is imported, where that needs ``trust_code``.
     """
     check_either(attacks, threats)
@@ -263,21 +263,21 @@ def _found(
 
 def data_of(config: dict[str, Any], run: Path, name: str | None = None, root: str | None = None) -> Data:
     """The data of a run, from ``root`` where that is given; ``name`` names those of a run that cannot, or replaces its
-    builder: a data set of `SOURCES`, or module:function that gives what `atent.data.from_tensors` gives.
+    builder: a data set of `SOURCES`, or module:function that returns data as `atent.data.from_tensors` does.
 
-    ValueError, in one line, without a name where one is needed, with one where none is, and for data of another form.
+    ValueError without a name where one is needed, with one where none is, and for data of another form.
     """
     settings = recorded_data(config)
     if settings is not None:
         if name is not None:
-            raise ValueError(f"--data {name} has no effect on {run}: a run brings its own, {settings.name}")
+            raise ValueError(f"--data {name} has no effect on {run}, whose own data are {settings.name}: omit it")
         return _as_trained(load_data(replace(settings, root=root) if root else settings), config, run)
     made = config.get("data") or {}
     builder, args = (made.get("builder"), made.get("builder_args") or {}) if name is None else (name, {})
     if builder is None:
         raise ValueError(
-            f"{run} was trained on tensors, which it does not keep: name the data by --data module:function, a function"
-            " that gives what atent.data.from_tensors gives, or by --data npz --root FILE"
+            f"{run} was trained on tensors, which are not saved: give --data module:function, a function"
+            " that returns the data as atent.data.from_tensors does, or --data npz --root FILE"
         )
     found, about = built(builder, args, root), config["about"]["data"]
     for what, seen, wanted in (
@@ -295,7 +295,7 @@ def _as_trained(data: Data, config: dict[str, Any], run: Path) -> Data:
     before = config["about"]["data"].get("files") or {}
     for name, entry in (data.about.get("files") or {}).items():
         if entry["sha256"] != before.get(name, entry)["sha256"]:
-            once(f"{name} of {data.name} has another SHA-256 than when {run} was trained: the data were changed")
+            once(f"{name} of {data.name} has a different SHA-256 than when {run} was trained: the data changed")
     return data
 
 
@@ -330,25 +330,24 @@ def strong(threat: Threat | None) -> tuple[str, ...]:
 
 
 def _have_forms(attacks: Sequence[str], threat: Threat | None) -> bool:
-    """Whether each of the attacks has a form for the norm, as far as it names no threat of its own."""
+    """Whether each of the attacks without its own threat supports the norm."""
     names = [re.split(r"[^\w.:]", text.strip())[0] for text in attacks if "norm=" not in text]
     return threat is None or all(threat.norm in ATTACKS.find(name).norms for name in names)
 
 
 def _need_threat(target: str | Path, threat: Threat | None, settings: EvaluateSettings) -> None:
-    """ValueError where neither the options nor the attacks say what the adversary may do."""
+    """Raise ValueError if neither the options nor the attacks define the threat."""
     if threat is None and not settings.threats and not all("eps=" in text for text in settings.attacks):
         missing = [f"--{name}" for name in ("norm", "eps") if getattr(settings, name) is None]
         raise ValueError(
-            f"{' and '.join(missing)} missing: give the threat that {target} is evaluated under, such as"
-            " --norm linf --eps 8/255"
+            f"{' and '.join(missing)} missing: give the threat of {target}, such as --norm linf --eps 8/255"
         )
 
 
 def _other(target: str, given: dict[str, Any], named: Named, data: str | Data | None, root: str | None) -> Target:
     if data is None:
         raise ValueError(
-            f"--data is missing: on which test set is {target} evaluated? one of {', '.join(SOURCES)}, or your own as"
+            f"--data is missing: give the data set of {target}, one of {', '.join(SOURCES)}, or your own as"
             " module:function"
         )
     settings = EvaluateSettings(**{"attacks": (), **given})

@@ -38,24 +38,24 @@ def load_targets(
     """The networks by name, all with the one ``attack``, on the data, the images and the settings of the first.
 
     ``data`` is for those that bring none (default: the data of the first run among them); ``model`` and ``convention``
-    are for the weights files that training here did not write; ``how`` goes to `load_target`. Two of one name are told
-    apart by their paths.
+    are for the weights files that training here did not write; ``how`` is passed to `load_target`. Networks with equal
+    names are distinguished by their paths.
 
     Raises
     ------
     ValueError
-        In one line, for a network that is given twice, for data of other forms, for options of files where there is
+        For a network that is given twice, for data of other forms, for options of files where there is
         none from elsewhere, and where the runs have different
         threats and no ``norm`` and ``eps`` say which.
     """
     twice = next((text for text in texts if texts.count(text) > 1), None)
     if twice is not None:
-        raise ValueError(f"{twice} is given twice: leave one out")
+        raise ValueError(f"{twice} is given twice: omit one")
     elsewhere = [text for text in texts if _is_from_elsewhere(text)]
     options = {"--model": model, (convention or Convention()).options().split(" ")[0]: convention}
     idle = next((option for option, value in options.items() if value is not None and not elsewhere), None)
     if idle is not None:
-        raise ValueError(f"{idle} has no effect on {', '.join(texts)}: it is for weights files from elsewhere")
+        raise ValueError(f"{idle} has no effect on {', '.join(texts)}: it is for external weights files")
     found: dict[str, Target] = {}
     brought: Data | None = None
     # Runs first: they bring the data for the others.
@@ -83,8 +83,8 @@ def load_targets(
             ),
         ):
             if own != other:
-                told = "other test images" if what == "test images" else f"{what} {own}, {texts[0]} has {other}"
-                raise ValueError(f"{text} has {told}: a transfer matrix needs networks of the same data")
+                mismatch = "other test images" if what == "test images" else f"{what} {own}, {texts[0]} has {other}"
+                raise ValueError(f"{text} has {mismatch}: a transfer matrix needs networks of the same data")
         threats = [next(iter(t.attacks.values())).threat for t in (first, each)]
         if threats[0] != threats[1]:
             raise ValueError(

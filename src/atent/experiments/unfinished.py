@@ -1,4 +1,4 @@
-"""The files of a measurement that may be killed: one for each request, by its content, and held by one process."""
+"""Files of interruptible measurements: one per request, named by its content, and locked by one process."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _SUFFIX = ".partial.jsonl"
 def unfinished(place: Path, kind: str, fingerprint: Mapping[str, Any], **request: Any) -> Iterator[Path]:
     """The file beside the result ``place`` from which the measurement resumes; removed when the block ends well.
 
-    Requests that differ have files of their own, so they can be measured at once. A file that an earlier version left
-    is taken up where it is of this measurement.
+    Different requests have separate files, so that they can run concurrently. A file of an earlier version is reused if
+    it belongs to this measurement.
 
     Parameters
     ----------
@@ -32,16 +32,16 @@ def unfinished(place: Path, kind: str, fingerprint: Mapping[str, Any], **request
     kind, fingerprint
         What is measured, as `Lines` records it.
     request
-        What the result depends on besides.
+        Further inputs that the result depends on.
 
     Raises
     ------
     InUse
-        In one line, while another process measures the same.
+        While another process measures the same.
     """
     digest = hashlib.sha256(folder.dumps([kind, fingerprint, request]).encode()).hexdigest()[:12]
     path = place.with_suffix(f".{digest}{_SUFFIX}")
-    with held(lock_of(path), kind), resumed_by("the same command resumes"):
+    with held(lock_of(path), kind), resumed_by("repeating the command resumes"):
         if not path.exists():
             _take_up(place, path, kind, fingerprint)
         yield path
@@ -51,7 +51,7 @@ def unfinished(place: Path, kind: str, fingerprint: Mapping[str, Any], **request
 
 
 def family(path: Path) -> list[Path]:
-    """The file, and those of the parts of a measurement beside it, as far as they are there."""
+    """The existing files of a measurement and of its parts."""
     found = [path, *path.parent.glob(f"{glob.escape(path.stem)}.*{path.suffix}")]
     return [file for file in found if file.exists()]
 

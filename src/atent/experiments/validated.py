@@ -1,4 +1,4 @@
-"""What a training measures on the validation split, written as it comes: what a sweep reads of its trials."""
+"""Validation metrics of a training, written after each epoch and read by sweeps."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from atent.train.callbacks import Callback, Progress, Row
 ROWS = "validation.jsonl"
 """The file in the run folder; metrics.jsonl, with the same rows, is written by checkpoints."""
 VERIFIED = "validation.json"
-"""The file in the run folder with the certified accuracy of the best epoch, where it was asked for."""
+"""The file in the run folder with the certified accuracy of the best epoch, if requested."""
 
 
 class Rows(Callback):
@@ -51,14 +51,14 @@ def best_of(rows: list[Row]) -> Row | None:
 
 
 def figure(row: Row, name: str) -> float | None:
-    """A figure of a best epoch's row, of the weights that are its best; None where it was not measured."""
+    """A figure of a best epoch's row, of the weights that are its best; None if it was not measured."""
     averaged = row.get("best_weights") == "average" and f"average_{name}" in row
     found = row.get(f"average_{name}" if averaged else name)
     return float(found) if isinstance(found, int | float) and not isinstance(found, bool) else None
 
 
 def check_certifier(name: str) -> None:
-    """ValueError, in one line, for what does not verify by bounds."""
+    """ValueError for what does not verify by bounds."""
     if smooths(name):
         bounds = ", ".join(each for each in CERTIFIERS if not smooths(each))
         raise ValueError(f"certifier {name} does not verify by bounds: use one of {bounds}")
@@ -67,8 +67,8 @@ def check_certifier(name: str) -> None:
 def verify(job: Job, model: nn.Module, run: Path, certifier: str) -> Share:
     """The share of the validation images that are verified at the method's threat, written into the run folder.
 
-    ``model`` has the weights of the best epoch; the images are those of the robust validation. ValueError, in one line,
-    as `check_certifier`, and without a threat.
+    ``model`` has the weights of the best epoch; the images are those of the robust validation. ValueError as
+    `check_certifier`, and without a threat.
     """
     check_certifier(certifier)
     data = load_data(job.data)
@@ -89,5 +89,5 @@ def verify(job: Job, model: nn.Module, run: Path, certifier: str) -> Share:
 
 
 def verified_of(run: Path) -> Row:
-    """What `verify` wrote; nothing where it was not asked for."""
+    """The result of `verify`; empty if it was not requested."""
     return folder.read_json(run / VERIFIED) if (run / VERIFIED).is_file() else {}

@@ -1,4 +1,4 @@
-"""What a weights file holds: its networks, their tensors, and the built-in network that they are of."""
+"""The content of a weights file: its networks, their tensors, and the matching built-in network."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Network:
     place: str
     """Where it lies, as --key takes it; "" for the file itself."""
     numbers: int
-    """Of all tensors, counters and statistics included."""
+    """The number of values in all tensors, including counters and statistics."""
     keys: tuple[Key, ...]
 
 
@@ -51,7 +51,7 @@ class WeightsFile:
 
 
 def described(path: Path) -> WeightsFile:
-    """What a weights file holds; no code of it is run, and no network is built with its values.
+    """The content of a weights file; no code of it is run, and no network is built with its values.
 
     FileNotFoundError, ValueError: in one line, as `atent.runs.checkpoint.read_states`.
     """

@@ -1,1 +1,1 @@
-"""The paper again: its published figures, which recipe makes which row, and the commands that measure them."""
+"""Reproduction of the paper: its published figures, the recipe of each row, and the measurements."""

@@ -1,8 +1,8 @@
-"""The paper's claims, evaluated by what was measured here, and what its text and its code disagree on, in numbers.
+"""Evaluates the paper's claims on the measurements, and quantifies the discrepancies between its text and its code.
 
     python -m atent.paper.claims results docs/paper.md
 
-writes claims.json and claims.md into results, and the same tables between the marks of the page.
+writes claims.json and claims.md into results, and the same tables between the markers of the page.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ BEGIN, END = "<!-- generated: claims -->", "<!-- end of generated -->"
 
 def run_claims(out: str | Path, page: str | Path | None = None) -> dict[str, Any]:
     """Evaluate every claim by the result files in ``out``; write claims.json and claims.md there and return the former.
-    With ``page``, a Markdown file with the two marks, the tables between them are written anew.
+    With ``page``, a Markdown file with the two markers, the tables between them are regenerated.
 
-    What no file in ``out`` has measured says "not measured yet"; nothing is filled in by hand. Numbers that need no
-    trained network are computed at each call, in some seconds. Raises ValueError where the page lacks a mark.
+    Missing measurements read "not measured yet"; nothing is filled in by hand. Numbers that need no trained network are
+    computed at each call, in some seconds. Raises ValueError if the page lacks a marker.
     """
     found = measured(out)
     printed = as_printed(found.facts)
@@ -58,7 +58,7 @@ def run_claims(out: str | Path, page: str | Path | None = None) -> dict[str, Any
 
 
 def fill(page: Path, content: Mapping[str, Any]) -> None:
-    """Write the tables of ``content`` between the marks of the page; ValueError, in one line, where one is missing."""
+    """Write the tables of ``content`` between the markers of the page; ValueError if one is missing."""
     text = page.read_text()
     head, begin, rest = text.partition(BEGIN)
     _, end, tail = rest.partition(END)
@@ -97,7 +97,7 @@ def tables(content: Mapping[str, Any]) -> str:
 
 def _entry(found: Results, printed: Results, claim: Claim) -> dict[str, Any]:
     finding = claim.evaluate(found)
-    # A claim about settings has one verdict: no printed figure is evaluated.
+    # A claim about settings has a single verdict: no printed figure is evaluated.
     own = claim.evaluate(printed).verdict if claim.table else NOT_YET
     table = found.tables.get(claim.table or "")
     return {

@@ -1,4 +1,4 @@
-"""What the supplement's settings do, in closed form or by simulation: chains, attacks, costs, errors of evaluation."""
+"""Consequences of the supplement's settings for chains, attacks, costs and evaluation, in closed form or simulated."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def simulated(chain: Sampler, *, dim: int = DIM, samples: int = 50, aligned: boo
 
 
 def share_of_budget(steps: int, step: float, start: float = 1.0) -> float:
-    """How far along the gradient of a linear loss l2 PGD comes, as a share of eps; ``step`` and ``start`` in eps.
+    """Progress of l2 PGD along the gradient of a linear loss, as a share of eps; ``step`` and ``start`` in eps.
 
     The start lies at right angles to the gradient, as a random one nearly does in many dimensions. After each step the
     point is brought back to the sphere, which takes from both parts alike.
@@ -126,8 +126,8 @@ def passes(method: Method, shape: tuple[int, ...] = (2,)) -> tuple[int, int]:
 
 
 def by_predicted_labels(eps: float = 0.2) -> dict[str, float]:
-    """Clean and robust accuracy of a linear classifier on the half-moons, exactly, and what an attack counts that
-    takes the classifier's answers for the labels.
+    """Exact clean and robust accuracy of a linear classifier on the half-moons, and the count of an attack that uses
+    the classifier's predictions as labels.
 
     The classifier is least squares on the training points. Under linf eps its margin y f(x) falls by eps ||w||_1 for
     the true label; an attack on the predicted label pushes a wrong point towards its true class, and it counts as

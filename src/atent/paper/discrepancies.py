@@ -1,4 +1,4 @@
-"""Where the supplement's text, tables and code disagree, and a number depends on it."""
+"""Discrepancies between the supplement's text, tables and code that affect a number."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from atent.paper.verdicts import NOT_YET
 
 @dataclass(frozen=True)
 class Discrepancy:
-    """Where text, tables and code disagree, and a number depends on it."""
+    """A discrepancy between text, tables and code that affects a number."""
 
     what: str
-    """In our words."""
+    """The discrepancy, paraphrased."""
     facts: tuple[tuple[str, tuple[str, ...]], ...] = ()
     """Numbers that show it: key of `FACTS`, and the names of its values; none: all."""
     shown: Callable[[Results], str] | None = None

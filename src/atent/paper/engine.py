@@ -1,4 +1,4 @@
-"""Train what a table needs, measure each network once, and resume where an earlier command stopped.
+"""Train the networks of a table, measure each once, and resume where an earlier command stopped.
 
 A network is a run folder, runs/SCALE/NAME-seedK; beside its weights, measures.json keeps what was measured of them.
 """
@@ -35,10 +35,10 @@ from atent.train.interrupt import Interrupted
 
 MEASURES = "measures.json"
 
-# An image that is wrong without an attack was not tried.
+# Images that are misclassified without an attack are not attacked.
 _ROBUST = str.maketrans({ROBUST: "1", FOOLED: "0", NOT_TRIED: "0"})
 
-# Few enough that a time limit is kept, and that little is lost by a kill; on a GPU many enough that it is busy.
+# Small enough to keep a time limit and to lose little by a kill; on a GPU large enough to keep it busy.
 _BATCH = {"cpu": 250, "cuda": 2000}
 _STRONG_BATCH = {"cpu": 50, "cuda": 1000}
 
@@ -48,21 +48,21 @@ Read = Callable[[str], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Bench:
-    """Where and for how long the work is done."""
+    """The place and the time limit of the work."""
 
     scale: Scale
     runs: Path
     build: Build
     read: Read
     deadline: float | None = None
-    """Of `time.monotonic`; None: no limit."""
+    """Deadline on the clock of `time.monotonic`; None: no limit."""
     progress: bool = False
     say: Say = lambda line: None
 
     def check(self) -> None:
         """Interrupted once the time is up."""
         if self.late():
-            raise Interrupted("time is up: the same command resumes")
+            raise Interrupted("time limit reached: repeating the command resumes")
 
     def late(self) -> bool:
         """Whether the time is up."""
@@ -83,7 +83,7 @@ def job(bench: Bench, training: Training, seed: int) -> Job:
         for section, values in changes.items():
             tables[section] = {**tables.get(section, {}), **values}
     tables["train"] = {**tables.get("train", {}), "seed": seed}
-    # What the networks are evaluated by is the table's business.
+    # The evaluation of the networks is defined by the table.
     tables["evaluate"] = {**tables.get("evaluate", {}), "attacks": [], "limit": 1000, "last": False}
     if training.after is not None:
         tables["model"] = {**tables.get("model", {}), "weights": str(bench.path(training.after, seed))}
@@ -91,7 +91,7 @@ def job(bench: Bench, training: Training, seed: int) -> Job:
 
 
 def run_of(bench: Bench, training: Training, seed: int) -> Run:
-    """The run of a training, as `atent compare` has it; one that is there keeps its data.subset."""
+    """The run of a training, as in `atent compare`; an existing run keeps its data.subset."""
     path = bench.path(training, seed)
     return Run(training.recipe, as_begun(job(bench, training, seed), path), path)
 
@@ -128,7 +128,7 @@ def train(
                 run_job(run.job, run.path, resume=found == "started", progress=bench.progress, report=report)
         except Interrupted:
             bench.check()
-            raise Interrupted("interrupted: the same command resumes") from None
+            raise Interrupted("interrupted: repeating the command resumes") from None
         bench.say(f"         {time.monotonic() - begun:.0f} s")
     return run.path
 
@@ -150,11 +150,11 @@ def alarm(deadline: float | None) -> Iterator[None]:
 
 @contextmanager
 def _turn(bench: Bench, path: Path) -> Iterator[None]:
-    """Hold a run against other commands; one that is held is waited for."""
-    told = first_only(bench.say)
+    """Lock a run against other commands; wait for a run that is locked."""
+    say_once = first_only(bench.say)
 
     def wait(line: str) -> None:
-        told(f"wait     {line}")
+        say_once(f"wait     {line}")
         bench.check()
 
     with held(path / folder.LOCK, "reproduce", wait=wait):
@@ -165,7 +165,7 @@ def _turn(bench: Bench, path: Path) -> Iterator[None]:
 
 
 def measured(path: Path) -> dict[str, Any]:
-    """What was measured of a run, by `Measure.key`."""
+    """The measurements of a run, by `Measure.key`."""
     found: dict[str, Any] = (
         folder.with_present_keys(folder.read_json(path / MEASURES)) if (path / MEASURES).is_file() else {}
     )
@@ -173,9 +173,9 @@ def measured(path: Path) -> dict[str, Any]:
 
 
 def measure(bench: Bench, path: Path, wanted: Sequence[Measure]) -> None:
-    """Measure what is not measured yet of the run at ``path``.
+    """Make the missing measurements of the run at ``path``.
 
-    Interrupted when time is up; the same call resumes.
+    Interrupted at the time limit; the same call resumes.
     """
     with _turn(bench, path):
         left = {m.key: m for m in wanted if m.key not in measured(path)}
@@ -300,7 +300,7 @@ def make(bench: Bench, table: Table, seeds: Sequence[int], only: Sequence[str] =
 
 
 def needed(table: Table, only: Sequence[str] = ()) -> Mapping[str, list[Measure]]:
-    """What is measured of each training, in the order of training; those that another begins with may have none."""
+    """The measures of each training, in the order of training; trainings that only initialise others may have none."""
     out: dict[str, list[Measure]] = {}
 
     def add(training: Training) -> list[Measure]:

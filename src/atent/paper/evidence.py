@@ -1,4 +1,4 @@
-"""What the result files of `atent reproduce` hold, and how far one figure of theirs lies above another.
+"""Reads the result files of `atent reproduce` and computes differences between their figures.
 
 Figures are paired wherever both sides were measured on the same images and trained from the same seeds.
 """
@@ -25,17 +25,17 @@ _TABLES = ("table-s1", "table-s2", "table-s3", "table-s4", "figure-s1", "figure-
 
 @dataclass(frozen=True)
 class Difference:
-    """How far one accuracy lies above another."""
+    """The difference of two accuracies."""
 
     found: Estimate | None
-    """With its interval; None where nothing is paired."""
+    """With its interval; None if nothing is paired."""
     basis: str
-    """What the interval is over, or why there is none."""
+    """The sources of variation of the interval, or why there is none."""
     p: float | None = None
     """The exact two-sided test over the images, by those on which the two sides differ; None without outcomes."""
 
     def inside(self, low: float = float("-inf"), high: float = float("inf")) -> bool | None:
-        """`stats.inside`, in shares of 1; None where nothing is paired. Against 0 the test over the images has to
+        """`stats.inside`, in shares of 1; None if nothing is paired. Against 0 the test over the images has to
         agree, since it is exact where the interval is not."""
         if self.found is None:
             return None
@@ -59,7 +59,7 @@ class Results:
     """Whether these are the published figures, which are taken at face value: no spread of theirs is printed."""
 
     def cell(self, table: str, row: str, column: str) -> Cell | None:
-        """The figure there, with value, low and high; None where it is not measured."""
+        """The figure there, with value, low and high; None if it is not measured."""
         for block in self.tables.get(table, {}).get("blocks", ()):
             for found in block["rows"]:
                 if found["key"] == row and column in found["cells"]:
@@ -68,7 +68,7 @@ class Results:
         return None
 
     def cells(self, table: str, *places: tuple[str, str]) -> list[Cell] | None:
-        """Several of them, or None where one is missing."""
+        """Several of them, or None if one is missing."""
         found = [self.cell(table, row, column) for row, column in places]
         whole = [c for c in found if c is not None]
         return whole if len(whole) == len(found) else None
@@ -86,9 +86,9 @@ class Results:
         return difference(a, b, same_networks=same_networks)
 
     def times(self, norm: str, a: str, b: str) -> Estimate | None:
-        """What an epoch of row ``a`` of Table S4 costs by that of ``b``: over interleaved rounds, in seconds of the
-        process's CPU where it computed on one. None where it is not measured; without rounds an interval without ends,
-        which decides nothing."""
+        """The ratio of the cost of an epoch of row ``a`` of Table S4 to that of ``b``: over interleaved rounds, in
+        seconds of the process's CPU where it computed on one. None if it is not measured; without rounds an interval
+        without ends, which decides nothing."""
         rows, cells = self.rounds(norm), self.cells("table-s4", (a, norm), (b, norm))
         found = timing.times(rows, a, b) if rows else None
         if found is not None or cells is None:
@@ -97,21 +97,21 @@ class Results:
         return Estimate(value, value, value) if self.printed else Estimate(value, 0, math.inf)
 
     def rounds(self, norm: str) -> dict[str, list[float]] | None:
-        """Table S4's seconds per epoch that count, by row, one for each round; None where no rounds are kept."""
+        """Table S4's seconds per epoch that count, by row, one for each round; None if no rounds are kept."""
         kept = self.tables.get("table-s4", {}).get("timings", {}).get(norm)
         return timing.counted(kept) if kept else None
 
 
 def measured(out: str | Path) -> Results:
-    """What the files in ``out`` hold, and every fact, computed now."""
+    """The results in ``out``, and all facts, computed now."""
     paths = {name: Path(out) / f"{name}.json" for name in _TABLES}
     tables = {name: read_result(path) for name, path in paths.items() if path.is_file()}
     return Results(tables, {key: make() for key, make in FACTS.items()})
 
 
 def as_printed(facts: Mapping[str, Fact]) -> Results:
-    """The published figures in the same form and at face value, so that the same rules say what the paper's own tables
-    show."""
+    """The published figures in the same form and without intervals, so that the same rules apply to the paper's own
+    tables."""
     tables: dict[str, Any] = {}
     for name, table in published().items():
         rows = []

@@ -1,4 +1,4 @@
-"""What the supplement's own settings imply: numbers that need no trained network, in closed form or by simulation."""
+"""Consequences of the supplement's settings: numbers that need no trained network, in closed form or by simulation."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from atent.threat import Threat
 
 @dataclass(frozen=True)
 class Fact:
-    """A number that the settings imply, beside what is printed."""
+    """A number that follows from the settings, and the printed one."""
 
     about: str
-    """Which statement it belongs to."""
+    """The statement that it belongs to."""
     printed: str
-    """What the paper, or its authors' code, says."""
+    """The value in the paper or its authors' code."""
     values: dict[str, float]
     """Ours, by name."""
 

@@ -34,7 +34,7 @@ GRID = "grid.json"
 
 
 class Stopped(Exception):
-    """The deadline passed; what was done is saved."""
+    """The deadline passed; the state is saved."""
 
 
 def run_figure_1(
@@ -46,14 +46,14 @@ def run_figure_1(
     deadline: float | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Train and evaluate what is missing, and write figure-1.json, .md and, once seed 0 is there, .png into ``out``.
+    """Train and evaluate missing runs, and write figure-1.json, .md and, once seed 0 is done, .png into ``out``.
 
     ``scale`` is smoke (two half-moons, 3 epochs, one seed), laptop or paper (both the paper's points, network and
     epochs, 10 seeds); without MNIST the half-moons replace it, at a rescaled radius, and the result says so. ``seeds``
     replaces the number of seeds. Run folders lie in runs/figure-1/; finished ones are used again. Once
     `time.monotonic()` has passed ``deadline`` the training stops after its epoch, the files say what is done, and
     the same call resumes. Returns the content of figure-1.json, whose ``complete`` says whether all is done.
-    Raises ValueError, in one line, for an unknown scale, a number of seeds below 1, or a run folder of other settings.
+    Raises ValueError for an unknown scale, a number of seeds below 1, or a run folder of other settings.
     """
     if scale not in SCALES:
         raise ValueError(messages.unknown("scale", scale, SCALES))
@@ -72,7 +72,7 @@ def run_figure_1(
             for name, job in plans.items():
                 _make(replace(job, train=replace(job.train, seed=seed)), _path(place, name, seed), deadline, say)
     except Stopped:
-        say(f"{NAME}: stopped at the time limit; the same command resumes")
+        say(f"{NAME}: stopped at the time limit; repeating the command resumes")
     finally:
         torch.set_num_threads(threads)
     out.mkdir(parents=True, exist_ok=True)
@@ -120,7 +120,7 @@ def _make(job: Job, path: Path, deadline: float | None, say: Callable[[str], Non
     stop()
     started = (path / folder.LAST / STATE).is_file()
     if not started and path.exists():
-        # A kill before the first epoch's end leaves nothing to resume from.
+        # After a kill before the end of the first epoch there is no state to resume from.
         for file in sorted(path.rglob("*"), reverse=True):
             file.rmdir() if file.is_dir() else file.unlink()
     begun = time.perf_counter()
@@ -131,7 +131,7 @@ def _make(job: Job, path: Path, deadline: float | None, say: Callable[[str], Non
 
 
 def _check(job: Job, path: Path) -> None:
-    """ValueError where the run folder was made with other settings."""
+    """ValueError if the run folder was made with other settings."""
     if (path / folder.CONFIG).is_file():
         saved, wanted = folder.read_config(path / folder.CONFIG), json.loads(folder.dumps(job.sections()))
         for section in ("method", "data", "model", "optimizer", "schedule", "train", "evaluate"):
@@ -204,7 +204,7 @@ def _content(
 
 
 def _finished(place: Path, name: str, count: int, job: Job) -> list[dict[str, Any]]:
-    """What the finished runs of a row say, by seed."""
+    """The results of the finished runs of a row, by seed."""
     out = []
     for seed in range(count):
         path = _path(place, name, seed)

@@ -1,4 +1,4 @@
-"""What a table of the paper is made of: rows, columns and cells, the network behind each cell and its measure."""
+"""The structure of a table of the paper: rows, columns and cells, with the network and the measure of each cell."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ class Training:
 
     recipe: str
     changes: dict[str, Any] = field(default_factory=dict)
-    """By section and field, on top of the recipe and of the scale's own changes."""
+    """Changes by section and field, applied after those of the recipe and the scale."""
     label: str = ""
-    """What its run folder is called; default: the recipe's name."""
+    """Name of its run folder; default: the recipe's name."""
     after: Training | None = None
-    """The training, of the same seed, whose best weights this one begins with."""
+    """The training, of the same seed, whose best weights initialise this one."""
 
     @property
     def name(self) -> str:
@@ -25,7 +25,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Measure:
-    """What is measured of a trained network, on a stratified sample of ``n`` test images (the paper names none)."""
+    """A measurement of a trained network, on a stratified sample of ``n`` test images (the paper specifies none)."""
 
     kind: Literal["clean", "attack", "smoothing", "bounds"]
     n: int
@@ -64,9 +64,9 @@ class Column:
     key: str
     label: str
     protocol: str
-    """How its cells are measured, in words."""
+    """How its cells are measured, as text."""
     printed: str = ""
-    """What the published figures beside it are, where that is another radius."""
+    """The description of the published figures, if they are of another radius."""
 
 
 @dataclass(frozen=True)
@@ -85,12 +85,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A row: ``published`` names it in published.toml (table, row), None where the paper has no such row."""
+    """A row: ``published`` names it in published.toml (table, row), None if the paper has no such row."""
 
     key: str
     label: str
     cells: dict[str, Cell]
-    """By column."""
+    """The cells by column."""
     published: tuple[str, str] | None = None
 
 

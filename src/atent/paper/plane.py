@@ -28,21 +28,21 @@ SIDE = 41
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of the experiment is run."""
+    """The size of the experiment."""
 
     epochs: int
     seeds: int
     digits: bool
-    """MNIST's digits 5 and 8 where there are any; otherwise two half-moons."""
+    """MNIST's digits 5 and 8 if available; otherwise two half-moons."""
     limit: int | None = None
-    """Training points, as in the data's settings."""
+    """Number of training points, as in the data's settings."""
     test_limit: int | None = None
-    """Test points, likewise."""
+    """Number of test points, likewise."""
 
 
 SCALES = {
     "smoke": Scale(epochs=3, seeds=1, digits=False, limit=320, test_limit=300),
-    # The network is so small that a laptop runs all of the paper's experiment.
+    # The network is small enough for the paper's full experiment on a laptop.
     "laptop": Scale(epochs=30, seeds=10, digits=True),
     "paper": Scale(epochs=30, seeds=10, digits=True),
 }
@@ -65,23 +65,24 @@ LABELS = {
 
 @dataclass(frozen=True)
 class Elsewhere(Method):
-    """A method whose adversary clamps every step to a box that the data are not in: the released experiment's mistake.
+    """A method whose adversary clamps every step to a box that does not contain the data, as in the released
+    experiment.
 
-    The released notebook hands PGD and TRADES coordinates between -10 and 10 and leaves their clamp at [0, 1]. The ball
-    is that around the point, the clamp comes last, so an adversary of a point far from the unit square is the same
-    point of its edge, whatever the gradient. `atent.attacks.PGD` cannot do so, since it refuses points outside the box.
+    The released notebook passes coordinates between -10 and 10 to PGD and TRADES and keeps their clamp at [0, 1]. The
+    ball is centred at the point and the clamp comes last, so that the adversary of a point far from the unit square is
+    a fixed point on its edge, independent of the gradient. `atent.attacks.PGD` rejects points outside the box.
     """
 
     threat: Threat
-    """The threat that the network is evaluated by, in the data's box."""
+    """The threat of the evaluation, in the data's box."""
     inner: PGDAT | TRADES
-    """The method; its threat has the other box."""
+    """The method, whose threat has the other box."""
 
     def adversary(
         self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator,
         ids: Tensor | None = None, progress: float = 1.0, state: State | None = None,
     ) -> Tensor:  # fmt: skip
-        """x' (n, 2) in the other box, often outside the ball; the model comes back as it was found."""
+        """x' (n, 2) in the other box, often outside the ball; the model is unchanged."""
         counters = torch.zeros(2, len(x), dtype=torch.int64, device=x.device)
         with guard(model, mode="eval"):
             oracle = Oracle(model, *counters, check=False)
@@ -96,7 +97,7 @@ class Elsewhere(Method):
 def methods(threat: Threat) -> dict[str, Method]:
     """The figure's four methods, and TRADES and PGD as released; 40 steps of eps / 10 everywhere.
 
-    ATENT begins at the point itself, with noise 1e-9, and projects at its last step only: as released.
+    ATENT starts at the point itself, with noise 1e-9, and projects only at its last step, as released.
     """
     step = float(threat.eps) / 10
     unit = replace(threat, box=_UNIT)
@@ -138,7 +139,7 @@ def jobs(scale: Scale, data: DataSettings, threat: Threat) -> dict[str, Job]:
 
 def exhaustive(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, side: int = SIDE) -> Tensor:
     """bool (n,): whether every point of a side x side grid over each point's linf ball, cut by the box, is correctly
-    classified. In the plane this is nearly the exact answer, and no gradient can mislead it."""
+    classified. In the plane this is nearly exact and independent of gradients."""
     line = torch.linspace(-1, 1, side, dtype=x.dtype)
     grid = float(threat.eps) * torch.cartesian_prod(line, line)
     robust = []

@@ -1,4 +1,4 @@
-"""The published figures as data, each with its source; nothing of them ever enters a column of ours."""
+"""The published figures as data, each with its source; they never enter a measured column."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Figure:
     high: float | None = None
     """Upper end, where a range is printed; ``value`` is the lower one."""
     sd: float | None = None
-    """What is printed after the +- sign."""
+    """The value printed after the +- sign."""
 
     def __str__(self) -> str:
         if self.high is not None:
@@ -34,7 +34,7 @@ class Published:
     settings: str
     source: str
     values: dict[str, Figure]
-    """By column."""
+    """The values by column."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def published() -> dict[str, Table]:
 
 
 def value(table: str, row: str, column: str) -> Figure | None:
-    """One published value, None where nothing is printed there; KeyError for a table that does not exist."""
+    """One published value, None if nothing is printed there; KeyError for a table that does not exist."""
     found = published()[table].rows.get(row)
     return found.values.get(column) if found else None
 

@@ -39,9 +39,9 @@ def reproduce(
     """Make ``what``, one of `NAMES`, "claims" or "all", at ``scale``, and return the files written in ``out``.
 
     Networks are trained and measured once, in ``runs``, and used again by other tables and later calls. After
-    ``time_limit`` seconds, or a signal of `atent.signals`, all is saved, what is measured is written, and Interrupted
-    says that the same command resumes. ``only`` names rows of a table to train and measure. ValueError, in one line,
-    for names that are not known, and where ``out`` holds a result of another scale.
+    ``time_limit`` seconds, or a signal of `atent.signals`, the state is saved, finished measurements are written, and
+    Interrupted is raised; the same call resumes. ``only`` names rows of a table to train and measure. ValueError for
+    names that are not known, and where ``out`` holds a result of another scale.
     """
     begun = time.monotonic()
     if scale not in SCALES:
@@ -77,7 +77,7 @@ def reproduce(
             except Interrupted as stop:
                 stopped = stop
             except KeyboardInterrupt:
-                stopped = Interrupted("interrupted: the same command resumes")
+                stopped = Interrupted("interrupted: repeating the command resumes")
             if name != "figure-1":
                 written += _WRITE.get(name, _write_table)(bench, name, chosen, out, command)
             if stopped is not None:
@@ -96,7 +96,7 @@ def _claims(out: Path) -> list[Path]:
 
 def _check_rows(what: str, rows: Sequence[str], only: Sequence[str]) -> None:
     if not rows:
-        raise ValueError(f"--only names rows of one of {', '.join(TABLES)}, not of {what}: leave it out")
+        raise ValueError(f"--only needs one of {', '.join(TABLES)}, got {what}: omit it")
     for row in only:
         if row not in rows:
             raise ValueError(messages.unknown(f"row of {what}", row, rows))
@@ -106,7 +106,7 @@ def _check_place(path: Path, scale: str) -> None:
     if path.is_file():
         held = folder.read_json(path).get("scale")
         if held != scale:
-            raise ValueError(f"{path} holds scale {held}: choose another --out, such as {path.parent / scale}")
+            raise ValueError(f"{path} is of scale {held}: choose another --out, such as {path.parent / scale}")
 
 
 # ---- tables of trained networks ------------------------------------------------------------------------------
@@ -260,7 +260,7 @@ def _write_curves(bench: Bench, name: str, seeds: Sequence[int], out: Path, comm
 
 
 def _figure_1(bench: Bench, out: Path, seeds: int | None) -> list[Path]:
-    """Figure 1 has an experiment of its own."""
+    """Figure 1 is a separate experiment."""
     from atent.paper.figure_1 import run_figure_1
 
     content = run_figure_1(
@@ -268,7 +268,7 @@ def _figure_1(bench: Bench, out: Path, seeds: int | None) -> list[Path]:
     )
     bench.check()
     if not content["complete"]:
-        raise Interrupted("figure-1 is not complete: the same command resumes")
+        raise Interrupted("figure-1 is not complete: repeating the command resumes")
     return [path for path in (out / f"figure-1.{kind}" for kind in ("md", "json", "png")) if path.is_file()]
 
 

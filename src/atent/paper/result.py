@@ -1,4 +1,4 @@
-"""What a table of ours says: the published figure beside ours, cell by cell, as plain values and as Markdown."""
+"""The result of a table: published and measured figures, cell by cell, as plain values and as Markdown."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def collect(bench: Bench, table: Table, seeds: Sequence[int]) -> dict[str, Any]:
 
 
 def head(bench: Bench, name: str, title: str) -> dict[str, Any]:
-    """What every result of a scale begins with."""
+    """The header of every result of a scale."""
     return {"name": name, "title": title, "scale": bench.scale.name, "about": bench.scale.about}
 
 
@@ -130,7 +130,7 @@ def _cell(bench: Bench, row: Row, key: str, c: Cell, protocol: str, seeds: Seque
     if c.also is not None:
         runs = (run_of(bench, c.training, seed).path for seed, _ in found)
         same = [content for content in (measured(p).get(c.also.key) for p in runs) if content]
-        # Fewer images may be easier ones: what a weaker attack leaves of the very same ones is the fair comparison.
+        # A smaller set of images may be easier: a weaker attack on the same images is the fair comparison.
         mine["same_images"] = _same(same, c.also) if same else None
     return cell(table, line, beside, mine)
 
@@ -142,8 +142,8 @@ def _same(contents: Sequence[Mapping[str, Any]], m: Measure) -> dict[str, Any]:
 
 
 def _outcomes(contents: Sequence[Mapping[str, Any]], show: str) -> dict[str, Any] | None:
-    """What a measure found of each image, one text of 1 and 0 for each seed, and the images' numbers, the same for all
-    seeds; None where a measure of an earlier version kept none. Cells that have them are compared image by image."""
+    """The outcome of each image, a string of 1 and 0 per seed, and the images' numbers, equal for all seeds; None for
+    measures of earlier versions without outcomes. Cells that have them are compared image by image."""
     kept = [content.get("outcomes", {}) for content in contents]
     ids = {each.get("ids") for each in kept}
     if len(ids) != 1 or any(show not in each for each in kept):
@@ -165,7 +165,7 @@ def commit(p: Mapping[str, Any]) -> str:
 
 
 def text(found: Mapping[str, Any]) -> str:
-    """A cell of ours for people; its interval in brackets."""
+    """A measured cell as text, with its interval in brackets."""
     mine = found["ours"]
     if mine is None:
         return NOT_REACHED if found["why"].startswith(NOT_REACHED) else found["why"]
@@ -186,7 +186,7 @@ def markdown(content: Mapping[str, Any], extra: Sequence[str] = ()) -> str:
     """The whole table with its captions; ``extra`` lines come before the hardware."""
     lines = [f"# {content['title']}", ""]
     if not content["complete"]:
-        lines += ["Not complete: the same command resumes.", ""]
+        lines += ["Not complete: repeating the command resumes.", ""]
     for block in content["blocks"]:
         if block["title"]:
             lines += [f"## {block['title']}", ""]
@@ -222,7 +222,7 @@ def grid(block: Mapping[str, Any]) -> list[str]:
 
 
 def captions(content: Mapping[str, Any]) -> list[str]:
-    """What the figures are, line by line."""
+    """The description of the figures, one line each."""
     lines = []
     counts: dict[str, set[int]] = {}
     for block in content["blocks"]:

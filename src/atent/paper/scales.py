@@ -1,4 +1,4 @@
-"""How much of the paper is measured: digits in minutes, MNIST in an hour, CIFAR-10 in days, or all as published."""
+"""The scales of the reproduction: digits in minutes, MNIST in an hour, CIFAR-10 in days, or all as published."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Scale:
-    """One size of everything: data and networks by the names of recipes, radii, and what is spent on measuring."""
+    """One scale: data and networks by recipe names, radii, and the budget of the measurements."""
 
     name: str
     about: str
-    """What replaces the paper's data, networks and radii: said beside every table."""
+    """The substitutes for the paper's data, networks and radii, stated with every table."""
     small: str
-    """What the names of the recipes begin with."""
+    """Prefix of the recipe names."""
     mnist: str
     """The same for the MNIST tables."""
     seeds: int
-    """Trainings of each row, unless the command says other."""
+    """Default number of trainings per row."""
     images: int
     """Test images, a class-stratified sample, under attacks of few steps."""
     strong: int
@@ -44,9 +44,9 @@ class Scale:
     mnist_linf: float
     mnist_l2: float
     changes: dict[str, Any] = field(default_factory=dict)
-    """What is changed in every recipe, by section and field."""
+    """Changes of every recipe, by section and field."""
     own: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """What is changed in single recipes, by name, on top of `changes`."""
+    """Changes of single recipes, by name, in addition to `changes`."""
     without: tuple[str, ...] = ()
     """Tables and figures that this scale does not make."""
     curve: int | None = None
@@ -118,7 +118,7 @@ CIFAR = Scale(
     l2=(0.5, 1.0), noisy=0.435, smoothing=0.435, sigma=0.12, bounded="2/255",
     linf="8/255", sweep=("2/255", "4/255", "8/255", "12/255"), mnist_linf=0.3, mnist_l2=2.0,
     changes={
-        # Some recipes normalise and others do not, as their authors.
+        # Some recipes normalise and others do not, following their authors.
         "model": {"name": "resnet20", "mean": None, "std": None},
         "optimizer": {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4},
         "schedule": {

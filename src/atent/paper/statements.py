@@ -1,4 +1,4 @@
-"""The sentences of the supplement that assert something about a number, and how each is evaluated."""
+"""The quantitative claims of the supplement, and how each is evaluated."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ COMMAND = f"atent reproduce {NAME}"
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence of the supplement that asserts something about a number."""
+    """A quantitative claim of the supplement."""
 
     where: str
     says: str
-    """In our words."""
+    """The claim, paraphrased."""
     printed: str
-    """The figures that it rests on, as printed."""
+    """The figures behind it, as printed."""
     command: str
-    """What measures ours."""
+    """The command that measures ours."""
     evaluate: Callable[[Results], Finding]
     rule: str
-    """When it is called true."""
+    """The criterion for true."""
     table: str | None = None
     """The result that it is evaluated by; None: the settings alone."""
 

@@ -18,7 +18,7 @@ END = "<!-- end of results -->"
 
 _PROTOCOLS = ("published", "weak", "autoattack")
 
-# One line each on the page: what the whole tables hold besides is in the files that it names.
+# One line each on the page: the complete tables are in the files that it names.
 _SHOWN = {
     "table-s1": ("clean", "full-published", "full-weak", "full-autoattack", *(f"small-{k}" for k in _PROTOCOLS)),
     "table-s2": ("clean", "certified"),
@@ -30,8 +30,8 @@ _SHOWN = {
 
 
 def block(results: Path, beside: Path) -> str:
-    """The marked block of a page in the folder ``beside``, from results/SCALE/*.json without smoke: that measures no
-    claim."""
+    """The generated block of a page in the folder ``beside``, from results/SCALE/*.json without smoke, which measures
+    no claim."""
     lines = [BEGIN, ""]
     for scale in (s for s in SCALES if s != "smoke"):
         found = [p for p in (results / scale / f"{name}.json" for name in NAMES) if p.is_file()]
@@ -47,7 +47,7 @@ def block(results: Path, beside: Path) -> str:
 
 
 def refresh(text: str, results: Path, beside: Path) -> str:
-    """A page in the folder ``beside`` with its block made anew; ValueError where it has no marks."""
+    """A page in the folder ``beside`` with its block regenerated; ValueError if it has no markers."""
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         raise ValueError(f"the page needs one line {BEGIN!r} and, below it, one line {END!r}")
     head, _, rest = text.partition(BEGIN)

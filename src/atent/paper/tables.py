@@ -1,4 +1,4 @@
-"""What each table of the paper is made of: rows, the recipe behind each, and how each cell is measured.
+"""The structure of the paper's tables: rows, their recipes, and the measurement of each cell.
 
 A table is data: `tables(scale)` names for every cell a training and a measure, or the reason why this scale has none.
 """
@@ -185,7 +185,7 @@ def table_s3(s: Scale) -> Table:
 
 
 def finetune(s: Scale) -> Table:
-    """A benign network, fine-tuned for a few epochs at a low rate, beside ATENT from scratch."""
+    """A standard-trained network, fine-tuned for a few epochs at a low rate, and ATENT from scratch."""
     benign = Training(f"{s.small}-pretrain" if s.name == "paper" else f"{s.small}-linf-standard")
     eps = "8/255" if s.as_published else s.linf
     columns = _against("linf", eps, 20, ", step_size=0.003" if s.as_published else "", s)
@@ -242,7 +242,7 @@ TABLES: dict[str, Callable[[Scale], Table]] = {
 UNMADE = {
     "mnist-linf-mma": "no recipe: settings of linf MMA on MNIST with the paper's network are stated nowhere",
 }
-"""Recipes that a table would need and that there are not, with the reason."""
+"""Recipes that a table would need but that do not exist, with the reason."""
 
 UNREACHED = {
     ("mnist-linf", "mart"): "no table of the supplement; `atent train mnist5k-linf-mart` shows the method",
@@ -312,7 +312,7 @@ def _version(s: Scale) -> str:
 
 
 def _against(norm: str, eps: float | str, steps: int, more: str, s: Scale) -> list[tuple[Column, Cell]]:
-    """Natural accuracy, PGD as published and AutoAttack, at one radius: columns, and cells that lack a network."""
+    """Clean accuracy, PGD as published and AutoAttack, at one radius: columns, and cells without a network."""
     pgd = f"PGD(steps={steps}{more}, norm={norm}, eps={eps})"
     strong = Measure("attack", s.strong, attack=_autoattack(s, norm, eps))
     return [

@@ -1,4 +1,4 @@
-"""Table S4: what an epoch costs, all methods interleaved on one machine, and how it grows with K."""
+"""Table S4: the cost of an epoch, all methods interleaved on one machine, and its growth with K."""
 
 from __future__ import annotations
 
@@ -53,19 +53,19 @@ def counted(found: Mapping[str, Any]) -> dict[str, list[float]]:
 
 
 def exponent(rows: Mapping[str, Sequence[float]]) -> Estimate | None:
-    """How ATENT's cost grows with K, from `counted` seconds: b of a + c K^b with its 95 % interval. None for a single
-    round, which has no scatter."""
+    """The growth of ATENT's cost with K, from `counted` seconds: b of a + c K^b with its 95 % interval. None for a
+    single round, which has no scatter."""
     rounds = list(zip(*(rows[f"atent-{k}"] for k in K), strict=True))
     return stats.exponent(K, rounds) if len(rounds) > 1 else None
 
 
 def times(rows: Mapping[str, Sequence[float]], a: str, b: str) -> Estimate | None:
-    """How many times the cost of row ``b`` that of row ``a`` is, round by round; None for a single round."""
+    """The ratio of the cost of row ``a`` to that of row ``b``, per round; None for a single round."""
     return stats.ratio(rows[a], rows[b]) if len(rows[a]) > 1 else None
 
 
 def power(found: Estimate | None) -> str:
-    """The exponent for people."""
+    """The exponent as text."""
     return f"K^{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]" if found else "one round, no exponent"
 
 
@@ -79,10 +79,10 @@ def recipes(bench: Bench, norm: str) -> dict[str, tuple[str, int | None]]:
 def timed(bench: Bench, norm: str) -> dict[str, Any]:
     """Seconds per epoch of every row, one figure per round, kept in timing-NORM.json of the scale's runs.
 
-    Each round runs all rows on the same batches, in an order that turns, so that a slow spell of the machine hits all;
+    Each round runs all rows on the same batches, in a rotating order, so that a slow period of the machine affects all;
     the first round is not counted. An epoch is the mean time of a batch (augmentation, adversary, gradient, step) times
-    the number of batches; validation and checkpoints are left out, as in the published figures. Raises Interrupted when
-    time is up: nothing is kept of it, since rounds of different hours are not interleaved.
+    the number of batches; validation and checkpoints are excluded, as in the published figures. Raises Interrupted at
+    the time limit and discards the rounds, since rounds of different hours are not interleaved.
     """
     found = kept(bench, norm)
     if found is not None:
@@ -105,7 +105,7 @@ def timed(bench: Bench, norm: str) -> dict[str, Any]:
                     busy[name].append(used)
                 advance(1, name)
                 bench.check()
-    # On a CPU that others use as well, the time that this process got says more than the clock.
+    # On a shared CPU the CPU time of this process is more reliable than the wall clock.
     basis = busy if next(iter(rigs.values())).device.type == "cpu" else seconds
     line = fit(K, [statistics.fmean(basis[f"atent-{k}"]) for k in K])
     found = {
@@ -124,7 +124,7 @@ def timed(bench: Bench, norm: str) -> dict[str, Any]:
 
 
 def kept(bench: Bench, norm: str) -> dict[str, Any] | None:
-    """What an earlier command timed at this scale, None where there is none."""
+    """The timings of an earlier command at this scale, or None."""
     path = _path(bench, norm)
     if path.is_file():
         found: dict[str, Any] = folder.read_json(path)
@@ -142,7 +142,7 @@ class _Rig:
 
     def __init__(self, bench: Bench, recipe: str, steps: int | None, like: Job) -> None:
         made = job(bench, Training(recipe), 0)
-        # One network, one data set and one size of batch for all rows, or their times say nothing of the methods.
+        # All rows share one network, data set and batch size, so that their times are comparable.
         made = replace(
             made, model=like.model, data=like.data, train=replace(made.train, batch_size=like.train.batch_size)
         )

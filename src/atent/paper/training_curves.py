@@ -31,7 +31,8 @@ NAME = "figure-s1"
 TEST = "test.jsonl"
 
 
-# At the recipe's radius of 0.3 and its rate, held until the decay, two trainings of three ended as constants.
+# At the recipe's radius of 0.3 and with its rate kept until the decay, two of three trainings ended as constant
+# predictors.
 _LAPTOP: dict[str, Any] = {
     "data": {"limit": 2000},
     "method": {"threat": {"norm": "linf", "eps": 0.2}},
@@ -58,9 +59,9 @@ def training(bench: Bench) -> Training:
 
 
 def make(bench: Bench, seeds: Sequence[int], made: Training | None = None) -> None:
-    """Train one network per seed, and measure each epoch's weights on the test set; Interrupted when time is up.
+    """Train one network per seed and evaluate each epoch's weights on the test set; Interrupted at the time limit.
 
-    ``made``: the training with settings of the machine on top. Default: `training`.
+    ``made``: the training, with machine settings applied. Default: `training`.
     """
     for seed in seeds:
         path = train(bench, made or training(bench), seed, each_epoch=lambda run, row: _measure_epoch(bench, run, row))
@@ -202,7 +203,7 @@ def markdown(content: dict[str, Any]) -> str:
     """A table of the epochs, and what the figure says of the published one."""
     lines = [f"# {content['title']}", ""]
     if not content["complete"]:
-        lines += ["Not complete: the same command resumes.", ""]
+        lines += ["Not complete: repeating the command resumes.", ""]
     if content["epochs"]:
         keys = ("train_clean", "test_clean", "train_robust", "test_robust")
         heads = ["epoch", "rate", *(f"{k}, {p} (%)" for k in ("clean", "robust") for p in ("train", "test"))]

@@ -1,7 +1,7 @@
-"""What our figures say to each of the paper's claims, by stated margins and intervals.
+"""Evaluates the paper's claims on the measured figures, by stated margins and intervals.
 
-A rule has three answers to each comparison: true where a whole interval lies within what the claim says, false where
-all of it lies outside, not decided otherwise (`stats.inside`). Two that are merely indistinguishable are not alike.
+A rule has three outcomes: true if the entire interval lies within the claimed range, false if the entire interval lies
+outside, not decided otherwise (`stats.inside`). Indistinguishable is not the same as equivalent.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ NOT_YET: Literal["not measured yet"] = "not measured yet"
 Verdict = Literal["true", "false", "partly", "not decided", "not measured yet"]
 
 ALIKE = 0.02
-"""Two accuracies within this of each other are alike, and a change of less is none. The figures that the paper calls
-similar span 1.7 points."""
+"""Equivalence margin: accuracies that differ by less are equivalent. The figures that the paper calls similar span 1.7
+points."""
 ABOUT = 0.05
-"""How much an accuracy may lack where a sentence says about, or competitive. The paper calls 5 points a loss."""
+"""Allowed deficit where a sentence says "about" or "competitive". The paper calls 5 points a loss."""
 LOSS = (0.03, 0.07)
-"""What "roughly 5 points" is taken to be."""
+"""The range of "roughly 5 points"."""
 COST = (0.8, 1.25)
-"""Costs whose ratio lies between these are alike."""
+"""Costs with a ratio in this range are equivalent."""
 LINEAR = (0.9, 1.1)
 """Exponents of K that are called linear: twice the steps cost 1.87 to 2.14 times as much."""
 RARE = 0.01
-"""A share of images below which something is taken never to happen."""
+"""A fraction of images below which an event is regarded as absent."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What our figures say to a claim."""
+    """The outcome of a claim."""
 
     verdict: Verdict
     ours: str
@@ -46,18 +46,18 @@ class Finding:
 
 
 def said(answer: bool | None) -> Verdict:
-    """The word for one answer."""
+    """The text of one outcome."""
     return "not decided" if answer is None else "true" if answer else "false"
 
 
 def every(answers: Iterable[bool | None]) -> Verdict:
-    """Of a claim about all of several: true where each is, false where one is false, otherwise not decided."""
+    """Conjunction: true if all are true, false if one is false, otherwise not decided."""
     found = list(answers)
     return said(False if False in found else None if None in found else True)
 
 
 def settings(answers: Iterable[bool | None]) -> Verdict:
-    """Of a claim that is made of several settings: as `every`, and partly where some are true and some are false."""
+    """As `every`, for a claim about several settings: partly if some are true and some are false."""
     found = list(answers)
     return "partly" if {True, False} <= set(found) else said(found[0] if len(set(found)) == 1 else None)
 
@@ -73,7 +73,7 @@ def _missing() -> Finding:
 
 
 def _bases(differences: Iterable[Difference]) -> str:
-    """What the intervals are over, once for all that are over the same."""
+    """The sources of variation of the intervals, each once."""
     return "; ".join(dict.fromkeys(d.basis for d in differences))
 
 
@@ -229,8 +229,8 @@ def clean_or_certified(found: Results) -> Finding:
 
 
 def never(happened: bool, n: int, *, kept: bool) -> bool | None:
-    """The answer to a claim that something happens to no image: False by a single one; True where it happened to none
-    of n images, enough for a share of `RARE` to show at one-sided 95 %, and each image's outcome is ``kept``."""
+    """The outcome of a claim that an event occurs for no image: False for a single occurrence; True for none in n
+    images, if n suffices to detect a fraction of `RARE` at one-sided 95 % and each image's outcome is ``kept``."""
     if happened:
         return False
     return True if kept and n and stats.interval(0, n, 0.9)[1] < RARE else None
@@ -248,7 +248,7 @@ def _taken(weaker: Cell, stronger: Cell) -> bool:
 
 
 def _radii(found: Results, row: str) -> dict[str, tuple[Cell, Cell]] | None:
-    """Table S3's ``row`` and its PGD-20, by radius, or None where one is missing."""
+    """Table S3's ``row`` and its PGD-20, by radius, or None if one is missing."""
     pairs = {radius: found.cells("table-s3", (row, radius), ("pgd", radius)) for radius in ("2", "4", "8", "12")}
     whole = {radius: (pair[0], pair[1]) for radius, pair in pairs.items() if pair is not None}
     return whole if len(whole) == len(pairs) else None
@@ -269,7 +269,7 @@ def spike(found: Results) -> Finding:
 
 
 def falls(found: Results) -> Finding:
-    """Whether it falls by more than `ALIKE` from there to the last epoch. The epochs are fixed beforehand: a peak is
+    """Whether it falls by more than `ALIKE` from there to the last epoch. The epochs are fixed in advance: a peak is
     chosen for being high, and what follows it is lower by chance alone."""
     curve = _curve(found)
     if curve is None:
@@ -322,7 +322,7 @@ def same_cost(found: Results) -> Finding:
 
 
 def between(found: Results) -> Finding:
-    """Whether ATENT's cost lies between theirs: above one and below the other, for certain."""
+    """Whether ATENT's cost lies between theirs: above one and below the other, by their intervals."""
     ratios = _ratios(found)
     if ratios is None:
         return _missing()
@@ -352,7 +352,7 @@ def _costs(found: Results, ratios: Mapping[str, tuple[Estimate, Estimate]]) -> s
 
 
 def _clock(found: Results) -> str:
-    """What the seconds are of, and how many rounds there are."""
+    """The clock of the timings and the number of rounds."""
     kept = found.tables.get("table-s4", {}).get("timings", {})
     listed = dict.fromkeys(
         f"{'CPU seconds' if t['of'] == 'cpu_seconds' else 'seconds'}, {t['rounds']} interleaved rounds"

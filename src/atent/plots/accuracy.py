@@ -32,7 +32,7 @@ def dots(table: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Figure:
     """Accuracies (%) as dots with their intervals, one line per model, from the top.
 
     `table`: {model: {kind: share}}, a share with the fractions `value` and, optional or None, `low` and `high`; a model
-    may lack a kind, such as "robust". Raises ValueError where there is nothing to draw or a value is not a fraction.
+    may lack a kind, such as "robust". Raises ValueError if there is nothing to draw or a value is not a fraction.
     """
     kinds = list(dict.fromkeys(kind for row in table.values() for kind in row))
     if not kinds:
@@ -135,7 +135,7 @@ def pareto(
     `panels`: {title: {model: {"clean": share, "robust": share}}}, a share with the fractions `value` and, optional or
     None, `low` and `high`; one panel beside the other with common axes, and a model looks the same in each. Models that
     none of their panel beats in one accuracy without losing in the other are filled, the rest hollow. `robust` names
-    the upright axis. Raises ValueError where there is nothing to draw or a value is not a fraction.
+    the upright axis. Raises ValueError if there is nothing to draw or a value is not a fraction.
     """
     names = list(dict.fromkeys(name for table in panels.values() for name in table))
     if not names:
@@ -151,7 +151,7 @@ def pareto(
         }
         at = {name: (x[0], y[0]) for name, (x, y) in spans.items()}
         front = sorted(p for p in set(at.values()) if not any(_beats(q, p) for q in at.values()))
-        # whatever lies below and left of these steps is beaten
+        # points below and left of these steps are dominated
         axes.step([x for x, _ in front], [y for _, y in front], where="pre", color="#999999", linewidth=1.2, zorder=1)
         for name, (x, y) in spans.items():
             i = names.index(name)
@@ -185,10 +185,10 @@ def security(rows: Sequence[Row], *, title: str | None = None) -> Figure:
     """Robust accuracy (%) against the radius of the threat, one line per attack, with bands of 95 % intervals.
 
     `rows` as `evaluate.sweep` gives them: attack, norm, radius, clean, robust and monotone (shares). A line begins at
-    radius 0 with the clean accuracy. Where what smaller radii fooled is more than a radius fools itself, a dashed
-    line counts it too. linf radii that are whole grey levels are written as such, those of l0 and patch as counts of
-    what the row's `threat` says. Raises ValueError for no rows, for rows of several norms, and for values that are not
-    fractions.
+    radius 0 with the clean accuracy. Where what smaller radii fooled is more than a radius fools itself, a dashed line
+    counts it too. linf radii that are integer multiples of 1/255 are written as such, those of l0 and patch as counts
+    of what the row's `threat` says. Raises ValueError for no rows, for rows of several norms, and for values that are
+    not fractions.
     """
     norms = sorted({row["norm"] for row in rows})
     if len(norms) != 1:
@@ -233,12 +233,12 @@ def security(rows: Sequence[Row], *, title: str | None = None) -> Figure:
 
 
 def _units(norm: str, threats: Sequence[str] = ()) -> str:
-    """In what the radii of a norm are measured, or what they count; ``threats`` in words tell pixels from elements."""
+    """The unit of the radii of a norm; ``threats`` as text distinguish pixels from elements."""
     if norm == "patch":
         return "patches"
     if norm == "l0":
-        told = [text.rpartition(" ")[2].removesuffix("s") + "s" for text in threats]
-        return told[0] if len(set(told)) == 1 and told[0] in ("pixels", "elements") else "number changed"
+        units = [text.rpartition(" ")[2].removesuffix("s") + "s" for text in threats]
+        return units[0] if len(set(units)) == 1 and units[0] in ("pixels", "elements") else "number changed"
     return "pixel units"
 
 
@@ -268,7 +268,7 @@ def minimum_norm(
         if any(b > a for a, b in pairwise(values)):
             raise ValueError(f"{attack}: the accuracy must not rise with the radius")
         axes.step(
-            # the last value holds as far as the picture goes
+            # the last value extends to the edge of the figure
             [*radii, 1.05 * end],
             [*values, values[-1]],
             where="post",

@@ -1,4 +1,4 @@
-"""What every figure shares: the palette, an empty figure, plain axes, and how a figure is written."""
+"""Shared parts of all figures: the palette, an empty figure, plain axes, and saving."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def look(i: int) -> dict[str, Any]:
 
 
 def legend_columns(names: Collection[str]) -> int:
-    """As many columns of a legend as the longest name leaves room for, at most 4."""
+    """The number of columns of a legend that fits the longest name, at most 4."""
     return max(1, min(4, len(names), 120 // (max(map(len, names), default=0) + 10)))
 
 

@@ -90,6 +90,6 @@ def fourier(report: Mapping[str, Any], *, title: str | None = None) -> Figure:
     bar = figure.colorbar(shown, ax=axes, shrink=0.9)
     bar.set_label("error (%)", fontsize=TEXT)
     clean = 100 * fraction(report["clean"], "value", "clean")
-    told = f"noise of l2 norm {report['eps']:.3g}, n = {n:,}; without noise {clean:.1f} % error"
-    axes.set_title(title or told, fontsize=TEXT - 1, loc="left")
+    summary = f"noise of l2 norm {report['eps']:.3g}, n = {n:,}; without noise {clean:.1f} % error"
+    axes.set_title(title or summary, fontsize=TEXT - 1, loc="left")
     return figure

@@ -1,4 +1,4 @@
-"""Tables as pictures: errors by corruption and severity, and robust accuracies between networks."""
+"""Heat maps: errors by corruption and severity, and robust accuracies between networks."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def corruptions(report: Mapping[str, Any], *, title: str | None = None) -> Figur
     axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
     axes.set_xlabel("severity", fontsize=TEXT)
     mean, clean = 100 * report["mean"]["value"], 100 * report["clean"]["value"]
-    told = f"error (%), n = {report['n']:,}: clean {clean:.1f}, mean {mean:.1f}"
+    summary = f"error (%), n = {report['n']:,}: clean {clean:.1f}, mean {mean:.1f}"
     if report.get("mce") is not None:
-        told += f", mCE {report['mce']['value']:.3g}"
-    axes.set_title(title or told, fontsize=TEXT, loc="left")
+        summary += f", mCE {report['mce']['value']:.3g}"
+    axes.set_title(title or summary, fontsize=TEXT, loc="left")
     return figure
 
 

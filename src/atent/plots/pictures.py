@@ -1,4 +1,4 @@
-"""Images beside each other, and the regions of a network in the plane."""
+"""Image grids, and decision regions of a network in the plane."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ def adversarial(x: Any, x_adv: Any, y: Any, seen: Any, *, title: str | None = No
 
 
 def magnified(x: Any, x_adv: Any) -> tuple[Any, float]:
-    """What changed between two tensors of one shape, around mid-grey 0.5, and the factor by which it is magnified: that
-    which brings the largest change of all to 0 or 1."""
+    """The difference of two tensors of one shape, centred at 0.5, and its magnification, which maps the largest
+    difference to 0 or 1."""
     d = (x_adv - x).detach().cpu().float()
     largest = float(d.abs().max()) if d.numel() else 0.0
     factor = 0.5 / largest if largest else 1.0
@@ -94,9 +94,9 @@ def regions(
     """Decision regions of two classes in the plane, a panel for each network, with each point's linf ball as a square.
 
     `panels`: {title: {"regions": classes (len(up), len(across)) seen at the lattice of `across` and `up`, "robust":
-    bool (n,), whether the network is right on the whole ball}}. `x` (n, 2), `y` (n,) 0 or 1, arrays; `eps` the radius,
-    in the coordinates' units. Balls with an adversary are drawn strongly, the others faintly; class 1 has triangles.
-    Raises ValueError for no panels, or where the sizes disagree.
+    bool (n,), whether the network is correct on the entire ball}}. `x` (n, 2), `y` (n,) 0 or 1, arrays; `eps` the
+    radius, in the coordinates' units. Balls with an adversary are drawn strongly, the others faintly; class 1 has
+    triangles. Raises ValueError for no panels, or where the sizes disagree.
     """
     if not panels:
         raise ValueError("no panels to draw")
@@ -175,7 +175,7 @@ def _handles(eps: float, classes: Sequence[str]) -> list[Line2D]:
     return [
         *points,
         Line2D([], [], **square, alpha=0.9, markeredgewidth=1.4, label=f"ball of radius {eps:g}, not right throughout"),
-        Line2D([], [], **square, alpha=0.35, markeredgewidth=0.8, label="ball, right throughout"),
+        Line2D([], [], **square, alpha=0.35, markeredgewidth=0.8, label="ball, robust"),
     ]
 
 

@@ -20,7 +20,7 @@ def cost(
     """Seconds per epoch against the Langevin steps K, with the fitted line of each, and levels of other methods.
 
     `lines`: {name: (points (K, seconds), (slope, intercept))}; `others`: {name: seconds}, drawn as dashed levels;
-    `cpu`: they are seconds of the process's CPU. Raises ValueError where there is no line.
+    `cpu`: they are seconds of the process's CPU. Raises ValueError if there is no line.
     """
     if not lines:
         raise ValueError("no times to draw")
@@ -45,7 +45,7 @@ def cost(
 def lines(curve: Mapping[str, Any]) -> Figure:
     """Lines over numbers: `curve` has `title`, `x` and `y` (names of the axes), `log` ("", "x", "y" or "xy"), and
     `lines`, {label: (xs, ys)}; optional are `mark`, a place for a dotted upright line, and `error`, half widths of bars
-    on the first line. Raises ValueError where there is nothing to draw.
+    on the first line. Raises ValueError if there is nothing to draw.
     """
     from matplotlib.ticker import NullFormatter
 

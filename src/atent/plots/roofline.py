@@ -17,7 +17,7 @@ def roofline(bench: Mapping[str, Any]) -> Figure:
 
     The roof is the smaller of the measured peak of a matrix product and of the measured bandwidth times the intensity.
     Bytes are those of every operator's tensors: a point above the sloping part has had them from a cache. Raises
-    ValueError where the roofline was not measured.
+    ValueError if the roofline was not measured.
     """
     from matplotlib.ticker import LogLocator, NullFormatter
 

@@ -1,4 +1,4 @@
-"""Sweeps as pictures: parallel coordinates, the importance of settings, and Pareto fronts."""
+"""Figures of sweeps: parallel coordinates, the importance of settings, and Pareto fronts."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _axis(
     name: str, listed: Sequence[Any] | None, trials: Sequence[tuple[Mapping[str, Any], float]],
     pruned: Sequence[Mapping[str, Any]], log: bool,
 ) -> tuple[Any, list[tuple[float, str]]]:  # fmt: skip
-    """How high a value of a setting lies, in [0, 1], and where its axis is marked."""
+    """The position of a setting's value on its axis, in [0, 1], and the ticks of the axis."""
     if listed is not None:
         order = sorted(listed) if all(_is_number(value) for value in listed) else list(listed)
         step = max(1, len(order) - 1)

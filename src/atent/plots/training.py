@@ -55,8 +55,8 @@ def curves(rows: Sequence[Row] | Mapping[str, Sequence[Row]], *, title: str | No
 def together(runs: Mapping[str, Sequence[Row]]) -> Figure:
     """Validation accuracy (%) of several runs against epoch, one line per run: clean above, robust below.
 
-    `runs`: {name: rows of metrics.jsonl}, keys as in `curves`; a panel that no run has values for is left out. Raises
-    ValueError where there is nothing to draw or a value is not a fraction.
+    `runs`: {name: rows of metrics.jsonl}, keys as in `curves`; a panel without values is omitted. Raises
+    ValueError if there is nothing to draw or a value is not a fraction.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -214,7 +214,7 @@ def _best(axes: Axes, rows: list[Row], handles: dict[str, Any]) -> str:
 
 
 def _gap(axes: Axes, best: Row, last: Row) -> None:
-    """What robust accuracy lost between the best epoch and the last: robust overfitting, Rice et al. 2020."""
+    """The loss of robust accuracy from the best to the last epoch: robust overfitting, Rice et al. 2020."""
     top, end = best.get("validation_robust"), last.get("validation_robust")
     if top is None or end is None or last["epoch"] == best["epoch"] or top - end < 0.005:
         return

@@ -1,4 +1,4 @@
-"""Several threats at once as a picture: robust accuracy by threat, and which threat breaks what."""
+"""Figure of several threats: robust accuracy by threat, and the overlap of the threats."""
 
 from __future__ import annotations
 
@@ -70,4 +70,4 @@ def _overlap(axes: Axes, broken: Mapping[str, Mapping[str, int]], names: list[st
     axes.set_xticks(range(len(names)), names, rotation=25, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(names)), names)
     axes.tick_params(length=0, labelsize=TEXT - 1)
-    axes.set_title("of what the row breaks (count), the column breaks too", fontsize=TEXT - 1, loc="left")
+    axes.set_title("of the images that the row breaks, the column also breaks", fontsize=TEXT - 1, loc="left")

@@ -1,5 +1,4 @@
-"""One self-contained HTML page from run folders: what was trained, how it was evaluated, and what may be claimed of
-it."""
+"""A self-contained HTML report of run folders: training, evaluation and headline results."""
 
 from atent.report.compose import report
 

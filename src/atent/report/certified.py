@@ -1,4 +1,4 @@
-"""What was certified of a run."""
+"""The certificates of a run."""
 
 from __future__ import annotations
 
@@ -37,5 +37,5 @@ def _curve(run: Run, name: str, found: Certificate) -> Drawing | None:
     return drawing(
         plots.certified({run.name: found.radii}),
         f"Certified accuracy of {len(found.radii):,} test images against l2 radius in pixel units: {listed}.",
-        f"{name.capitalize()}; a certificate is wrong with a probability of at most {content.sampling['alpha']:g}.",
+        f"{name.capitalize()}; each certificate fails with probability at most {content.sampling['alpha']:g}.",
     )

@@ -1,4 +1,4 @@
-"""What lies in a run folder or a comparison folder, as plain data; nothing is written."""
+"""Reads a run folder or a comparison folder into plain data; writes nothing."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ SWEEP = "sweep.json"
 
 @dataclass(frozen=True)
 class Certificate:
-    """What one certificate file says."""
+    """The content of one certificate file."""
 
     content: CertificateFile
-    """As certificate.json."""
+    """The content of certificate.json."""
     radii: tuple[float, ...] | None
     """Smoothing: the certified radius of each image, -1 where its class is wrong; None without the rows."""
 
@@ -54,15 +54,15 @@ class Run:
     certificates: dict[str, Certificate]
     """Each finished certificate by its file name."""
     unfinished: tuple[str, ...] = ()
-    """Certificates that were begun."""
+    """Unfinished certificates."""
     theories: dict[str, TheoryFile] = field(default_factory=dict)
     """Each theory*.json by its file name."""
     transfers: dict[str, TransferFile] = field(default_factory=dict)
     """Each transfer*.json by its file name."""
     model: str | None = None
-    """What builds the network, as the user named it, where the run does not say."""
+    """The network as the user named it, if the run does not record it."""
     data: str | None = None
-    """What the data are, likewise."""
+    """The data as the user named them, likewise."""
 
     @property
     def headline(self) -> str | None:
@@ -89,7 +89,7 @@ class Run:
 
     @property
     def titled(self) -> dict[str, EvaluationFile]:
-        """The evaluations by a title for people, the leading one first."""
+        """The evaluations by title, the leading one first."""
         files = sorted(self.evaluations, key=lambda name: name != self.leading)
         out: dict[str, EvaluationFile] = {}
         for name in files:
@@ -150,7 +150,7 @@ class SweepFolder:
 def read(path: str | Path, *, model: str | None = None, data: str | None = None) -> Run | Comparison | SweepFolder:
     """A folder's content; ``model`` and ``data`` name what a run does not record.
 
-    FileNotFoundError where it is none of a run, a comparison or a sweep, ValueError for a file in it that is not what
+    FileNotFoundError if it is not a run, a comparison or a sweep, ValueError for a file in it that is not what
     its name says: one line each.
     """
     path = Path(path)
@@ -166,8 +166,8 @@ def read(path: str | Path, *, model: str | None = None, data: str | None = None)
         return SweepFolder(name, path, migrate.read(path / SWEEP, SweepFile))
     if path.is_file() and is_weights(path):
         raise FileNotFoundError(
-            f"{path} is a weights file, and a report is on a folder: `atent export {path} --format hub --out FOLDER`,"
-            " with the --model and --data of its evaluation, makes one of it and of its results"
+            f"{path} is a weights file, and a report needs a folder: `atent export {path} --format hub --out FOLDER`,"
+            " with the --model and --data of its evaluation, creates one with its results"
         )
     raise FileNotFoundError(
         f"{path} is not a run folder (no {folder.CONFIG}), nor one of atent compare (no {COMPARISON}) or atent sweep"
@@ -180,7 +180,7 @@ def _run(path: Path, name: str) -> Run:
     config = read_json(path / folder.CONFIG)
     if not isinstance(config, dict) or not isinstance(config.get("method"), dict):
         raise ValueError(
-            f"{path / folder.CONFIG} has no table 'method', so it is not a run's: give a folder of atent train"
+            f"{path / folder.CONFIG} has no table 'method', so it is not of a run: give a folder of atent train"
         )
     check_best(path)
     evaluations, certificates, theories, transfers = (

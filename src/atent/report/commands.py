@@ -1,4 +1,4 @@
-"""The commands that the page names: what measures a figure that is missing."""
+"""The commands that the report suggests for missing measurements."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from atent.threat import Threat
 
 
 def command(run: Run, verb: str, *options: str) -> list[str]:
-    """A command on the run, with the names that its folder does not hold; the one that resumes it before its first
-    weights."""
+    """A command on the run, with the options that its folder does not record; before its first weights, the command
+    that resumes it."""
     words = ["atent", verb, str(run.path), *options]
     if not (run.path / folder.BEST).is_file() and (run.path / folder.LAST / STATE).is_file():
         words = ["atent", "train", "--resume", str(run.path)]
@@ -26,8 +26,7 @@ def command(run: Run, verb: str, *options: str) -> list[str]:
 
 
 def certified_by(run: Run) -> tuple[str, ...]:
-    """The options with which the run can be certified: by its own noise, by the bounds it was trained for, or by noise
-    that it never saw."""
+    """The options for certifying the run: its training noise, the bounds it was trained for, or else unseen noise."""
     try:
         sigma_of(run.config, run.name)
     except ValueError:
@@ -39,22 +38,22 @@ def certified_by(run: Run) -> tuple[str, ...]:
 
 
 def next_steps(run: Run) -> list[tuple[str, list[str]]]:
-    """Three commands to try on a trained run, each after what it shows."""
+    """Three suggested commands for a trained run, each with a description."""
     return [
-        ("one page for people: the accuracies, each attack, images under attack", ["atent", "report", str(run.path)]),
+        ("HTML report: accuracies, each attack, adversarial images", ["atent", "report", str(run.path)]),
         (
             "robust accuracy under AutoAttack, the field's standard, on 100 test images",
             command(run, "evaluate", "--attacks", "AutoAttack", "--limit", "100"),
         ),
         (
-            "certified accuracy, which no attack can lower, of 100 test images",
+            "certified accuracy, a lower bound that no attack can reduce, on 100 test images",
             command(run, "certify", *certified_by(run), "--limit", "100", *_noise(run)),
         ),
     ]
 
 
 def _noise(run: Run) -> tuple[str, ...]:
-    # 1,000 noise samples are enough for a first look; bounds take none.
+    # 1,000 noise samples suffice for a first estimate; bounds need none.
     return () if "--method" in certified_by(run) else ("--n", "1000")
 
 

@@ -50,7 +50,7 @@ def several(runs: Mapping[str, Run]) -> Markup:
 
 
 def _caveats(runs: Mapping[str, Run], evaluated: Mapping[str, EvaluationFile]) -> str | None:
-    """What the evaluations leave open, each sentence once, with the runs that it is about unless it is about all."""
+    """The caveats of the evaluations, each once, with the runs that it concerns unless it concerns all."""
     about: dict[str, list[str]] = {}
     for title, found in evaluated.items():
         text = caveat_of(found)
@@ -99,11 +99,11 @@ def _curves(runs: Mapping[str, Run]) -> list[Drawing]:
     label = words.short(runs)
     drawn = plots.together({label[title]: rows for title, rows in curves.items()})
     listed = " ".join(f"{title}: {words.course(rows)}" for title, rows in curves.items())
-    return [drawing(drawn, listed, "Validation accuracy while training.", height=5.5 + 0.12 * len(curves))]
+    return [drawing(drawn, listed, "Validation accuracy during training.", height=5.5 + 0.12 * len(curves))]
 
 
 def _differences(evaluated: Mapping[str, EvaluationFile]) -> list[str]:
-    """In what the runs were not evaluated alike."""
+    """The differences between the evaluations of the runs."""
     aspects: dict[str, Callable[[EvaluationFile], Any]] = {
         "data": lambda f: f.data.name,
         "number of test images": lambda f: f.n,

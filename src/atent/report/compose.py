@@ -24,12 +24,12 @@ def report(
     it) are available; ``model`` and ``data`` name those of runs that were trained from Python, as
     `atent.experiments.target.load_target` takes them. Of a run that you did not make on this machine the names are
     shown, and nothing that they name is imported without ``trust_code``. Nothing is written.
-    FileNotFoundError or ValueError in one line for a folder that is none of these, and for a damaged file in it.
+    FileNotFoundError or ValueError for a folder of another kind, and for a damaged file in it.
     """
     if not folders:
-        raise ValueError("which run? give the path of one run folder at least")
+        raise ValueError("no run given: give the path of at least one run folder")
     if images < 0:
-        raise ValueError(f"images must be at least 0, got {images}: 0 leaves them out")
+        raise ValueError(f"images must be at least 0, got {images}: use 0 for none")
     with trust.fenced(model, data, trust_code=trust_code):
         return _page(folders, images, model, data, root, progress)
 
@@ -37,12 +37,12 @@ def report(
 def _page(
     folders: Sequence[str | Path], images: int, model: str | None, data: str | None, root: str | None, progress: bool
 ) -> str:
-    # All are read before the long work, so that a mistaken path is reported at once.
+    # All are read before the computation, so that an invalid path is reported immediately.
     found = [read(path, model=model, data=data) for path in dict.fromkeys(map(place_of, folders))]
     for option in ("model", "data"):
         value = {"model": model, "data": data}[option]
         if value is not None and not any(getattr(each, option, None) for each in found):
-            raise ValueError(f"--{option} {value} has no effect: every run brings its own")
+            raise ValueError(f"--{option} {value} has no effect: every run records its own")
     names = [each.name for each in found]
     # Two folders of one name are distinguished by their paths.
     titled = {each.name if names.count(each.name) == 1 else str(each.path): each for each in found}

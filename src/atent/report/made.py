@@ -1,4 +1,4 @@
-"""How a run was made: the contexts of the sections on its training, settings and provenance."""
+"""The contexts of the sections on training, settings and provenance."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from atent.report.render import drawing
 
 
 def trained(run: Run) -> dict[str, Any]:
-    """Recipe, data, network, and the method in words."""
+    """Recipe, data, network and method as text."""
     config = run.config
     method, about = config["method"], config.get("about") or {}
     model, optimizer, schedule = (config.get(part) or {} for part in ("model", "optimizer", "schedule"))
     name, threat = str(method.get("name") or "unknown"), method.get("threat")
     network = str(model.get("name") or model.get("class") or "unknown")
     size = f", {about['parameters']:,} parameters" if "parameters" in about else ""
-    begun = f", begun from {model['weights']}" if model.get("weights") else ""
+    begun = f", initialised from {model['weights']}" if model.get("weights") else ""
     rate = f", learning rate {words.value(optimizer['lr'])}" if "lr" in optimizer else ""
     kind = f", {schedule['kind']} schedule" if "kind" in schedule else ""
     doc = words.method(name)
@@ -56,12 +56,12 @@ def _length(train: dict[str, Any]) -> str:
 
 
 def _settings(name: str, method: dict[str, Any], chain: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """The method's fields, each with its meaning; a default is as the method resolved it."""
+    """The method's fields with their descriptions; defaults are shown as resolved."""
     meanings = words.meanings(name)
     rows = []
     for key, value in method.items():
         if key not in ("name", "threat"):
-            became = f" (became {words.value(chain[key])})" if value is None and chain.get(key) is not None else ""
+            became = f" (resolved to {words.value(chain[key])})" if value is None and chain.get(key) is not None else ""
             rows.append((key, words.value(value) + became, meanings.get(key, "")))
     return rows
 
@@ -72,12 +72,12 @@ def course(run: Run) -> dict[str, Any]:
     if not drawn:
         return {"drawing": None}
     seconds = [row["seconds"] for row in run.rows if "seconds" in row]
-    total = f"{len(run.rows)} epochs, {sum(seconds):,.0f} seconds in all." if seconds else None
+    total = f"{len(run.rows)} epochs, {sum(seconds):,.0f} seconds in total." if seconds else None
     return {"drawing": drawing(plots.curves(drawn), words.course(drawn), total, height=4.6)}
 
 
 def settings(run: Run) -> dict[str, Any]:
-    """The resolved configuration, whole."""
+    """The complete resolved configuration."""
     shown = {key: value for key, value in run.config.items() if key not in ("about", "provenance", "signature")}
     return {"file": folder.CONFIG, "text": json.dumps(shown, indent=2, ensure_ascii=False)}
 
@@ -104,7 +104,7 @@ def _made(made: dict[str, Any], name: str) -> str:
     if value is None:
         return "unknown" if name in ("version", "commit") else ""
     if name == "commit":
-        return str(value)[:12] + (", changed since" if made.get("dirty") else "")
+        return str(value)[:12] + (", modified" if made.get("dirty") else "")
     if name == "device" and made.get("device_name") not in (None, value):
         return f"{value} ({made['device_name']})"
     if name == "time":

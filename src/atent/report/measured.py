@@ -1,4 +1,4 @@
-"""What was measured of a run: the contexts of the sections on its evaluations."""
+"""The contexts of the sections on evaluations."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from atent.threat import COUNTS
 
 
 def headline(run: Run) -> dict[str, Any]:
-    """The robust accuracy that may be claimed, the clean one, and what must be reported beside them."""
+    """The headline robust accuracy, the clean accuracy, and their context."""
     if run.leading is None:
         return {"found": None, "command": command(run, "evaluate")}
     found = run.evaluations[run.leading]
     others = []
     best = run.evaluations[run.headline or run.leading]
     if best is not found:
-        others.append(f"Beside it: {title_of(best)}, robust accuracy {best.worst.text}.")
+        others.append(f"Lowest measured: {title_of(best)}, robust accuracy {best.worst.text}.")
     caveat = caveat_of(found)
     if caveat:
         stronger = [title_of(f) for f in run.evaluations.values() if f.attacks and not caveat_of(f)]
@@ -40,7 +40,7 @@ def headline(run: Run) -> dict[str, Any]:
 
 
 def _worst(found: EvaluationFile) -> str:
-    """By which attacks the worst case was found, as the end of a sentence; "" without an attack."""
+    """The attacks of the worst case, as the end of a sentence; "" without an attack."""
     named = found.attacks
     if len(named) < 2:
         return f"under {next(iter(named))}" if named else ""
@@ -119,7 +119,7 @@ def _union(found: UnionReport) -> str:
     each = ", ".join(f"{words.percent(t.robust.value)} under {name}" for name, t in found.threats.items())
     return (
         f"Robust accuracy: {each}; {words.percent(found.average.value)} on average, {words.percent(found.worst.value)}"
-        f" under all at once; {words.percent(found.clean.value)} without an attack."
+        f" under the union; {words.percent(found.clean.value)} without an attack."
     )
 
 
@@ -153,6 +153,6 @@ def radii(run: Run) -> dict[str, Any]:
 
 
 def checks(run: Run) -> dict[str, Any]:
-    """Reasons to believe the figures, or not to."""
+    """The checks of the evaluations."""
     found = [(name, each.checks) for name, each in run.titled.items() if each.checks]
     return {"evaluations": found, "command": command(run, "evaluate", "--checks")}

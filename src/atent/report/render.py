@@ -1,4 +1,4 @@
-"""Pages from the templates beside their style and script: text is escaped; a page needs no other file, no network."""
+"""Renders the templates with their style and script: text is escaped, and a page is self-contained."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Drawing:
 
     svg: bytes
     alt: str
-    """What it shows, in numbers."""
+    """Its content as text."""
     caption: str | None
 
 
@@ -46,7 +46,8 @@ def render(template: str, **context: Any) -> Markup:
 
 
 def page(**context: Any) -> str:
-    """The whole document. Its own policy forbids every connection, and every script but the one that sorts tables."""
+    """The whole document. Its content security policy forbids connections and all scripts except the one that sorts
+    tables."""
     script = _source("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
@@ -54,7 +55,7 @@ def page(**context: Any) -> str:
 
 
 def _source(name: str) -> str:
-    """A file beside the templates, which goes into the page as it is."""
+    """A file beside the templates that is included verbatim."""
     environment = _environment()
     assert environment.loader is not None
     return environment.loader.get_source(environment, name)[0]
@@ -112,7 +113,7 @@ def numeric(body: str) -> set[int]:
 
 
 def number_of(text: str) -> float | None:
-    """The number that a cell begins with, which sorts it; None where there is none."""
+    """The number that a cell begins with, which sorts it; None if there is none."""
     try:
         return float(text.split()[0])
     except (ValueError, IndexError):

@@ -1,4 +1,4 @@
-"""Images to look at: some test images of a run, what an attack made of them, and what the model says of both."""
+"""Sample images: test images of a run, their adversarial versions, and the predictions on both."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from atent.threat import Threat
 
 @dataclass(frozen=True)
 class Seen:
-    """An image, and what the model says of it."""
+    """An image and its prediction."""
 
     png: bytes
     label: str
-    """The class that the model sees in it."""
+    """The predicted class."""
     confidence: float
-    """The softmax of that class."""
+    """Its softmax probability."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class Sample:
     original: Seen
     adversarial: Seen
     difference: bytes
-    """PNG: the change, magnified, around mid-grey."""
+    """PNG: the magnified difference, centred at mid-grey."""
     distance: float
-    """Of the two images, in the threat's norm."""
+    """Distance of the two images, in the threat's norm."""
     right: bool
     """The original is classified correctly."""
     fooled: bool
@@ -59,20 +59,20 @@ class Gallery:
     attack: str
     threat: Threat
     which: str
-    """Which test images they are, in words."""
+    """The selection of the test images, as text."""
     factor: float
-    """By which the differences are magnified."""
+    """Magnification of the differences."""
     samples: tuple[Sample, ...]
 
 
 def gallery(run: Run, count: int, *, root: str | None = None, progress: bool = True) -> Gallery | str:
-    """``count`` test images by the run's data.subset, under the strongest attack with gradients that the run was
-    evaluated by, on the best epoch's weights; or, in words, why there are none."""
+    """``count`` test images by the run's data.subset, under the strongest gradient-based attack of the run's
+    evaluation, on the best epoch's weights; or a text that states why there are none."""
     text, threat = _attack(run)
     if count < 1:
-        return "No images were asked for (--images 0)."
+        return "No images were requested (--images 0)."
     if threat is None:
-        return "The run has no threat: give evaluate.norm and evaluate.eps to have it attacked."
+        return "The run has no threat: set evaluate.norm and evaluate.eps to attack it."
     try:
         target = load_target(
             str(run.path), model=run.model, data=run.data, root=root, norm=threat.norm, eps=str(threat.eps),
@@ -80,7 +80,7 @@ def gallery(run: Run, count: int, *, root: str | None = None, progress: bool = T
         )  # fmt: skip
         x, _, ids = target.test()
         if x.dim() != 4 or x.shape[1] not in (1, 3):
-            return f"The data are no pictures: each sample has the shape {tuple(x.shape[1:])}."
+            return f"The data are not images: each sample has the shape {tuple(x.shape[1:])}."
         made, _ = adversarial(target, progress=progress)
     except (ValueError, OSError, ImportError, KeyError, TypeError, RuntimeError) as error:
         # The rest of the page does not need them.
@@ -110,7 +110,7 @@ def _attack(run: Run) -> tuple[str, Threat | None]:
     attacks = list(found.attacks.values()) if found is not None else []
     known = []
     for entry in attacks:
-        # An ensemble takes minutes; what gives no gradients is no picture of the network's weakness.
+        # An ensemble takes minutes, and gradient-free attacks illustrate the network's weakness poorly.
         if entry.backwards and not entry.parts:
             threat = entry.threat.threat()
             try:
@@ -129,7 +129,7 @@ def _attack(run: Run) -> tuple[str, Threat | None]:
 
 @torch.no_grad()
 def _predicted(model: nn.Module, x: Tensor) -> tuple[list[int], list[float]]:
-    """The class that the model sees in each image, and its softmax."""
+    """The predicted class of each image, and its softmax probability."""
     with guard(model, mode="eval"), full_precision(x.device):
         found = ask(model, x).double().softmax(1).max(1)
     return found.indices.tolist(), found.values.tolist()

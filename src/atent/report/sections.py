@@ -29,9 +29,9 @@ SECTIONS: dict[str, tuple[str, Context]] = {
     "certificates": ("Certified accuracy", certified.certificates),
     "images": ("Test images under attack", lambda run: {}),
     "checks": ("Checks for masked gradients and weak attacks", measured.checks),
-    "theory": ("The theory, checked", theory.theory),
+    "theory": ("Checks of the theory", theory.theory),
     "settings": ("Settings", made.settings),
-    "environment": ("How and where it was made", made.environment),
+    "environment": ("Provenance", made.environment),
 }
 """Template -> title and context."""
 
@@ -42,7 +42,7 @@ _PARTS = {
     "corruptions": ("corruptions", "flips"), "certificates": ("certificates", "unfinished"),
     "checks": ("evaluations",), "theory": ("theories",),
 }  # fmt: skip
-"""What a section shows, by the keys of its context; one that has none of it says what to do."""
+"""The content of a section, by the keys of its context; a section without content names the command that adds it."""
 
 
 def section(name: str, run: Run, *, level: int = 2, **more: Any) -> Markup:
@@ -56,7 +56,7 @@ _CONCERNS: dict[str, Callable[[Run], bool]] = {
     "corruptions": studied.has_images,
     "transfers": lambda run: bool(run.transfers),
 }
-"""Sections that not every run has."""
+"""Optional sections."""
 
 
 def of_run(run: Run, gallery: Gallery | str, *, level: int = 2, prefix: str = "") -> Markup:

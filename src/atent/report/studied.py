@@ -1,4 +1,4 @@
-"""What was measured of a run beside its robust accuracy: frequencies, corruptions, transfer."""
+"""Measurements in addition to robust accuracy: frequencies, corruptions, transfer."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def _bands(found: BandReport) -> str:
         for row in found.bands
     )
     return (
-        f"Accuracy under {found.attack}, {found.threat.text}: {words.percent(found.clean.value)} without it,"
-        f" {words.percent(found.full.value)} under the whole perturbation; under its bands alone: {parts}."
+        f"Accuracy under {found.attack}, {found.threat.text}: {words.percent(found.clean.value)} clean,"
+        f" {words.percent(found.full.value)} under the full perturbation; under single bands: {parts}."
     )
 
 
@@ -68,11 +68,11 @@ def corruptions(run: Run) -> dict[str, Any]:
 
 def _corruptions(found: CorruptionReport) -> str:
     names = dict.fromkeys(row.corruption for row in found.rows)
-    told = "; ".join(
+    summary = "; ".join(
         f"{name} " + ", ".join(f"{100 * row.error.value:.1f}" for row in found.rows if row.corruption == name)
         for name in names
     )
-    return f"Error in % at the severities 1 to 5: {told}."
+    return f"Error in % at the severities 1 to 5: {summary}."
 
 
 def transfers(run: Run) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def transfers(run: Run) -> dict[str, Any]:
 
 
 def _transfer(found: TransferFile) -> str:
-    told = "; ".join(
+    summary = "; ".join(
         f"{net.name}: "
         + ", ".join(
             f"{words.percent(share.value)} under the attack on {source.name}"
@@ -94,4 +94,4 @@ def _transfer(found: TransferFile) -> str:
         )
         for net in found.networks
     )
-    return f"Robust accuracy under {found.attack}, {found.threat.text}. {told}."
+    return f"Robust accuracy under {found.attack}, {found.threat.text}. {summary}."

@@ -1,4 +1,4 @@
-"""A sweep on the page: its trials, its figures, and each training."""
+"""A sweep in the report: its trials, figures and trainings."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from atent.report.collect import SweepFolder
 from atent.report.render import Drawing, drawing, number_of, render
 
 _CAPTIONS = {
-    "parallel": "Each line is a trial, through its settings to its figure.",
+    "parallel": "Each line is a trial: its settings and its objective.",
     "importance": "Share of the variance over the trials that each setting explains.",
-    "pareto": "The trials, and those that no other excels in both figures.",
+    "pareto": "The trials and their Pareto front.",
 }
 
 
@@ -37,7 +37,7 @@ def of_sweep(sweep: SweepFolder) -> Markup:
 
 def _drawings(found: SweepFile) -> list[Drawing]:
     headings, rows = layout(found)
-    told = "; ".join(
+    summary = "; ".join(
         f"trial {row[0]}: " + ", ".join(f"{name} {text}" for name, text in zip(headings[1:], row[1:]) if name and text)
         for row in rows
     )
@@ -49,5 +49,5 @@ def _drawings(found: SweepFile) -> list[Drawing]:
     made = []
     for name, figure in figures(found).items():
         kind = name.partition("-")[0]
-        made.append(drawing(figure, alt.get(kind, told), _CAPTIONS[kind]))
+        made.append(drawing(figure, alt.get(kind, summary), _CAPTIONS[kind]))
     return made

@@ -1,4 +1,4 @@
-"""Results in words: what was trained, against what, and what a picture shows to those who do not see it."""
+"""Results as text: training, threats, and alternative texts of figures."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 
 def percent(value: float) -> str:
-    """A fraction for people: "31.6 %"."""
+    """A fraction as text: "31.6 %"."""
     return f"{100 * value:.1f} %"
 
 
 def threat(stored: dict[str, Any]) -> str:
-    """What an adversary may do, from a threat as plain values."""
+    """The description of a threat, from plain values."""
     t = Threat(**stored)
     if t.eps == math.inf:
-        return f"{t.norm} without a limit: the smallest change that fools is looked for"
+        return f"{t.norm} unlimited: the smallest adversarial perturbation is sought"
     low, high = t.span
     inside = "freely" if t.inner_eps is None else f"each pixel value by up to {float(t.inner_eps):.4g}"
     of = {
@@ -40,14 +40,14 @@ def threat(stored: dict[str, Any]) -> str:
 
 
 def distances(found: Mapping[str, AttackResult]) -> str:
-    """What the distances of an evaluation's attacks are: lengths in pixel units, or numbers of what a count counts."""
+    """The unit of the distances of an evaluation: pixel units, or the counted units."""
     threats = [result.threat.threat() for result in found.values()]
     kinds = dict.fromkeys(f"a number of {t.units}" if t.units else "in pixel units" for t in threats)
     return " or ".join(kinds) or "in pixel units"
 
 
 def method(name: str) -> str:
-    """What a training method does: the first paragraph of its documentation; nothing for an unknown one."""
+    """The description of a training method: the first paragraph of its documentation; empty for an unknown method."""
     try:
         doc = METHODS.find(name).__doc__
     except ValueError:
@@ -56,7 +56,7 @@ def method(name: str) -> str:
 
 
 def meanings(name: str) -> dict[str, str]:
-    """What each field of a training method is, from the line below it in its source."""
+    """The description of each field of a training method, from its source."""
     try:
         return field_docs(METHODS.find(name))
     except ValueError:
@@ -64,7 +64,7 @@ def meanings(name: str) -> dict[str, str]:
 
 
 def value(v: Any) -> str:
-    """A setting for people."""
+    """A setting as text."""
     if v is None:
         return "default"
     if isinstance(v, bool):
@@ -84,7 +84,7 @@ def short(names: Iterable[str], most: int = 40) -> dict[str, str]:
 
 
 def course(rows: Sequence[dict[str, Any]]) -> str:
-    """Training curves in numbers."""
+    """Training curves as text."""
     parts = []
     for split in ("validation", "train"):
         for kind in ("clean", "robust"):
@@ -103,7 +103,7 @@ def course(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def security(rows: Sequence[dict[str, Any]]) -> str:
-    """A sweep of radii in numbers."""
+    """A sweep of radii as text."""
     names = dict.fromkeys(row["attack"] for row in rows)
     lines = [
         f"{name} " + ", ".join(f"{percent(r['robust']['value'])} at {r['threat']}" for r in rows if r["attack"] == name)

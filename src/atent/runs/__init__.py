@@ -1,4 +1,4 @@
-"""Run folders: whole files and their sums, valid JSON, provenance; `checkpoint` and `loading` hold weights."""
+"""Run folders: atomic files with checksums, valid JSON, provenance; `checkpoint` and `loading` handle weights."""
 
 from atent.runs.files import (
     append_jsonl,

@@ -1,4 +1,4 @@
-"""What a run keeps on disk: weights as safetensors, and everything that an exact resume needs."""
+"""Checkpoints of a run: weights as safetensors, and the complete state for an exact resume."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def save_weights(
 
     Tied weights are kept once, extra state that is JSON in the metadata, and names are those of the network inside
     `torch.compile`. With ``start``, the training's `Snapshot`, also buffers that have been added, resized, or changed
-    without being persistent. In a run folder the manifest gets the file's sum. ValueError, in one line, for what such a
+    without being persistent. In a run folder the manifest gets the file's sum. ValueError for what such a
     file cannot hold.
     """
     with manifest.seal(path) as temporary:
@@ -60,7 +60,7 @@ def fill(
 
 
 def held(model: nn.Module, about: dict[str, Any], start: Snapshot) -> Callable[[Path], None]:
-    """The weights as they are now; the function that comes back does later what `fill` does."""
+    """A snapshot of the weights; the returned function writes it later, as `fill` does."""
     tensors, notes = _packed(model, start)
     tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     return lambda temporary: _fill(temporary, tensors, notes, about)
@@ -87,7 +87,7 @@ def read_weights(path: Path) -> tuple[dict[str, Any], State, Notes]:
     Raises
     ------
     FileNotFoundError, ValueError
-        In one line: the file is absent, not whole, damaged by the manifest of its run folder, or of another run.
+        The file is absent, incomplete, damaged according to the manifest of its run folder, or of another run.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -99,7 +99,7 @@ def read_weights(path: Path) -> tuple[dict[str, Any], State, Notes]:
             about, notes = metadata_of(path, file.metadata() or {}, file.keys())
             state = unpack({name: file.get_tensor(name) for name in file.keys()}, notes)  # noqa: SIM118
     except SafetensorError as error:
-        raise folder.Damaged(f"{path} is not a whole safetensors file ({error}): copy it again") from None
+        raise folder.Damaged(f"{path} is not a complete safetensors file ({error}): copy it again") from None
     _check_run(path, about)
     return about, state, notes
 
@@ -119,7 +119,7 @@ def check_best(run: Path) -> None:
     Raises
     ------
     ValueError
-        In one line: they are damaged by the manifest, not whole, of another run, or gone. A run that has not come to
+        They are damaged according to the manifest, incomplete, of another run, or missing. A run that has not come to
         any passes.
     """
     path = run / BEST
@@ -143,14 +143,14 @@ def _absent(path: Path) -> FileNotFoundError:
 
 
 def _about(path: Path) -> dict[str, Any]:
-    """What a weights file says of itself; ValueError for one that is not whole."""
+    """The metadata of a weights file; ValueError if the file is incomplete."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
             return metadata_of(path, file.metadata() or {}, file.keys())[0]
     except SafetensorError as error:
-        raise folder.Damaged(f"{path} is not a whole safetensors file ({error}): copy it again") from None
+        raise folder.Damaged(f"{path} is not a complete safetensors file ({error}): copy it again") from None
 
 
 def _check_sum(path: Path) -> None:
@@ -179,7 +179,7 @@ def _check_run(path: Path, about: dict[str, Any]) -> None:
 def check_architecture(
     model: nn.Module, state: Mapping[str, Any], path: Path, about: dict[str, Any], own: Collection[str] = ()
 ) -> None:
-    """ValueError, in one line, unless the ``state`` of ``path`` fits ``model``, but for the buffers ``own``.
+    """ValueError unless the ``state`` of ``path`` fits ``model``, but for the buffers ``own``.
 
     A network that makes layers in its first forward pass makes them here.
     """
@@ -248,7 +248,7 @@ def put_states(
         put(model, fitted(visible(model), match(model, states, path, key)))
         return
     if key is not None:
-        raise ValueError(f"--key {key} has no effect on {path}: it holds one network")
+        raise ValueError(f"--key {key} has no effect on {path}, which has one network: omit it")
     own = notes.get("own", [])
     check_architecture(model, states[""], path, about, own)
     put(model, fitted(visible(model), states[""]), own)
@@ -337,7 +337,7 @@ def export(run: str | Path, out: str | Path) -> Path:
 
 
 def save_state(run: Path, state: dict[str, Any]) -> None:
-    """Everything of a resume in one file; the checkpoint before it stays beside it."""
+    """The complete state for a resume in one file; the previous checkpoint is kept."""
     with manifest.sealed(run) as files:
         add_state(files, state)
 
@@ -351,19 +351,19 @@ def add_state(files: manifest.Sealed, state: dict[str, Any]) -> None:
 
 
 def load_state(run: Path, device: torch.device) -> dict[str, Any]:
-    """What `save_state` wrote last and is whole; raises as `find_state`."""
+    """The newest complete state that `save_state` wrote; raises as `find_state`."""
     return find_state(run, device)[0]
 
 
 def find_state(run: Path, device: torch.device) -> tuple[dict[str, Any], str | None]:
-    """The newest checkpoint of a run that is whole, and where it is the previous one, why, in one line.
+    """The newest complete checkpoint of a run, and a one-line reason if it is the previous one.
 
     Raises
     ------
     FileNotFoundError
         There is no checkpoint.
     Damaged
-        No checkpoint is whole. Both in one line; nothing is changed on the disk.
+        No checkpoint is complete. Nothing is changed on the disk.
     """
     newest, previous = (run / LAST / name for name in (STATE, PREVIOUS))
     if not newest.exists() and not previous.exists():
@@ -382,14 +382,14 @@ def find_state(run: Path, device: torch.device) -> tuple[dict[str, Any], str | N
 
 
 def _whole_state(path: Path, device: torch.device) -> dict[str, Any] | None:
-    """A checkpoint; None where it is absent, differs from its sum, or cannot be read."""
+    """A checkpoint; None if it is absent, differs from its sum, or cannot be read."""
     if not path.is_file() or not manifest.is_whole(path):
         return None
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except (MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception:  # whatever torch meets in a damaged file, its advice is to load it unsafely
+    except Exception:  # for any damaged file torch advises to load it unsafely
         return None
     if not isinstance(state, dict) or not state.keys() >= _PARTS or not isinstance(state["mark"], dict):
         return None

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and JSON that stays valid."""
+"""Atomic files, and JSON that is always valid."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def write_atomic(path: str | Path, data: bytes | str) -> None:
 def write_new(path: str | Path, data: bytes | str, *, numbered: bool = True) -> Path:
     """Writes `data` to a file that was not there: `path`, or where that is taken path-2, path-3 ...; which one.
 
-    No other process gets the same name. Raises OSError as `atomic` does, FileExistsError where the name is taken and
+    No other process gets the same name. Raises OSError as `atomic` does, FileExistsError if the name is taken and
     not `numbered`.
     """
     path = Path(path)
@@ -126,7 +126,7 @@ def reserved(path: Path, *, numbered: bool = True) -> Path:
 
 def _named(half: Path, path: Path, numbered: bool) -> Path:
     try:
-        # A second name is given to the whole file, or none.
+        # The complete file gets a second name, or none.
         return _first(path, numbered, lambda name: os.link(half, name))
     except FileExistsError:
         raise
@@ -161,7 +161,7 @@ def write_error(path: Path, temporary: Path | None, error: BaseException) -> OSE
     while cause is not None and not isinstance(cause, OSError):
         cause = cause.__cause__ or cause.__context__
     if cause is None:
-        # safetensors tells the reason, torch where in its own code it noticed.
+        # safetensors reports the reason, torch the place in its own code.
         known = re.search(r"[\w ]+\(os error \d+\)", str(error))
         reason = f"{known[0].strip() if known else 'it could not be written'} (is the disk full, or a quota reached?)"
         number = None
@@ -234,7 +234,7 @@ def append_jsonl(path: str | Path, row: Mapping[str, Any]) -> None:
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a JSON-lines file, without a torn last line (a kill in mid-write leaves one).
+    """The rows of a JSON-lines file, without a torn last line (a kill during a write leaves one).
 
     Raises ValueError of one line, with the line number, for a broken line elsewhere; FileNotFoundError.
     """
@@ -262,7 +262,7 @@ def keep_jsonl(path: str | Path, keep: Callable[[dict[str, Any]], bool]) -> None
 
 
 def _whole_rows(file: io.FileIO) -> tuple[int, bytes]:
-    """Where the whole rows of an open file end, and the newline that is missing there, if one is."""
+    """The end of the complete rows of an open file, and a missing newline there, if any."""
     file.seek(0)
     content = file.read()
     start = content.rfind(b"\n") + 1

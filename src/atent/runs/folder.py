@@ -12,7 +12,7 @@ from atent.fields import shown
 from atent.runs import manifest
 from atent.runs.names import CONFIG, LAST, LOCK, MANIFEST, STATE
 
-# A file system takes 255 bytes, and a name is numbered where it is taken.
+# File systems allow 255 bytes, and a number may be appended to the name.
 _LONGEST = 200
 
 BUILDER_KEYS = ("builder", "builder_args")
@@ -26,7 +26,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
 def completed(config: dict[str, Any]) -> dict[str, Any]:
     """A run's configuration with what the absence of a setting means: runs made before data.subset took the first
-    samples. Settings that have moved since are where they are now."""
+    samples. Settings that have moved are returned in their current place."""
     config = _chain(relocated(config)) if isinstance(config, dict) else config
     data = config.get("data") if isinstance(config, dict) else None
     if not isinstance(data, dict) or "subset" in data:
@@ -38,14 +38,14 @@ def relocated(tables: dict[str, Any]) -> dict[str, Any]:
     """Tables of settings with what earlier versions called otherwise: ``method.awp`` as ``train.awp``, ``pull`` of
     ATENT as ``anchor``, and ``train.select`` natural as clean.
 
-    ValueError, in one line, where both are there.
+    ValueError if both are there.
     """
     tables = _renamed(tables)
     method, train = tables.get("method"), tables.get("train", {})
     if not isinstance(method, dict) or "awp" not in method or not isinstance(train, dict):
         return tables
     if "awp" in train:
-        raise ValueError("method.awp and train.awp are the same setting: keep train.awp")
+        raise ValueError("method.awp and train.awp set the same field: use train.awp")
     kept = {key: value for key, value in method.items() if key != "awp"}
     return {**tables, "method": kept, "train": {**train, "awp": method["awp"]}}
 
@@ -68,7 +68,7 @@ def _renamed(tables: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(method, dict) or method.get("name") != "ATENT" or "pull" not in method:
         return tables
     if "anchor" in method:
-        raise ValueError("method.pull and method.anchor are the same setting: keep method.anchor")
+        raise ValueError("method.pull and method.anchor set the same field: use method.anchor")
     return {**tables, "method": {"anchor" if key == "pull" else key: value for key, value in method.items()}}
 
 
@@ -86,7 +86,7 @@ def create(path: str | Path) -> Path:
 
 
 def check_free(path: Path) -> None:
-    """FileExistsError, in one line, unless `is_free`."""
+    """FileExistsError unless `is_free`."""
     if not is_free(path):
         raise FileExistsError(
             f"{path} exists and is not empty: choose another name (--name, in Python run=), or resume it (--resume,"
@@ -109,7 +109,7 @@ def check_name(name: str) -> None:
     """ValueError, in one line, if `name` is not the name of one folder: a run stays inside the folder of runs."""
     if name in ("", ".", "..") or any(part in name for part in "/\\\0\n\r") or len(name.encode()) > _LONGEST:
         raise ValueError(
-            f"a run name is the name of one folder, without slashes and of at most {_LONGEST} bytes, got {shown(name)}:"
+            f"a run name must be a folder name without slashes, of at most {_LONGEST} bytes, got {shown(name)}:"
             " use --runs for another place"
         )
 
@@ -130,7 +130,7 @@ def free_name(root: str | Path, name: str, *, aside: Collection[Path] = ()) -> P
 
 def is_free(path: Path) -> bool:
     """Whether a run may be made at ``path``: it is absent, or a folder without anything but hidden files and what a
-    training that was killed at its very beginning leaves, which writes config.json last."""
+    training leaves if it is killed before it writes config.json."""
     if not os.path.lexists(path):
         return True
     if not path.is_dir():

@@ -23,7 +23,7 @@ _HARMLESS = (
     "numpy.core.multiarray._reconstruct", "numpy.core.multiarray.scalar", "numpy._core.multiarray._reconstruct",
     "numpy._core.multiarray.scalar", "numpy._core.numeric._frombuffer", "numpy.dtype", "numpy.ndarray",
 )  # fmt: skip
-"""Beside the weights of many files, as a best accuracy or the options of a script; `Opaque` takes their place."""
+"""Types of non-weight values in many files, such as a best accuracy or script options; replaced by `Opaque`."""
 
 _OTHERS = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself: run `git lfs pull` in its repository"),
@@ -73,7 +73,7 @@ def read_foreign(path: Path) -> dict[str, State]:
     Raises
     ------
     FileNotFoundError, ValueError
-        In one line: the file is absent, truncated, of another format, holds pickled objects, or no weights.
+        The file is absent, truncated, of another format, holds pickled objects, or no weights.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}: give a run folder or a file ({', '.join(SUFFIXES)})")
@@ -86,8 +86,8 @@ def read_foreign(path: Path) -> dict[str, State]:
             warnings.simplefilter("ignore")
             held = torch.load(path, map_location="cpu", weights_only=True)
     except (MemoryError, torch.OutOfMemoryError):
-        raise ValueError(f"{path} asks for more memory than there is: it is damaged or not what it says") from None
-    except Exception as error:  # whatever torch meets in a damaged file, its advice is to load it unsafely
+        raise ValueError(f"{path} needs more memory than available: it is damaged or mislabelled") from None
+    except Exception as error:  # for any damaged file torch advises to load it unsafely
         raise ValueError(f"{path} {_reason(str(error))}") from None
     states = dict(_states(held))
     if not states:
@@ -133,7 +133,7 @@ def _reason(error: str) -> str:
     if named and ("Unsupported" in error or "not an allowed" in error or "Trying to" in error):
         return f"holds pickled objects ({named[1]}), which loading would run as code: {_CONVERT}"
     if "can't allocate memory" in error or "out of memory" in error:
-        return "asks for more memory than there is: it is damaged or not what it says"
+        return "needs more memory than available: it is damaged or mislabelled"
     return "is truncated, damaged or not a file of torch.save: copy it again"
 
 
@@ -162,7 +162,7 @@ def _states(held: Any) -> Iterator[tuple[str, State]]:
 
 
 def _outline(held: Any) -> str:
-    """What a file holds, in a few words."""
+    """A short description of the content of a file."""
     if not isinstance(held, Mapping):
         return f"a {'value of no known kind' if isinstance(held, Opaque) else type(held).__name__}"
     keys = [str(key)[:40] for key in list(held)[:8]]

@@ -14,7 +14,7 @@ _NATURAL = re.compile(r"(?:(?<=_)|^)natural(?=_|$)")
 
 
 def with_present_keys(value: Any) -> Any:
-    """Plain values with the keys of today at every depth; ``value`` itself stays as it is."""
+    """Plain values with the current keys at every depth; ``value`` itself is unchanged."""
     if isinstance(value, dict):
         return {
             _NATURAL.sub("clean", key) if isinstance(key, str) else key: with_present_keys(inner)

@@ -58,7 +58,7 @@ def load(
     Raises
     ------
     FileNotFoundError, ValueError
-        In one line: not a run or a weights file, or the model cannot be built.
+        Not a run or a weights file, or the model cannot be built.
     Untrusted
         Before anything is imported, if that needs ``trust_code``.
 
@@ -134,12 +134,12 @@ def model_of(
         if name is None:
             kind = settings.get("class") or "network"
             raise ValueError(
-                f"{run} was trained from a Python object, a {kind}: name what builds it by --model module:function, or"
+                f"{run} was trained from a Python object, a {kind}: give --model module:function, or"
                 " build it yourself and call atent.train.load_weights(model, run)"
             )
         return _named(name, settings, tensors or {}, about["classes"], tuple(about["shape"]))
     if name is not None:
-        raise ValueError(f"--model {name} has no effect for {run}: a run brings its own, {settings['name']}")
+        raise ValueError(f"--model {name} has no effect on {run}, whose own network is {settings['name']}: omit it")
     known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
     known["weights"] = None
     return make(ModelSettings(**known), classes=about["classes"], shape=tuple(about["shape"]))
@@ -160,7 +160,7 @@ def built(name: str, args: Mapping[str, Any], *, classes: int, shape: tuple[int,
     Raises
     ------
     ValueError
-        In one line, for an unknown name or keyword, and for what the function raises. The global random state comes
+        For an unknown name or keyword, and for what the function raises. The global random state comes
         back as it was.
     """
     with torch.random.fork_rng():
@@ -216,7 +216,7 @@ def load_file(
     Raises
     ------
     FileNotFoundError, ValueError
-        In one line, for a missing or unknown name, a convention that contradicts the file, and as `load_weights`.
+        For a missing or unknown name, a convention that contradicts the file, and as `load_weights`.
     """
     path = Path(path)
     read = read_states(path)
@@ -225,11 +225,11 @@ def load_file(
 
 
 def _name_of(path: Path, name: str | None, about: dict[str, Any], states: Mapping[str, State]) -> str:
-    """The network of a file; ValueError where neither ``name`` nor the file says it."""
+    """The network of a file; ValueError if neither ``name`` nor the file says it."""
     # A file must not choose whose code is run.
     name = name or next((n for n in [(about.get("model") or {}).get("name")] if n and MODELS.is_built_in(n)), None)
     if name is None:
-        raise ValueError(f"{path} does not say what network it holds: {nearest(recorded(states)[1])}")
+        raise ValueError(f"{path} does not record its architecture: {nearest(recorded(states)[1])}")
     return name
 
 

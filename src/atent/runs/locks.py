@@ -1,4 +1,4 @@
-"""Who is at work on a run or a file: kernel locks whose file names the holder."""
+"""Locks on runs and files: kernel locks whose file names the holder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from atent.runs.names import LOCK
 from atent.runs.stale import alive, boot, sweep
 from atent.signals import postponed
 
-_POLL = 0.1  # seconds between two tries for a lock that is waited for
+_POLL = 0.1  # polling interval for a lock, in seconds
 _GRACE = 5.0  # seconds until what a dead holder leaves must be free
 
 # A lock may be taken several calls below the option that asks for it.
@@ -63,7 +63,7 @@ def steal(wanted: bool) -> None:
 
 
 def stealing() -> bool:
-    """What `steal` said."""
+    """The value set by `steal`."""
     return _STEAL.get()
 
 
@@ -89,14 +89,14 @@ def held(
     what
         What is done under it, for others to read, such as "train".
     steal
-        Also take over a lock that names another host, which no kernel vouches for; default: as `steal` says.
+        Also take over a lock that names another host, which this kernel cannot verify; default: as `steal` says.
     wait
-        Called with the line of `InUse` while another process holds the lock, which is waited for; it may raise.
+        Called with the line of `InUse` while waiting for a lock of another process; it may raise.
 
     Raises
     ------
     InUse
-        In one line, where the lock is held, or was left by another host.
+        Where the lock is held, or was left by another host.
     """
     place, own = os.path.realpath(path), None
     try:
@@ -281,7 +281,7 @@ def _note(what: str) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The note of a lock; {} for none, or one that is not whole yet."""
+    """The note of a lock; {} if there is none or it is incomplete."""
     try:
         found = json.loads(path.read_bytes()[:4096])
     except (OSError, ValueError, RecursionError):
@@ -306,7 +306,7 @@ def _line(place: str, note: dict[str, Any], *, elsewhere: bool = False) -> str:
     if elsewhere:
         shown = os.path.relpath(path)
         return (
-            f"{_shown(subject)} was locked by {who}: wait for it, or where that process is gone give --steal-lock (from"
+            f"{_shown(subject)} was locked by {who}: wait for it, or if that process has ended, give --steal-lock (from"
             f" Python: remove {shown})"
         )
     return f"{_shown(subject)} is in use by {who}: wait until it ends, or stop it"

@@ -49,13 +49,13 @@ def check(run: str | Path, *names: str) -> None:
     Raises
     ------
     Damaged
-        In one line: which file differs, and what to do.
+        Which file differs, and what to do.
     """
     run = Path(run)
     known = sums(run)
     if known is None:
         if is_run(run):
-            once(f"{run} has no {MANIFEST}, so damage in its files would go unseen")
+            once(f"{run} has no {MANIFEST}: damage in its files is not detected")
         return
     for name in names:
         if name in known and (run / name).is_file() and not _is_whole(run, name):
@@ -97,7 +97,7 @@ def states(run: str | Path) -> dict[str, str]:
 
 
 def sums(run: Path) -> dict[str, Sum] | None:
-    """The sums of a run folder by file name; None without a manifest. Damaged where it cannot be read."""
+    """The sums of a run folder by file name; None without a manifest. Damaged if it cannot be read."""
     content = _read(run)
     return None if content is None else content["files"]
 
@@ -139,7 +139,7 @@ def _config(run: Path) -> Any:
 
 
 def _is_whole(run: Path, name: str) -> bool:
-    """Whether a file has a sum that the manifest allows; a run that trains may replace both meanwhile."""
+    """Whether a file has a sum that the manifest allows; a training run may replace both in the meantime."""
     for _ in range(5):
         before = (sums(run) or {}).get(name)
         if before is None or not (run / name).is_file() or _allows(before, sum_of(run / name)):
@@ -159,11 +159,11 @@ def _present(entry: Sum) -> Sum:
 
 
 def _fix(run: Path, name: str) -> str:
-    """What to do about a damaged file."""
+    """The remedy for a damaged file."""
     if name in (METRICS, BEST) or name.startswith(f"{LAST}/"):
         return f"`atent train --resume {run}` restores what its checkpoint holds, else copy it from a backup"
     if name == CONFIG:
-        return f"undo that, or take the file as it is now by `atent show {run} --accept {name}`"
+        return f"undo that, or accept the present file by `atent show {run} --accept {name}`"
     return "copy it from a backup, or remove it and make it again"
 
 
@@ -264,7 +264,7 @@ def sealed(run: Path, run_id: str | None = None, known: dict[str, Sum] | None = 
     run_id
         The id of a run that has no config.json yet.
     known
-        For one who writes again and again: the sums of the files written so far, which grow here. The manifest is then
+        For repeated writes: the sums of the files written so far, updated here. The manifest is then
         written once each time, with both sums of each file, and `settle` ends the series.
     """
     files = Sealed(run)

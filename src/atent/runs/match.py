@@ -1,4 +1,4 @@
-"""Published weights in the names of a network: prefixes undone, layouts translated, one of several chosen."""
+"""Maps published weights to the names of a network: removes prefixes, translates layouts, selects the network."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def match(model: nn.Module, states: Mapping[str, State], path: Path, key: str | 
     Raises
     ------
     ValueError
-        In one line: no network of the file fits, which names the first difference and the nearest network of this
+        No network of the file fits, which names the first difference and the nearest network of this
         library; several fit; ``key`` is none of the places; or a tensor is of a kind that cannot be a weight.
     """
     own = visible(model)
@@ -63,7 +63,7 @@ def match(model: nn.Module, states: Mapping[str, State], path: Path, key: str | 
         fits = [fit for fit in fits if fit.place == key]
         if not under and not fits:
             known = ", ".join(place or "(top)" for place in states)
-            raise ValueError(f"{path} has nothing at {key!r}: the state dicts in it are at {known}")
+            raise ValueError(f"{path} has no state dict at {key!r}: it has state dicts at {known}")
         states = under or states
     fits = _different(fits)
     if len(fits) > 1:
@@ -77,7 +77,7 @@ def match(model: nn.Module, states: Mapping[str, State], path: Path, key: str | 
     _check_kinds(own, fit.state, path)
     if fit.beside:
         more = f" and {len(fit.beside) - 1} more" if len(fit.beside) > 1 else ""
-        note(f"{path}: {fit.beside[0]}{more} beside the network at {fit.place!r} are left aside")
+        note(f"{path}: {fit.beside[0]}{more} beside the network at {fit.place!r} are ignored")
     return fit.state
 
 
@@ -146,7 +146,7 @@ def _fits(own: State, place: str, state: State) -> Iterator[_Fit]:
 
 
 def _renamed(own: State, state: State) -> State | None:
-    """The state in the names of ``own``, completed by its counters and its normalisation; None where none fits."""
+    """The state in the names of ``own``, completed by its counters and its normalisation; None if none fits."""
     for named in _candidates(own, state):
         if not differences(own, named):
             return named
@@ -154,7 +154,7 @@ def _renamed(own: State, state: State) -> State | None:
 
 
 def _candidates(own: State, state: State) -> Iterator[State]:
-    """The state in every form, in the names of ``own`` as far as they can be known."""
+    """The state in every known layout, in the names of ``own`` where possible."""
     yield _completed(own, dict(state))
     prefix = "network." if all(name.startswith(("normalize.", "network.")) for name in own) else ""
     pair, rest = _recorded(state)
@@ -193,7 +193,7 @@ def _forms(state: State) -> Iterator[State]:
 
 
 def _unwrapped(state: State) -> State | None:
-    """Names without those of wrappers, mixed or not; None where two entries would get one name."""
+    """Names without those of wrappers, mixed or not; None if two entries would get one name."""
     bare: State = {}
     for name, value in state.items():
         parts = [part for part in name.split(".") if part not in ("module", "_orig_mod")]
@@ -226,7 +226,7 @@ def _equal(one: State, two: State) -> bool:
 
 
 def _check_kinds(own: State, state: State, path: Path) -> None:
-    """ValueError for a tensor that cannot stand for the model's."""
+    """Raise ValueError for a tensor that cannot be loaded into the model's."""
     for name, value in state.items():
         mine = own[name]
         if not isinstance(mine, Tensor) or not isinstance(value, Tensor):
@@ -251,7 +251,7 @@ def _misfit(own: State, states: Mapping[str, State], path: Path) -> str:
     """Why nothing in the file fits: the fewest differences, and the nearest network of this library."""
     found = [(len(lines), place, lines) for place, state in states.items() for lines in _lines(own, state)]
     count, place, lines = min(found, key=lambda item: item[0])
-    # Shapes tell more than names, and a name that differs in case alone more than one that is missing.
+    # Shapes are more informative than names, and a name that differs only in case more than a missing one.
     first = next((line for line in lines if "has shape" in line), lines[0])
     more = f" and {count - 1} more" if count > 1 else ""
     where = f" (at {place})" if place and len(states) > 1 else ""
@@ -281,7 +281,7 @@ def nearest(states: Mapping[str, State]) -> str:
             size = "" if shape == native_shape(name) else f" for inputs {shape}"
             return f"they are those of {name}{size}: give --model {name}"
     if best < 0.5:
-        return "no built-in network is near: give your own as --model module:function"
+        return "no built-in network is similar: give your own as --model module:function"
     return f"nearest is {name}, with {best:.0%} of its tensors: give your own network as --model module:function"
 
 
@@ -313,7 +313,7 @@ def _shares(name: str, states: Mapping[str, State]) -> Iterator[tuple[float, tup
 
 
 def _share(own: State, named: State) -> float:
-    """The share of the model's tensors that a state has in their shapes, less what it has besides."""
+    """The share of the model's tensors that a state has with equal shapes, minus its additional ones."""
     common = sum(name in named and bool(named[name].shape == own[name].shape) for name in own)
     return common / max(len(own), len(named), 1)
 
@@ -325,7 +325,7 @@ def _channels(state: State) -> int | None:
 
 
 def classes_of(name: str, shape: tuple[int, ...], states: Mapping[str, State]) -> int | None:
-    """How many classes the weights have, read as those of the network ``name``; None where they do not show it."""
+    """The number of classes of the weights of network ``name``; None if it cannot be determined."""
     two, three = (_bare(name, classes, shape) for classes in (2, 3))
     last = next((key for key in two if two[key].shape != three[key].shape), None)
     for state in states.values():

@@ -1,4 +1,4 @@
-"""What a file of weights says beside its tensors, checked before anything relies on it: the file may be anybody's."""
+"""The metadata of a weights file, validated before use, because the file may come from anyone."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from atent.runs.weights import Notes
 
 
 def metadata_of(path: Path, written: Mapping[str, str], names: Collection[str]) -> tuple[dict[str, Any], Notes]:
-    """What training recorded, and the `Notes` of the state, from a safetensors file's metadata; both {} in other files.
+    """The training record and the `Notes` of the state, from a safetensors file's metadata; both {} in other files.
 
-    ``names`` are those of its tensors. ValueError, in one line, for metadata that is not what training writes.
+    ``names`` are those of its tensors. ValueError for metadata that training did not write.
     """
     try:
         about, notes = (json.loads(written.get(key, "{}")) for key in ("atent", "state"))

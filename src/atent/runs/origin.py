@@ -1,4 +1,4 @@
-"""What a result is published with: version, commit, machine, seed and time."""
+"""Provenance of a result: version, commit, machine, seed and time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _GIT_PLACES = (
 
 
 def provenance(*, seed: int | None = None, device: Any = None) -> dict[str, Any]:
-    """What a result is published with, ready for JSON.
+    """The provenance of a result as JSON values.
 
     Keys: `version` of atent ("unknown" when it is not installed); `commit` of the source checkout and `dirty`
     (the package's files differ from it), both None unless that checkout holds this package; `python`,
@@ -92,7 +92,7 @@ def _checkout() -> tuple[str | None, bool | None]:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """What git prints, or None where it fails, is slow, or is not installed."""
+    """The output of git, or None if it fails, times out, or is not installed."""
     environment = {key: value for key, value in os.environ.items() if key not in _GIT_PLACES}
     command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
     try:

@@ -21,7 +21,7 @@ def is_named(target: str | Path) -> bool:
 def place_of(target: str | Path) -> Path:
     """The folder that a name means; a path as it is. A network of the Hub is downloaded, and kept in the Hub's cache.
 
-    ValueError, FileNotFoundError or ImportError, in one line, for an unknown name, one that cannot be downloaded, and
+    ValueError, FileNotFoundError or ImportError for an unknown name, one that cannot be downloaded, and
     without the extra.
     """
     if not is_named(target):

@@ -20,7 +20,7 @@ _ENCODER = "network."
 def load_start(
     model: nn.Module, path: str | Path, branch: Branch | None = None, *, which: str = "best"
 ) -> dict[str, Any]:
-    """Give a network the weights that it is to begin with; returns the metadata of the file.
+    """Load initial weights into a network; returns the metadata of the file.
 
     Parameters
     ----------
@@ -28,8 +28,8 @@ def load_start(
         The network, which may be `Frozen`.
     path
         A run folder or a weights file. Of a pre-training run (see `Contrastive`) an ordinary network of the same name
-        takes the encoder, with the batch-norms of one branch; the projection head and the probe stay behind, and the
-        last layer begins at zero. All else is `load_weights`.
+        takes the encoder, with the batch-norms of one branch; the projection head and the probe are discarded, and the
+        last layer starts at zero. All else is `load_weights`.
     branch
         Which batch-norms of a pre-training run, "n" or "a"; default: those that it was evaluated with, of a run from
         Python "a" where they were trained.
@@ -39,7 +39,7 @@ def load_start(
     Raises
     ------
     FileNotFoundError, ValueError
-        In one line, as `load_weights`, for a branch where the weights have one set of batch-norms, and for one that the
+        As `load_weights`, for a branch where the weights have one set of batch-norms, and for one that the
         pre-training did not train.
     """
     if isinstance(model, Frozen):
@@ -53,7 +53,7 @@ def load_start(
         if branch is not None:
             raise ValueError(
                 f"model.branch {branch} is for weights of a pre-training run, and {path} has one set of batch-norms:"
-                " leave it out"
+                " omit it"
             )
         return load_weights(model, file)
     chosen = _branch(state, branch, (about.get("model") or {}).get("branch"), path)

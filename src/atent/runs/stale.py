@@ -1,4 +1,4 @@
-"""Temporary files: their names say who writes them, so that those of dead processes can be removed."""
+"""Temporary files: their names contain the writing process, so that files of dead processes can be removed."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import time
 from functools import cache
 from pathlib import Path
 
-# Earlier versions wrote no process into the name; what another machine writes is known by its age alone.
+# Names of earlier versions contain no process; files of another machine are identified only by age.
 _NAME = re.compile(r"\..+\.(?:(?P<where>[0-9a-f]{6})-(?P<pid>\d+)-)?[0-9a-f]{8}\.tmp(?:\.\w+)?")
 _OLD = 24 * 3600.0
 
 
 def temporary(path: Path) -> Path:
-    """A name in the folder of ``path`` for what is not whole yet, with the suffix of ``path``."""
+    """A temporary name in the folder of ``path``, with the suffix of ``path``."""
     who = f"{_where()}-{os.getpid()}-{secrets.token_hex(4)}"
     return path.with_name(f".{path.stem}.{who}.tmp{path.suffix}")
 
@@ -64,7 +64,7 @@ def alive(pid: int) -> bool:
 
 
 def boot() -> str:
-    """What names the running kernel; "" where the system does not say."""
+    """An identifier of the running kernel; "" if the system provides none."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -73,7 +73,7 @@ def boot() -> str:
 
 @cache
 def _where() -> str:
-    """What names the processes among which a number is unique: the kernel and, in a container, its part of them."""
+    """An identifier of the process namespace: the kernel and, in a container, its namespace."""
     import socket
 
     try:

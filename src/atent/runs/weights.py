@@ -1,4 +1,4 @@
-"""What a network's state is: its tensors and extra state by name, as they go to files and come back."""
+"""The state of a network: its tensors and extra state by name, and their conversion to and from files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _COMPILED = "_orig_mod."
 
 
 class Snapshot:
-    """How a network's state looks at the start of its training, to say later what `load` must know of it."""
+    """A snapshot of a network's state at the start of training, which determines what `load` needs to know."""
 
     def __init__(self, model: nn.Module) -> None:
         self.shapes = {k: _shape(v) for k, v in visible(model).items()}
@@ -87,7 +87,7 @@ def copied(model: nn.Module) -> State:
 def put(model: nn.Module, state: Mapping[str, Any], own: Collection[str] = ()) -> None:
     """Load a state by plain names into a network that may be wrapped; buffers named in ``own`` are made to fit.
 
-    ValueError in one line where the state is another architecture's.
+    ValueError if the state is another architecture's.
     """
     given = {k.replace(_COMPILED, ""): v for k, v in state.items()}
     aside = hidden(model)
@@ -131,7 +131,7 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 
 def differences(model: State, state: State, own: Collection[str] = ()) -> list[str]:
-    """What keeps a state from being a network's (whose `visible` state is ``model``), a line each."""
+    """The mismatches between a state and a network (whose `visible` state is ``model``), one line each."""
     missing = [f"{k} is missing" for k in model if k not in state]
     strange = [f"{k} is not in the model" for k in state if k not in model and k not in own]
     shared = [k for k in model if k in state and k not in own]
@@ -170,7 +170,7 @@ def translated(model: nn.Module, state: Mapping[str, Any]) -> State:
 
     Such a class has a method ``published_state(state)`` that gives the state in its own names, or None for one that is
     not of a layout that it knows. What lies outside that network, such as the layer that normalises, stays as it is in
-    ``model``. Any other state is given back unchanged.
+    ``model``. Any other state is returned unchanged.
     """
     for path, module in model.named_modules():
         translate = getattr(module, "published_state", None)
@@ -189,7 +189,7 @@ def translated(model: nn.Module, state: Mapping[str, Any]) -> State:
 def pack(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], Notes]:
     """Tensors without shared memory on the CPU, and `Notes`; ``unpack`` gives the state back.
 
-    A tensor that goes by several names is kept once. ValueError, in one line, for what a file of tensors and JSON
+    A tensor that goes by several names is kept once. ValueError for what a file of tensors and JSON
     cannot hold.
     """
     tensors: dict[str, Tensor] = {}
@@ -285,7 +285,7 @@ def _check(name: str, value: Tensor) -> None:
 
 
 def _json(name: str, value: Any) -> Any:
-    """``value`` where it is plain JSON, which comes back as it went; else ValueError."""
+    """Return ``value`` if it is plain JSON that survives a round trip; else raise ValueError."""
 
     def plain(item: Any) -> bool:
         if type(item) is list:

@@ -1,7 +1,8 @@
 """Where the trainings of `atent compare` and `atent sweep` run: processes of this machine, Ray tasks, SLURM jobs.
 
-A backend starts commands of `atent` and reports how they end; what to start, and what an end means, is the caller's.
-The run folders are the same wherever they are made. Ray and SLURM need a file system that all their machines share.
+A backend starts commands of `atent` and reports how they end; the caller decides what to start and how to interpret an
+end. The run folders are the same wherever they are made. Ray and SLURM need a file system that all their machines
+share.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def make(
     Raises
     ------
     ValueError
-        In one line: an unknown name, an option of another backend, or an extra that is not installed.
+        An unknown name, an option of another backend, or an extra that is not installed.
     """
     if name not in BACKENDS:
         raise ValueError(unknown("backend", name, BACKENDS))
@@ -48,9 +49,9 @@ def make(
     if cpus < 1 or gpus < 0:
         raise ValueError(f"a training needs --cpus of at least 1 and --gpus of at least 0, got {cpus} and {gpus:g}")
     if address is not None and name != "ray":
-        raise ValueError(f"--address is for --backend ray, got --backend {name}: leave it out")
+        raise ValueError(f"--address needs --backend ray, got --backend {name}: omit it")
     if slurm and name != "slurm":
-        raise ValueError(f"--slurm is for --backend slurm, got --backend {name}: leave it out")
+        raise ValueError(f"--slurm needs --backend slurm, got --backend {name}: omit it")
     if name == "ray":
         from atent.experiments.backends.ray import Ray
 

@@ -1,4 +1,4 @@
-"""What every backend is, the commands that it runs, and the loop that keeps it at work."""
+"""The backend interface, the commands that it runs, and the scheduling loop."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ class Child(Protocol):
         """Its exit status, negative where a signal ended it; None while it runs."""
 
     def stop(self) -> None:
-        """Ask it to save and end."""
+        """Request that it saves and exits."""
 
     def wait(self) -> None:
         """Wait until it has ended."""
 
     def kill(self) -> None:
-        """End it at once, where it still runs."""
+        """Terminate it immediately if it still runs."""
 
 
 class Backend(AbstractContextManager["Backend"], Protocol):
@@ -56,7 +56,7 @@ class Backend(AbstractContextManager["Backend"], Protocol):
     at_once: int
     """Commands at a time."""
     pause: float
-    """Seconds between two looks at what runs."""
+    """Polling interval in seconds."""
 
     def start(self, task: Task) -> Child:
         """Start a command."""
@@ -80,7 +80,7 @@ def train_task(
     if resume:
         words += ["--resume", str(run), "--quiet"]
     else:
-        # Equal settings and no state to resume from: the same training begins anew.
+        # Equal settings and no state to resume from: the same training restarts.
         if run.exists():
             with held(run / folder.LOCK, "train"):
                 folder.clear(run)
@@ -106,7 +106,7 @@ def drive(
     backend
         Where they run; entered already.
     take
-        The next task; None where there is none at the moment.
+        The next task; None if there is none at the moment.
     ended
         Called with each task that ended, its exit status and its seconds; it may raise.
     changed
@@ -137,7 +137,7 @@ def drive(
                 time.sleep(backend.pause)
                 for child in list(running):
                     status = child.poll()
-                    # A signal to the whole group ends the children too: that is no failure of theirs.
+                    # A signal to the process group also ends the children, which is not a failure.
                     if status is None or (status and asked()):
                         continue
                     task, begun = running.pop(child)
@@ -145,7 +145,7 @@ def drive(
                     ended(task, status, time.perf_counter() - begun)
                     changed([task for task, _ in running.values()])
                 for child, (task, _) in running.items():
-                    # Once: a second signal would end what saves after the first.
+                    # Only once: a second signal would interrupt the saving that the first started.
                     if child not in stopping and unwanted(task):
                         stopping.add(child)
                         child.stop()
@@ -154,7 +154,7 @@ def drive(
 
 
 def _stop(children: Sequence[Child]) -> None:
-    """Ask each to save and end, and wait; a second Ctrl-C ends them at once."""
+    """Request each to save and exit, and wait; a second Ctrl-C terminates them immediately."""
     try:
         for child in children:
             child.stop()
@@ -166,9 +166,9 @@ def _stop(children: Sequence[Child]) -> None:
 
 
 def reason(task: Task, status: int) -> str:
-    """What a failed command said last, and where to read the rest."""
+    """The last output line of a failed command, and its log file."""
     if status < 0:
         return f"{task.run.name} was ended by {signal.Signals(-status).name} (see {task.log})"
     text = task.log.read_text(errors="replace") if task.log.is_file() else ""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return f"{task.run.name} failed: {lines[-1].removeprefix('atent: ') if lines else 'no word'} (see {task.log})"
+    return f"{task.run.name} failed: {lines[-1].removeprefix('atent: ') if lines else 'no output'} (see {task.log})"

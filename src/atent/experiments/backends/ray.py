@@ -53,7 +53,7 @@ class Ray:
     Parameters
     ----------
     at_once
-        How many tasks are asked for at a time; the cluster's resources may allow fewer.
+        Maximum number of concurrent tasks; the cluster's resources may allow fewer.
     address
         The cluster, such as "auto" or "ray://host:10001". Default: one on this machine.
     cpus, gpus
@@ -93,8 +93,8 @@ class Ray:
         return RayTask(self.library, remote.remote(task, os.getcwd(), dict(os.environ)), task)
 
     def threads(self) -> int | None:
-        """As many as the CPUs of a training."""
+        """The number of CPUs of a training."""
         return self.cpus
 
     def settle(self, tasks: Iterable[Task]) -> None:
-        """Nothing: tasks end with the command that asked for them."""
+        """Do nothing: tasks end with the command that started them."""

@@ -34,7 +34,7 @@ class Job:
         try:
             return int(self.job.result())
         except Exception as error:
-            # submitit reports whatever ended the job by errors of its own, of several classes.
+            # submitit reports the end of a job by several error classes of its own.
             line = (str(error).strip().splitlines() or [""])[-1]
             with open(self.task.log, "a") as log:
                 log.write(f"atent: SLURM job {self.job.job_id} ended without a result: {line}\n")
@@ -90,7 +90,7 @@ class Slurm:
         self._executors.clear()
 
     def _executor(self, place: Path, *, check: bool = False) -> Any:
-        """submitit's executor, whose files lie at ``place``; ValueError where there is no SLURM, or for a parameter
+        """submitit's executor, whose files lie at ``place``; ValueError if there is no SLURM, or for a parameter
         that it does not know."""
         if place in self._executors:
             return self._executors[place]
@@ -114,7 +114,7 @@ class Slurm:
         return Job(job, task, self.library)
 
     def threads(self) -> int | None:
-        """As many as the CPUs of a job."""
+        """The number of CPUs of a job."""
         return self.cpus
 
     def settle(self, tasks: Iterable[Task]) -> None:

@@ -2,7 +2,7 @@
 transfer.json and bench.json hold.
 
 `from_json` takes a file of the current version; `atent.experiments.migrate` brings older files to it first. An unknown
-key is an error, so that no part of a file is lost without notice.
+key is an error, so that no part of a file is dropped silently.
 """
 
 from atent.experiments.results.base import Adversary, EvaluatedSamples, Result, Samples, Share

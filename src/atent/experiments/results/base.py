@@ -1,4 +1,4 @@
-"""What every result file is, and the values that several of them hold."""
+"""The base class of result files, and the values that they share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from atent.attacks.spec import show
 from atent.data import described
 from atent.threat import Box, Threat
 
-whole = with_config(ConfigDict(extra="forbid", allow_inf_nan=False))
+strict = with_config(ConfigDict(extra="forbid", allow_inf_nan=False))
 
 
 class Result:
@@ -42,7 +42,7 @@ class Result:
         return TypeAdapter(cls).json_schema()
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class Share:
     """k of n samples, with the exact 95 % interval."""
@@ -61,11 +61,11 @@ class Share:
 
     @property
     def text(self) -> str:
-        """For people: "98.2 % [96.6, 99.2]"."""
+        """As text: "98.2 % [96.6, 99.2]"."""
         return stats.percent(asdict(self))
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class Adversary:
     """A threat as plain values; JSON has no infinity, so an unlimited eps is "inf"."""
@@ -93,11 +93,11 @@ class Adversary:
 
     @property
     def text(self) -> str:
-        """For people: "linf 8/255"."""
+        """As text: "linf 8/255"."""
         return show(self.threat())
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class Samples:
     """Which samples of a data set were measured."""
@@ -111,19 +111,19 @@ class Samples:
     """The rule that chose them."""
     subset_seed: int | None = None
     ids: str | None = None
-    """Their numbers, as `atent.data.described.spans` writes them; None where an older file does not say."""
+    """Their numbers, as `atent.data.described.spans` writes them; None if an older file does not say."""
     shape: tuple[int, ...] | None = None
 
     @property
     def text(self) -> str:
-        """Which samples, for people: "all 500", "a stratified sample of 100 of 500 (seed 0)"."""
+        """Which samples, as text: "all 500", "a stratified sample of 100 of 500 (seed 0)"."""
         return described.words(asdict(self))
 
 
-@whole
+@strict
 @dataclass(frozen=True, kw_only=True)
 class EvaluatedSamples(Samples):
     """The samples of an evaluation."""
 
     class_names: list[Any] | None
-    """None where the data name no classes."""
+    """None if the data name no classes."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from atent.experiments.results.base import Result, Share, whole
+from atent.experiments.results.base import Result, Share, strict
 
 BENCH_VERSION = 1
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class Quartiles:
     """The median of n rounds between their quartiles."""
@@ -21,7 +21,7 @@ class Quartiles:
     n: int
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class RatioOf:
     """Seconds of a row over those of another in the same round."""
@@ -35,7 +35,7 @@ class RatioOf:
     high: float
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class Growth:
     """The exponent b of a cost a + c v^b in a value v, with its 95 % interval."""
@@ -43,13 +43,13 @@ class Growth:
     exponent: float
     low: float
     high: float
-    """From 0.2 to 3 is searched: an interval that ends there is open."""
+    """The search range is 0.2 to 3; an interval that ends there is open."""
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class BenchRow:
-    """What one piece of work took, a round each time."""
+    """The times of one piece of work over the rounds."""
 
     name: str
     cpu: Quartiles
@@ -60,10 +60,10 @@ class BenchRow:
     robust: Share | None = None
     """Attacks: images that remain correctly classified, counted by this library."""
     figures: dict[str, float] = field(default_factory=dict)
-    """What else is known of it: passes, bytes, images per second, FLOP."""
+    """Further figures: passes, bytes, images per second, FLOP."""
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class BenchCase:
     """Rows that were measured in the same rounds."""
@@ -74,7 +74,7 @@ class BenchCase:
     growth: Growth | None = None
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class BenchSection:
     """One question to the machine."""
@@ -82,14 +82,14 @@ class BenchSection:
     title: str
     cases: list[BenchCase]
     omitted: dict[str, str]
-    """What was not measured, and why."""
+    """Omitted measurements, with reasons."""
     seconds: float
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class Roof:
-    """What the machine gives at most, as measured."""
+    """The measured peak of the machine."""
 
     flops: float
     """FLOP per second of a matrix product in float32, the best of several sizes."""
@@ -97,19 +97,19 @@ class Roof:
     """Bytes per second of the sum of two long vectors into a third."""
 
 
-@whole
+@strict
 @dataclass(frozen=True, kw_only=True)
 class BenchFile(Result):
     """bench.json."""
 
     schema_version: int
     clock: str
-    """What ratios, exponents and rates are of: cpu or wall seconds."""
+    """The clock of ratios, exponents and rates: cpu or wall seconds."""
     settings: dict[str, Any]
     machine: dict[str, Any]
     """Processor, instruction sets, cores, caches, versions of other packages."""
     roof: Roof | None
-    """None where the section of the roofline was not asked for."""
+    """None if the section roofline was not requested."""
     sections: dict[str, BenchSection]
     seconds: float
     provenance: dict[str, Any]

@@ -7,14 +7,14 @@ from typing import Any, Self, cast
 
 from pydantic import TypeAdapter
 
-from atent.experiments.results.base import Adversary, Result, Samples, Share, whole
+from atent.experiments.results.base import Adversary, Result, Samples, Share, strict
 from atent.registry import Plugin
 
 CERTIFICATE_VERSION = 2
 CERTIFIED_VERSION = 1
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class Certified:
     """The certified accuracy of smoothing at one l2 radius."""
@@ -25,7 +25,7 @@ class Certified:
     share: Share
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class Verified:
     """The verified accuracy of bounds under one threat."""
@@ -37,7 +37,7 @@ class Verified:
     seconds_per_image: float
 
 
-@whole
+@strict
 @dataclass(frozen=True, kw_only=True)
 class CertificateFile(Result):
     """A finished certificate.json: a `SmoothingFile`, a `SequentialFile` or a `BoundsFile`, by how it was made."""
@@ -55,7 +55,7 @@ class CertificateFile(Result):
     weights: str | None = None
     model: str | None = None
     input: dict[str, Any] | None = None
-    """What a network from elsewhere expects: mean, std (in pixel units) and bgr."""
+    """The input convention of an external network: mean, std (in pixel units) and bgr."""
     epoch: int | None = None
     certifier: Plugin | None = None
     """Where the method is not built in: its module, name and version."""
@@ -75,7 +75,7 @@ class CertificateFile(Result):
         return TypeAdapter(SmoothingFile | SequentialFile | BoundsFile).json_schema()
 
 
-@whole
+@strict
 @dataclass(frozen=True, kw_only=True)
 class SmoothingFile(CertificateFile):
     """A certificate by randomised smoothing."""
@@ -95,7 +95,7 @@ class SmoothingFile(CertificateFile):
     shard: str | None
 
 
-@whole
+@strict
 @dataclass(frozen=True, kw_only=True)
 class SequentialFile(CertificateFile):
     """A certificate by randomised smoothing at one radius, decided by a sequential test."""
@@ -117,7 +117,7 @@ class SequentialFile(CertificateFile):
     shard: str | None
 
 
-@whole
+@strict
 @dataclass(frozen=True, kw_only=True)
 class BoundsFile(CertificateFile):
     """A certificate by bounds on the network's outputs."""
@@ -125,7 +125,7 @@ class BoundsFile(CertificateFile):
     certified: list[Verified]
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class CertifiedEntry:
     """The certified accuracy of one row of the table at one radius."""
@@ -140,7 +140,7 @@ class CertifiedEntry:
     """Per image."""
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class CertifiedRow:
     """One certificate of one run."""
@@ -157,7 +157,7 @@ class CertifiedRow:
     provenance: dict[str, Any]
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class CertifiedTable(Result):
     """The file beside the table that `atent certify --table` writes."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from atent.experiments.results.base import Adversary, EvaluatedSamples, Result, Share, whole
+from atent.experiments.results.base import Adversary, EvaluatedSamples, Result, Share, strict
 
 COMPARISON_VERSION = 2
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class Spread:
     """A value over seeds; one seed has no standard deviation."""
@@ -21,7 +21,7 @@ class Spread:
     high: float | None
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class SeedResult:
     """One training of a comparison."""
@@ -41,7 +41,7 @@ class SeedResult:
     provenance: dict[str, Any]
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class RecipeResult:
     """One recipe of a comparison, over its seeds."""
@@ -59,11 +59,11 @@ class RecipeResult:
     passes: Spread | None
     minutes: Spread | None
     best: dict[str, Any]
-    """Which figures lie above every other recipe's for certain."""
+    """Figures whose intervals lie above those of every other recipe."""
     seeds: list[SeedResult]
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class Difference:
     """An accuracy less another, paired by seed and image, with its 95 % interval."""
@@ -72,10 +72,10 @@ class Difference:
     low: float
     high: float
     p: float | None
-    """McNemar's exact test on the images; None where an older evaluation has no outcomes by image."""
+    """McNemar's exact test on the images; None if an older evaluation has no outcomes by image."""
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class PairResult:
     """One recipe less another."""
@@ -85,10 +85,10 @@ class PairResult:
     clean: Difference
     worst: Difference
     basis: str
-    """What the intervals cover: other seeds, other images, or both."""
+    """The variation that the intervals cover: other seeds, other images, or both."""
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class ComparisonFile(Result):
     """comparison.json."""

@@ -8,17 +8,17 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from atent.evaluate.evaluation import SCHEMA_VERSION
-from atent.experiments.results.base import Adversary, EvaluatedSamples, Result, Share, whole
+from atent.experiments.results.base import Adversary, EvaluatedSamples, Result, Share, strict
 from atent.experiments.results.studies import BandReport, CorruptionReport, FlipReport, FourierReport
 from atent.experiments.results.union import UnionReport
 
 EVALUATION_VERSION = SCHEMA_VERSION
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class Part:
-    """What one part of an attack, or the whole of it, did."""
+    """The result of one part of an attack, or of the complete attack."""
 
     attacked: int
     """Samples that it met."""
@@ -32,10 +32,10 @@ class Part:
     seconds: float
 
 
-@whole
+@strict
 @dataclass(frozen=True, kw_only=True)
 class AttackResult(Part):
-    """What one attack did."""
+    """The result of one attack."""
 
     attack: str
     """The attack, written as a call."""
@@ -45,7 +45,7 @@ class AttackResult(Part):
     parts: dict[str, Part] = field(default_factory=dict)
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class Robust:
     """The robust accuracy under one attack at the last epoch."""
@@ -53,7 +53,7 @@ class Robust:
     robust: Share
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class LastEpoch:
     """The accuracies of the last epoch's weights, where another epoch is the best."""
@@ -64,7 +64,7 @@ class LastEpoch:
     worst: Share
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class ClassResult:
     """The accuracies of one class."""
@@ -76,7 +76,7 @@ class ClassResult:
     worst: Share
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class FooledAs:
     """How often attacks turn samples of one class into another."""
@@ -108,7 +108,7 @@ class SweepRow:
     seconds: float | None = None
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class CheckResult:
     """One check for masked gradients and weak attacks."""
@@ -116,12 +116,12 @@ class CheckResult:
     name: str
     passed: bool
     figure: str
-    """What was measured, in words."""
+    """The measured quantity, as text."""
     why: str
-    """What a failure means."""
+    """The meaning of a failure."""
 
 
-@whole
+@strict
 @dataclass(frozen=True, kw_only=True)
 class EvaluationFile(Result):
     """evaluation.json."""
@@ -149,9 +149,9 @@ class EvaluationFile(Result):
     """"best", "last" or a file; None where training itself evaluated its best weights."""
     model: str | None = None
     input: dict[str, Any] | None = None
-    """What a network from elsewhere expects: mean, std (in pixel units) and bgr."""
+    """The input convention of an external network: mean, std (in pixel units) and bgr."""
     epoch: int | None = None
-    """None where the weights do not say."""
+    """None if the weights do not say."""
     average: bool | None = None
     stopped: Any = None
     last: LastEpoch | None = None
@@ -165,7 +165,7 @@ class EvaluationFile(Result):
 
     @property
     def threats(self) -> list[str]:
-        """The different threats of the attacks, as people write them."""
+        """The distinct threats of the attacks, as text."""
         return list(dict.fromkeys(attack.threat.text for attack in self.attacks.values()))
 
     @property

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from atent.experiments.results.base import Adversary, Result, Samples, Share, whole
+from atent.experiments.results.base import Adversary, Result, Samples, Share, strict
 from atent.stats import Estimate
 
 BANDS_VERSION = CORRUPTIONS_VERSION = FLIPS_VERSION = FOURIER_VERSION = TRANSFER_VERSION = 1
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class Mean:
     """A mean over samples with its 95 % interval."""
@@ -27,16 +27,16 @@ class Mean:
 
     @property
     def text(self) -> str:
-        """For people: "1.08 [1.01, 1.15]"."""
+        """As text: "1.08 [1.01, 1.15]"."""
         return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
     @property
     def percent(self) -> str:
-        """For people, as a share: "31.6 % [29.8, 33.4]"."""
+        """As text, as a percentage: "31.6 % [29.8, 33.4]"."""
         return f"{100 * self.value:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class BandResult:
     """One band of the perturbations."""
@@ -50,7 +50,7 @@ class BandResult:
     """Share of the coefficients: what white noise would have."""
 
 
-@whole
+@strict
 @dataclass(frozen=True, kw_only=True)
 class BandReport(Result):
     """Each band of an attack's perturbations alone."""
@@ -66,17 +66,17 @@ class BandReport(Result):
     clean: Share
     """Samples that are correctly classified without an attack."""
     full: Share
-    """Samples that remain correctly classified under the whole perturbation."""
+    """Samples that remain correctly classified under the full perturbation."""
     bands: list[BandResult]
     perturbed: int
     """Samples with a perturbation, whose energy is meant."""
     spectrum: list[list[float]]
     """Mean share of each coefficient in the squared norm, rows of vertical frequency from 0."""
     seconds: float | None = None
-    """Of the command that finished it."""
+    """Seconds of the command that finished it."""
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class CorruptionRow:
     """The error under one corruption at one severity."""
@@ -91,7 +91,7 @@ class CorruptionRow:
     """The error of the reference network on the same images."""
 
 
-@whole
+@strict
 @dataclass(frozen=True, kw_only=True)
 class CorruptionReport(Result):
     """Errors under common corruptions."""
@@ -109,14 +109,14 @@ class CorruptionReport(Result):
     reference: str | None = None
     """The reference network."""
     ratios: dict[str, float | None] = field(default_factory=dict)
-    """By corruption: the sum of errors over severities, divided by the reference's; None where that makes no error."""
+    """By corruption: the sum of errors over severities, divided by the reference's; None if that makes no error."""
     mce: Mean | None = None
     """Mean corruption error: the mean of the ratios that are known."""
     seconds: float | None = None
-    """Of the command that finished it."""
+    """Seconds of the command that finished it."""
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class FlipRow:
     """The flip rate along one sequence."""
@@ -130,7 +130,7 @@ class FlipRow:
     """The flip rate of the reference network along the same sequences."""
 
 
-@whole
+@strict
 @dataclass(frozen=True, kw_only=True)
 class FlipReport(Result):
     """Flip rates along sequences of noise and along ordered ones."""
@@ -145,10 +145,10 @@ class FlipReport(Result):
     mfr: Mean | None = None
     """Mean over the sequences of the rate divided by the reference's, where that is not 0."""
     seconds: float | None = None
-    """Of the command that finished it."""
+    """Seconds of the command that finished it."""
 
 
-@whole
+@strict
 @dataclass(frozen=True, kw_only=True)
 class FourierReport(Result):
     """Errors under noise of one frequency, for every frequency."""
@@ -163,10 +163,10 @@ class FourierReport(Result):
     errors: list[list[int]]
     """Misclassified samples by vertical and horizontal frequency, the constant image in the centre (h // 2, w // 2)."""
     seconds: float | None = None
-    """Of the command that finished it."""
+    """Seconds of the command that finished it."""
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class Network:
     """One of the networks between which adversarial images are exchanged."""
@@ -184,7 +184,7 @@ class Network:
     """By network and sample: 1 correct under the attack on that network, 0 not."""
 
 
-@whole
+@strict
 @dataclass(frozen=True, kw_only=True)
 class TransferFile(Result):
     """transfer.json."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from atent.experiments.results.base import Result, whole
+from atent.experiments.results.base import Result, strict
 from atent.experiments.results.comparison import Spread
 
 SWEEP_VERSION = 1
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class TrialSeed:
     """One training of a trial that came to its end."""
@@ -28,7 +28,7 @@ class TrialSeed:
     high: list[float | None] = field(default_factory=list)
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class TrialResult:
     """One choice of the settings."""
@@ -40,14 +40,14 @@ class TrialResult:
     """Each objective over the seeds; none where the trial is not complete."""
     seeds: list[TrialSeed]
     reached: int | None = None
-    """Of a pruned trial: the epoch of the comparison that it did not pass."""
+    """The epoch at which the trial was pruned."""
     figure: float | None = None
-    """Of a pruned trial: its figure there, of the first seed."""
+    """The objective of a pruned trial at that epoch, of the first seed."""
     reason: str | None = None
-    """Of a failed trial: what it said last."""
+    """The last message of a failed trial."""
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class SweepFile(Result):
     """sweep.json."""
@@ -70,7 +70,7 @@ class SweepFile(Result):
     """The best trial's number; of several objectives, of every trial that no other excels in all."""
     importance: dict[str, dict[str, float]]
     """For each objective, the share of its variance over the complete trials that each setting explains (fANOVA);
-    empty where there are too few."""
+    empty if there are too few."""
     provenance: dict[str, Any]
     optuna: str
     """Its version."""

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from atent.experiments.results.base import Result, Samples, whole
+from atent.experiments.results.base import Result, Samples, strict
 
 THEORY_VERSION = 1
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class Statement:
-    """A statement, what was checked, and what was found."""
+    """A statement, its check, and the result."""
 
     statement: str
     """T1 .. T14, as docs/theory.md numbers them."""
@@ -21,35 +21,35 @@ class Statement:
     checked: str
     verdict: str
     what: str
-    """What ``value`` is."""
+    """The quantity of ``value``."""
     value: float | None
     error: float | None
-    """Half width of the 95 % interval of ``value``; None where it is exact to rounding."""
+    """Half width of the 95 % interval of ``value``; None if it is exact to rounding."""
     n: int | None
     """Number of points, samples or chains."""
     basis: str
     reason: str
     note: str
-    """What kind of evidence this is."""
+    """The kind of evidence."""
 
     @property
     def figure(self) -> str:
-        """The value with its error, for people: "0.973" or "0.604 +- 0.004"."""
+        """The value with its error, as text: "0.973" or "0.604 +- 0.004"."""
         if self.value is None:
             return ""
         return f"{self.value:.4g}" + ("" if self.error is None else f" +- {self.error:.2g}")
 
     @property
     def behind(self) -> str:
-        """What the value is, and of how many points, samples or chains."""
+        """The quantity, and the number of points, samples or chains."""
         n = "" if self.n is None else f"n = {self.n:,}"
         return ", ".join(part for part in (self.what, n) if part)
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class Curve:
-    """A picture of the check: lines of (xs, ys) by their labels."""
+    """A figure of the check: lines of (xs, ys) by label."""
 
     title: str
     x: str
@@ -61,11 +61,11 @@ class Curve:
     mark: Any = None
 
     def ends(self) -> str:
-        """Where each line begins and ends, in words."""
+        """The end points of each line, as text."""
         return "; ".join(f"{name}: {self.y} {ys[0]:.3g} to {ys[-1]:.3g}" for name, (_, ys) in self.lines.items())
 
 
-@whole
+@strict
 @dataclass(frozen=True, kw_only=True)
 class TheoryFile(Result):
     """theory.json."""
@@ -87,11 +87,11 @@ class TheoryFile(Result):
     epoch: int | None = None
 
     def summary(self) -> list[str]:
-        """What must be reported beside the table: counts, settings, versions, seed."""
+        """The context of the table: counts, settings, versions, seed."""
         verdicts = [row.verdict for row in self.rows]
         counts = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(verdicts))
         s, about = self.settings, self.provenance
-        changed = ", changed since" if about["dirty"] else ""
+        changed = ", modified" if about["dirty"] else ""
         commit = f", commit {about['commit'][:12]}{changed}" if about["commit"] else ""
         return [
             f"lines    {len(verdicts)}: {counts}",
@@ -99,6 +99,5 @@ class TheoryFile(Result):
             f"density  gamma {s['gamma']:g}, T {s['temperature']:.4g} (samples near l2 radius {s['radius']:g})",
             f"seed     {s['seed']}; {sum(self.seconds.values()):.0f} s",
             f"version  atent {about['version']}{commit}; torch {about['torch']}",
-            "Sampled checks and quadrature show where a statement fails, and prove nothing: docs/theory.md has the"
-            " proofs.",
+            "Sampled checks and quadrature can refute a statement but not prove it: docs/theory.md has the proofs.",
         ]

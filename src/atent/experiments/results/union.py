@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from atent.experiments.results.base import Adversary, Result, Share, whole
+from atent.experiments.results.base import Adversary, Result, Share, strict
 from atent.experiments.results.studies import Mean
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class UnionAttack:
-    """What one attack did in the cascade of its threat."""
+    """The result of one attack in the cascade of its threat."""
 
     attack: str
     """The attack, written as a call."""
@@ -24,20 +24,20 @@ class UnionAttack:
     seconds: float
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class ThreatResult:
-    """What one threat did."""
+    """The result of one threat."""
 
     threat: Adversary
     attacks: dict[str, UnionAttack]
     robust: Share
     """Samples that remain correctly classified under all of its attacks."""
     alone: int
-    """Samples that this threat breaks and no other."""
+    """Samples that only this threat breaks."""
 
 
-@whole
+@strict
 @dataclass(frozen=True, kw_only=True)
 class UnionReport(Result):
     """Robust accuracy under several threats at once."""
@@ -53,8 +53,9 @@ class UnionReport(Result):
     threats: dict[str, ThreatResult]
     """By threat as text."""
     broken: dict[str, dict[str, int]]
-    """By two threats: how many correctly classified samples both break; by one and the same, how many it breaks."""
+    """For each pair of threats, the number of correctly classified samples that both break; on the diagonal, the number
+    that one breaks."""
     by_count: list[int]
-    """How many correctly classified samples 0, 1, 2, ... of the threats break."""
+    """Numbers of correctly classified samples that are broken by 0, 1, 2, ... threats."""
     outcomes: dict[str, Any]
     """One character per sample: ids, clean (1 right, 0 wrong), and by threat 1 robust, 0 not."""

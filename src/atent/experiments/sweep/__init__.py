@@ -1,1 +1,1 @@
-"""Sweeps: many trainings of one recipe over a space of its settings, compared by validation figures alone."""
+"""Sweeps: many trainings of one recipe over a space of its settings, compared only on the validation split."""

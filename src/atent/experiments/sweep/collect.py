@@ -79,7 +79,7 @@ def _spread(seeds: list[TrialSeed], i: int) -> Spread:
 
 
 def ordered(found: SweepFile) -> list[TrialResult]:
-    """The trials, the best by the first objective first; then the pruned ones, then the failed ones."""
+    """The trials in order of the first objective, then the pruned ones, then the failed ones."""
     sign = -1 if next(iter(found.objectives.values())) == "maximize" else 1
 
     def key(trial: TrialResult) -> tuple[Any, ...]:
@@ -123,12 +123,12 @@ def _cell(name: str, found: Spread) -> str:
 
 
 def caption(found: SweepFile) -> list[str]:
-    """What is said below the table, a line each."""
+    """The footnotes of the table, one line each."""
     counts = {state: sum(trial.state == state for trial in found.trials) for state in ("complete", "pruned", "failed")}
-    told = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+    states = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
     lines = [
-        f"{len(found.trials)} trials ({told}) of {found.recipe}, sampler {found.sampler} (seed {found.sampler_seed}),"
-        f" seeds {', '.join(map(str, found.seeds))}; figures of the validation split at each training's best epoch",
+        f"{len(found.trials)} trials ({states}) of {found.recipe}, sampler {found.sampler} (seed {found.sampler_seed}),"
+        f" seeds {', '.join(map(str, found.seeds))}; validation metrics at each training's best epoch",
         found.interval,
     ]
     lines += [f"trial {t.number} failed: {t.reason}" for t in found.trials if t.state == "failed"]
@@ -136,8 +136,7 @@ def caption(found: SweepFile) -> list[str]:
         each = ", ".join(f"{key} {100 * share:.0f} %" for key, share in shares.items())
         lines.append(f"importance for {name} (fANOVA, share of the variance over these trials): {each}")
     lines.append(
-        "the best of many trials is optimistic on the data that chose it: evaluate the one that you choose on the test"
-        " set, once"
+        "the validation score of the best of many trials is optimistic: evaluate the chosen trial on the test set, once"
     )
     return lines
 
@@ -164,8 +163,8 @@ def write(path: Path, found: SweepFile) -> None:
 
 
 def figures(found: SweepFile) -> dict[str, Figure]:
-    """By name: parallel coordinates of each objective, the importances, and the Pareto front of two objectives; none
-    without complete trials."""
+    """Figures by name: parallel coordinates of each objective, the importances, and the Pareto front of two objectives;
+    empty without complete trials."""
     from atent import plots
 
     scale = {name: 100.0 if name in _SHARES else 1.0 for name in found.objectives}

@@ -1,4 +1,4 @@
-"""The trials of a sweep: what is started, resumed, stopped early and kept."""
+"""The trials of a sweep: starting, resuming, early stopping and recording."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from atent.runs.locks import held
 from atent.signals import resumed_by
 
 PLAN = "sweep-plan.json"
-_AGAIN = "finished trials stay as they are, and the same command resumes"
+_AGAIN = "finished trials are kept, and repeating the command resumes"
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
-# Statuses of a training that was asked to stop, and saved.
+# Exit statuses of a training that saved and stopped on request.
 _STOPPED = {
     status
     for name in _SIGNALS
@@ -38,7 +38,7 @@ _STOPPED = {
     for status in (128 + getattr(signal, name), -getattr(signal, name))
 }
 _MOST_RESTARTS = 5
-"""Of one training that something else than the sweep stops, such as the time limit of a job."""
+"""Maximum restarts of a training that is stopped from outside, such as by the time limit of a job."""
 
 
 def run_sweep(
@@ -51,25 +51,25 @@ def run_sweep(
     progress: bool = True,
     say: Say = lambda line: None,
 ) -> tuple[Path, SweepFile]:
-    """Make the trials that are not made yet, and write sweep.json, sweep.md and the plots; the folder and the content.
+    """Run the missing trials and write sweep.json, sweep.md and the plots; return the folder and the content.
 
     The sweep's folder is ``runs``/``name`` (default: the name of its file). Each training is a run folder in it,
-    without an evaluation: a sweep leaves the test set alone. A sweep that is there already is resumed, and may ask for
-    more trials than before.
+    without an evaluation: a sweep does not use the test set. An existing sweep is resumed, and may request more trials
+    than before.
 
     Raises
     ------
     ValueError, FileExistsError
-        In one line, before anything is trained: a folder that holds something else, or is in use; a missing extra.
+        Before anything is trained: a folder with other content or in use; a missing extra.
     ChildProcessError
-        Where every trial failed.
+        If every trial failed.
     Interrupted
         After a signal of `atent.signals`: the running trainings are stopped with their state saved.
     """
     backend = backend or Local()
     folder.check_name(name or sweep.name)
     path = Path(runs) / (name or sweep.name)
-    with resumed_by("the same command resumes"), held(path / folder.LOCK, "sweep"):
+    with resumed_by("repeating the command resumes"), held(path / folder.LOCK, "sweep"):
         _check(path, sweep)
         study = Study(path, sweep, parallel=backend.at_once > 1)
         folder.write_json(path / PLAN, {"command": command, "trials": sweep.trials, "sweep": sweep.identity()})
@@ -86,20 +86,20 @@ def run_sweep(
 
 
 def _check(path: Path, sweep: Sweep) -> None:
-    """ValueError or FileExistsError, in one line, unless the folder is free or holds this sweep."""
+    """ValueError or FileExistsError unless the folder is free or holds this sweep."""
     if not (path / PLAN).is_file():
         if not folder.is_free(path):
-            raise FileExistsError(f"{path} exists and holds no sweep: choose another --name")
+            raise FileExistsError(f"{path} exists and is not a sweep: choose another --name")
         return
     saved = folder.read_json(path / PLAN).get("sweep", {})
     own = json.loads(folder.dumps(sweep.identity()))
     differs = next((key for key in (*own, *saved) if saved.get(key) != own.get(key)), None)
     if differs is not None:
-        raise ValueError(f"{path} holds another sweep (its {differs} differs): choose another --name")
+        raise ValueError(f"{path} is another sweep ({differs} differs): choose another --name")
 
 
 class _Work:
-    """What is at work, and what comes next."""
+    """The state of the running sweep."""
 
     def __init__(self, path: Path, sweep: Sweep, study: Study, backend: Backend, say: Say) -> None:
         self.path, self.sweep, self.study, self.backend, self.say = path, sweep, study, backend, say
@@ -107,14 +107,14 @@ class _Work:
         self.maximize = sweep.directions[0] == "maximize"
         self.open: dict[int, Trial] = {}
         self.begun: dict[Path, tuple[int, int]] = {}
-        """Trial and seed of each training that was started or waits for its trial's end."""
+        """Trial and seed of each training that runs or waits for its trial to end."""
         self.over: set[int] = set()
         """Trials that ended before all of their trainings did."""
         self.stopped: Counter[Path] = Counter()
         self.epochs: dict[int, int] = {}
-        """Of a trial's trainings."""
+        """The results of a trial's trainings."""
         self.seen: dict[Path, int] = {}
-        """Rows of a training that were compared."""
+        """Number of compared rows per training."""
         self.made = 0
 
     def settle(self) -> None:
@@ -128,7 +128,7 @@ class _Work:
         for task in tasks:
             if task.run.is_dir():
                 with held(task.run / folder.LOCK, "sweep", wait=first_only(self.say)):
-                    pass  # the lock is taken to wait for its holder, and given back at once
+                    pass  # the lock is acquired only to wait for its holder, and released at once
         known = len(self.study.trials())
         notes = f", {self.made} finished and {len(self.open)} started before" if known else ""
         self.say(f"sweep {self.path}: {self.sweep.trials} trials of {self.sweep.seeds} seeds{notes}")
@@ -163,7 +163,8 @@ class _Work:
         return None
 
     def _next_seed(self, number: int) -> int | None:
-        """A seed of an open trial that is neither trained nor at work; asha decides by the first before the others."""
+        """A seed of an open trial that is neither trained nor running; asha decides by the first seed before the others
+        start."""
         if number in self.over:
             return None
         done, at_work = self._done(number), {seed for n, seed in self.begun.values() if n == number}
@@ -180,7 +181,7 @@ class _Work:
         return lambda seed: self.path / f"{trial_name(number)}-seed{seed}"
 
     def _task(self, number: int, seed: int) -> Task | None:
-        """The training; None where the settings do not go together, so that the trial failed."""
+        """The training; None if the settings are incompatible, which fails the trial."""
         name = trial_name(number)
         recipe, run = self.path / f"{name}.toml", self._run(number)(seed)
         about = f"trial {number} of the sweep {self.sweep.name} of {self.sweep.recipe}"
@@ -204,14 +205,14 @@ class _Work:
     # ---- what ends
 
     def ended(self, task: Task, status: int, seconds: float) -> None:
-        """Take the figures of a training that ended, and end its trial with the last."""
+        """Record the metrics of a finished training, and end its trial after the last seed."""
         number, seed = self.begun.pop(task.run)
         if number not in self.over:
             if self._falls_short(task.run, number, seed):
                 self.over.add(number)
             elif status in _STOPPED and self.stopped[task.run] < _MOST_RESTARTS:
                 self.stopped[task.run] += 1
-                self.say(f"{task.run.name} was stopped from outside: it resumes")
+                self.say(f"{task.run.name} was stopped externally: resuming")
             elif status:
                 self._fail(number, reason(task, status))
             else:
@@ -240,7 +241,7 @@ class _Work:
         self._complete(number)
 
     def _complete(self, number: int) -> None:
-        """End a trial whose seeds are all trained."""
+        """End a trial after all of its seeds are trained."""
         done = self._done(number).values()
         if len(done) == self.sweep.seeds:
             means = {name: fmean(each["values"][i] for each in done) for i, name in enumerate(self.sweep.objectives)}
@@ -262,21 +263,20 @@ class _Work:
             self.open.pop(number, None)
 
     def _read(self, number: int) -> None:
-        """Take a trial from the journal as it is now."""
+        """Reload a trial from the journal."""
         self.open[number] = self.study.trials()[number]
 
     # ---- what is stopped early
 
     def unwanted(self, task: Task) -> bool:
-        """Whether a training is of a trial that has ended, or ends by what it measured since."""
+        """Whether a training belongs to a trial that has ended or is pruned by its new measurements."""
         number, seed = self.begun[task.run]
         return number in self.over or self._falls_short(task.run, number, seed)
 
     def _falls_short(self, run: Path, number: int, seed: int) -> bool:
-        """asha: report the epochs that a trial's first seed measured, and prune it at the first comparison that it
-        does not pass.
+        """asha: report the measured epochs of a trial's first seed, and prune it at the first comparison that it fails.
 
-        The training may be a little ahead; the comparison is by what it had measured when it came there.
+        The training may be ahead; the comparison uses its measurements up to that epoch.
         """
         if self.sweep.pruner != "asha" or seed != self.sweep.first_seed or number in self.over:
             return number in self.over
@@ -308,7 +308,7 @@ class _Work:
 
 
 def trial_name(number: int) -> str:
-    """What a trial's recipe and its run folders are called."""
+    """The name of a trial's recipe and run folders."""
     return f"trial-{number:03d}"
 
 

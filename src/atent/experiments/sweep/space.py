@@ -1,4 +1,4 @@
-"""The settings that a sweep tries: listed values, and ranges."""
+"""The search space of a sweep: lists of values, and ranges."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from atent.fields import shown
 from atent.messages import unknown
 
 _KEYS = ("low", "high", "log", "step")
-# What the validation figures are measured on or by: trials that differ in it cannot be compared.
+# Settings that determine the validation metrics: trials that differ in them cannot be compared.
 _MEASURED = ("train.validate_attack", "train.validate_limit", "train.select")
 _ELSEWHERE = {
     "train.seed": "give [sweep] seeds and first_seed",
@@ -29,17 +29,17 @@ class Choice:
 
     @property
     def ends(self) -> tuple[Any, ...]:
-        """The values to check before anything is trained."""
+        """Values to validate before training."""
         return self.values
 
     def plain(self) -> Any:
-        """As the file has it."""
+        """The setting in the form of the file."""
         return list(self.values)
 
 
 @dataclass(frozen=True)
 class Range:
-    """A setting that takes numbers from ``low`` to ``high``, both included; whole ones where both are whole."""
+    """A setting that takes numbers from ``low`` to ``high``, both included; integers if both are integers."""
 
     name: str
     low: float
@@ -49,23 +49,23 @@ class Range:
 
     @property
     def whole(self) -> bool:
-        """Whether it takes whole numbers alone."""
+        """Whether all values are integers."""
         return isinstance(self.low, int) and isinstance(self.high, int)
 
     @property
     def ends(self) -> tuple[Any, ...]:
-        """The values to check before anything is trained; one between them that is not whole, unless all are."""
+        """Values to validate before training; includes a non-integer value unless all values are integers."""
         return (self.low, self.high) if self.whole else (self.low, self.high, self.low + 0.37 * (self.high - self.low))
 
     def listed(self) -> tuple[Any, ...]:
-        """Every value of a range with a step; UsageError, in one line, for one without."""
+        """Every value of a range with a step; UsageError for one without."""
         if self.step is None:
             raise UsageError(f"{self.name}: a grid needs listed values, or a step: add step, or use sampler random")
         count = round((self.high - self.low) / self.step)
         return tuple(self.low + i * self.step for i in range(count + 1))
 
     def plain(self) -> Any:
-        """As the file has it."""
+        """The setting in the form of the file."""
         found: dict[str, Any] = {"low": self.low, "high": self.high}
         return found | ({"log": True} if self.log else {}) | ({} if self.step is None else {"step": self.step})
 
@@ -81,37 +81,37 @@ def spelled(name: str) -> str:
 
 
 def check_name(name: str) -> None:
-    """UsageError, in one line, for what is not the path of a recipe's field, or is set elsewhere."""
+    """UsageError for what is not the path of a recipe's field, or is set elsewhere."""
     section, dot, _ = name.partition(".")
     if not dot or section not in SECTIONS:
         raise UsageError(f"{name} is not a field of a recipe: {unknown('section', section, SECTIONS)}")
     if name in _ELSEWHERE and name != "data.root":
-        raise UsageError(f"{name} is not for [space] and [set]: {_ELSEWHERE[name]}")
+        raise UsageError(f"{name} is not allowed in [space] and [set]: {_ELSEWHERE[name]}")
 
 
 def parameter(name: str, given: Any) -> Parameter:
-    """A setting of [space]; UsageError, in one line, for what cannot be tried."""
+    """A setting of [space]; UsageError for what cannot be tried."""
     check_name(name)
     section = name.partition(".")[0]
     if name in _ELSEWHERE:
-        raise UsageError(f"{name} is not for [space]: {_ELSEWHERE[name]}")
+        raise UsageError(f"{name} is not allowed in [space]: {_ELSEWHERE[name]}")
     if section == "evaluate" or (section == "data" and name != "data.augment") or name in _MEASURED:
-        raise UsageError(f"{name} changes what the trials are measured on, so it cannot be swept: give it in [set]")
+        raise UsageError(f"{name} changes the validation data or metric, so it cannot be swept: give it in [set]")
     if isinstance(given, list):
         return _choice(name, given)
     if isinstance(given, dict):
         return _range(name, given)
-    raise UsageError(f"{name} is one value, {shown(given)}: give it in [set], or list several as [A, B]")
+    raise UsageError(f"{name} has a single value, {shown(given)}: give it in [set], or list several as [A, B]")
 
 
 def _choice(name: str, values: list[Any]) -> Choice:
     if not values:
-        raise UsageError(f"{name} has no values: list one at least")
+        raise UsageError(f"{name} has no values: list at least one")
     for i, value in enumerate(values):
         if not isinstance(value, str | int | float):
             raise UsageError(f"{name} takes numbers, texts, true and false, got {shown(value)}")
         if value in values[:i]:  # also 1 beside 1.0 and true
-            raise UsageError(f"{name} lists {shown(value)} twice: leave one out")
+            raise UsageError(f"{name} lists {shown(value)} twice: omit one")
     return Choice(name, tuple(values))
 
 
@@ -137,15 +137,15 @@ def _range(name: str, given: dict[str, Any]) -> Range:
 def _check(found: Range) -> None:
     low, high, step = found.low, found.high, found.step
     if low > high:
-        raise UsageError(f"{found.name}: low {low} lies above high {high}: swap them")
+        raise UsageError(f"{found.name}: low must be at most high, got {low} and {high}: swap them")
     if low == high:
         raise UsageError(f"{found.name}: low and high are both {low}: give one value in [set]")
     if found.log and low <= 0:
-        raise UsageError(f"{found.name}: a range with log begins above 0, got low {low}")
+        raise UsageError(f"{found.name}: a log range must begin above 0, got low {low}")
     if step is None:
         return
     if found.log:
-        raise UsageError(f"{found.name}: log and step exclude each other: leave one out")
+        raise UsageError(f"{found.name}: log and step exclude each other: omit one")
     if step <= 0 or (found.whole and not isinstance(step, int)):
         raise UsageError(f"{found.name}: step must be above 0{' and whole' if found.whole else ''}, got {step}")
     count = (high - low) / step

@@ -1,4 +1,4 @@
-"""A sweep as its file describes it, checked before anything is trained."""
+"""The specification of a sweep, read from its file and validated before training."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FIGURES = {
     "validation_robust": "maximize", "validation_clean": "maximize", "validation_certified": "maximize",
     "loss": "minimize", "seconds": "minimize", "memory_mb": "minimize",
 }  # fmt: skip
-"""Figures of an epoch that may be an objective, and which way each is better."""
+"""Metrics of an epoch that may be an objective, with the direction of improvement."""
 _TABLES = ("recipe", "sweep", "space", "set")
 _KINDS: dict[str, tuple[type, str]] = {
     "sampler": (str, "a text"), "pruner": (str, "a text"), "trials": (int, "a whole number"),
@@ -42,7 +42,7 @@ _MOST_TRIALS = 100_000
 
 @dataclass(frozen=True)
 class Sweep:
-    """What one sweep tries, and by what it compares."""
+    """The space and the objectives of one sweep."""
 
     name: str
     """That of the file."""
@@ -60,24 +60,24 @@ class Sweep:
     seeds: int = 1
     first_seed: int = 0
     seed: int = 0
-    """Of the sampler."""
+    """Seed of the sampler."""
     startup: int = 10
-    """tpe: trials at random before the model of the finished ones proposes."""
+    """tpe: random trials before the model proposes."""
     rung: int = 1
-    """asha: epochs of the first comparison; each later one comes after ``factor`` times as many."""
+    """asha: epochs before the first comparison; each later one comes after ``factor`` times as many."""
     factor: int = 3
-    """asha: one trial of so many passes a comparison."""
+    """asha: one in ``factor`` trials passes a comparison."""
     certifier: str = ""
     """Bounds of validation_certified."""
 
     @property
     def directions(self) -> list[str]:
-        """Of each objective."""
+        """The directions of the objectives."""
         return list(self.objectives.values())
 
     @property
     def all_seeds(self) -> tuple[int, ...]:
-        """Every trial is trained once with each."""
+        """Every trial is trained once per seed."""
         return tuple(range(self.first_seed, self.first_seed + self.seeds))
 
     @cached_property
@@ -89,7 +89,7 @@ class Sweep:
         return [dict(zip((each.name for each in self.space), values)) for values in itertools.product(*axes)]
 
     def identity(self) -> dict[str, Any]:
-        """What makes it this sweep and no other, as plain values; more trials may be asked for later."""
+        """The identity of the sweep as plain values; more trials may be requested later."""
         own = {key: getattr(self, key) for key in ("sampler", "pruner", "seeds", "first_seed", "seed")}
         own |= {"startup": self.startup} if self.sampler == "tpe" else {}
         own |= {"rung": self.rung, "factor": self.factor} if self.pruner == "asha" else {}
@@ -102,7 +102,7 @@ class Sweep:
         return changed(self.tables, values)
 
     def job(self, values: Mapping[str, Any], name: str) -> Job:
-        """The job of a trial; UsageError where the settings do not go together."""
+        """The job of a trial; UsageError if the settings do not go together."""
         return job(self.settings(values), name)
 
 
@@ -112,7 +112,7 @@ def changed(tables: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, A
     for path in sorted(values, key=lambda each: each != "method.name"):
         if path == "method.name" and values[path] != made["method"]["name"]:
             with contextlib.redirect_stderr(io.StringIO()):
-                # An unknown name stays, for the job to refuse.
+                # An unknown name is kept; the job reports it.
                 made["method"] = {**with_method(made["method"], str(values[path])), "name": values[path]}
             continue
         section, *keys = path.split(".")
@@ -133,7 +133,7 @@ def _copied(value: Any) -> Any:
 
 
 def read_sweep(file: str) -> Sweep:
-    """The sweep of a .toml file; UsageError, in one line that names the file, for what cannot be swept."""
+    """The sweep of a .toml file; UsageError, which names the file, if it is invalid."""
     path = Path(file)
     if path.suffix != ".toml" or not path.is_file():
         raise UsageError(f"no sweep file {file}: give the path of a .toml file that exists")
@@ -160,7 +160,7 @@ def _read(content: dict[str, Any], name: str) -> Sweep:
     for key in ("epochs", "minutes"):
         if key in own:
             if f"train.{key}" in fixed:
-                raise UsageError(f"[sweep] {key} and train.{key} in [set] are the same: keep one")
+                raise UsageError(f"[sweep] {key} and train.{key} in [set] set the same field: use one")
             fixed[f"train.{key}"] = own.pop(key)
     tables = {key: value for key, value in tables.items() if key not in ("about", "aims", "baseline")}
     tables = changed(tables, fixed)
@@ -170,7 +170,7 @@ def _read(content: dict[str, Any], name: str) -> Sweep:
     _check(found)
     if found.sampler == "grid":
         if own.get("trials", len(found.grid)) != len(found.grid):
-            raise UsageError(f"the grid has {len(found.grid)} trials, not {own['trials']}: leave trials out")
+            raise UsageError(f"the grid has {len(found.grid)} trials, not {own['trials']}: omit trials")
         return Sweep(name, recipe, tables, space, found.objectives, fixed, **{**own, "trials": len(found.grid)})
     return found
 
@@ -204,7 +204,7 @@ def _settings(given: Mapping[str, Any]) -> dict[str, Any]:
     if given.get("trials", 1) > _MOST_TRIALS:
         raise UsageError(f"[sweep] trials must be at most {_MOST_TRIALS:,}, got {given['trials']:,}")
     if "epochs" in given and "minutes" in given:
-        raise UsageError("[sweep] epochs and minutes are two budgets: keep one")
+        raise UsageError("[sweep] epochs and minutes exclude each other: use one")
     return dict(given)
 
 
@@ -217,7 +217,7 @@ def _objectives(own: dict[str, Any]) -> dict[str, str]:
         if name not in FIGURES:
             raise UsageError(f"[sweep] {unknown('objective', name, FIGURES)}")
         if names.count(name) > 1:
-            raise UsageError(f"[sweep] objective lists {name} twice: leave one out")
+            raise UsageError(f"[sweep] objective lists {name} twice: omit one")
     if len(directions) != len(names):
         raise UsageError(f"[sweep] {len(names)} objectives and {len(directions)} directions: give one for each")
     for way in directions:
@@ -239,9 +239,9 @@ def _space(given: Mapping[str, Any], fixed: Mapping[str, Any]) -> tuple[Paramete
         raise UsageError('[space] is empty: give a setting to try, such as "method.steps" = [5, 10]')
     for name in names:
         if names.count(name) > 1:
-            raise UsageError(f"[space] has {name} twice: leave one out")
+            raise UsageError(f"[space] has {name} twice: omit one")
         if name in fixed:
-            raise UsageError(f"{name} is in [space] and fixed by [set] or the budget: keep one")
+            raise UsageError(f"{name} is in [space] and also fixed by [set] or the budget: use one")
     return tuple(parameter(name, value) for name, value in zip(names, given.values()))
 
 
@@ -249,16 +249,16 @@ def _space(given: Mapping[str, Any], fixed: Mapping[str, Any]) -> tuple[Paramete
 
 
 def _check(found: Sweep) -> None:
-    """UsageError, in one line, for settings that no trial could be trained or compared with."""
+    """UsageError for settings that no trial could be trained or compared with."""
     jobs = [_tried(found, each, value) for each in found.space for value in each.ends]
     one = jobs[0]
     if any(type(each.method).__name__ == "ACL" for each in jobs):
-        raise UsageError("ACL trains without labels, so it has no validation accuracy to compare by: sweep another")
+        raise UsageError("ACL trains without labels and has no validation accuracy to compare: sweep another method")
     if found.pruner == "asha":
         if len(found.objectives) > 1:
-            raise UsageError("pruner asha compares by one objective, got several: use pruner none")
+            raise UsageError("pruner asha needs a single objective, got several: use pruner none")
         if one.train.minutes is not None:
-            raise UsageError("pruner asha counts epochs: give [sweep] epochs, not minutes")
+            raise UsageError("pruner asha counts epochs: use [sweep] epochs instead of minutes")
         if found.rung >= min(each.train.epochs for each in jobs):
             raise UsageError(
                 f"pruner asha compares first after {found.rung} epochs, and a training has {one.train.epochs}: give"
@@ -274,7 +274,7 @@ def _check_certifier(found: Sweep) -> None:
     if asked != bool(found.certifier):
         raise UsageError(
             'objective validation_certified needs bounds: give [sweep] certifier = "crown-ibp", ibp, crown or dual'
-            if asked else "[sweep] certifier is for objective validation_certified: leave it out"
+            if asked else "[sweep] certifier needs objective validation_certified: omit it"
         )  # fmt: skip
     if asked:
         from atent.experiments.validated import check_certifier
@@ -300,7 +300,7 @@ def _tried(found: Sweep, each: Parameter, value: Any) -> Job:
 
 
 def _check_threats(jobs: list[Job], found: Sweep) -> None:
-    """UsageError where the accuracies under attack, or within it, would be of no threat, or of several."""
+    """Raise UsageError if robust or certified accuracies would have no threat, or several."""
     from atent.experiments.plan import evaluated_under
 
     seen = {}
@@ -316,6 +316,6 @@ def _check_threats(jobs: list[Job], found: Sweep) -> None:
     if len(seen) > 1:
         one, other = list(seen.values())[:2]
         raise UsageError(
-            f"validation_robust would be measured under {one.norm} {one.eps} and {other.norm} {other.eps}, which do not"
-            " compare: take the threat out of [space], and sweep once for each"
+            f"validation_robust would be under {one.norm} {one.eps} and {other.norm} {other.eps}, which are not"
+            " comparable: remove the threat from [space], and run one sweep per threat"
         )

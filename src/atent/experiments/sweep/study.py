@@ -1,8 +1,8 @@
-"""The trials of a sweep in Optuna's journal, and what is tried next.
+"""The trials of a sweep in Optuna's journal, and the proposal of new trials.
 
 The journal is the only record of the trials, and `optuna-dashboard` reads it. The next settings follow from the
-sampler's seed, the number of the trial and the trials before it alone, so that a sweep that was killed and resumed
-proposes what an unbroken one does.
+sampler's seed, the number of the trial and the earlier trials only, so that a resumed sweep proposes the same trials as
+an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class Trial:
     """running, complete, pruned or failed."""
     settings: dict[str, Any]
     figures: dict[int, float]
-    """Of its first seed, after each measured epoch: the objective of the best epoch so far."""
+    """The best objective so far after each measured epoch, of the first seed."""
     notes: dict[str, Any]
-    """What `Study.note` kept."""
+    """The notes that `Study.note` recorded."""
 
 
 class Study:
@@ -48,16 +48,16 @@ class Study:
     path
         The sweep's folder.
     sweep
-        What the journal is of.
+        The sweep of the journal.
     parallel
-        Whether several trials run at a time: tpe then stays away from those that are at work.
+        Whether several trials run concurrently: tpe then avoids the running ones.
 
     Raises
     ------
     ImportError
-        In one line, where Optuna is not installed.
+        Where Optuna is not installed.
     ValueError
-        In one line, for the journal of another sweep, and for a damaged one.
+        For the journal of another sweep, and for a damaged one.
     """
 
     def __init__(self, path: Path, sweep: Sweep, *, parallel: bool = False) -> None:
@@ -106,11 +106,11 @@ class Study:
         return self.trials()[number]
 
     def report(self, number: int, epoch: int, value: float) -> None:
-        """Keep the figure of an epoch."""
+        """Record the objective of an epoch."""
         self.storage.set_trial_intermediate_value(self._trial(number), epoch, value)
 
     def note(self, number: int, key: str, value: Any) -> None:
-        """Keep plain values beside a trial."""
+        """Record plain values with a trial."""
         self.storage.set_trial_user_attr(self._trial(number), key, folder.plain(value))
 
     def end(self, number: int, state: str, values: list[float] | None = None) -> None:
@@ -185,8 +185,8 @@ class Study:
 
 
 class _Unlocked:
-    """A lock for the journal that locks nothing: the folder's lock keeps others away, and the kernel ends it with the
-    process, where a file would stay behind."""
+    """A no-op lock for the journal: the folder's lock excludes other processes, and the kernel releases it with the
+    process, whereas a lock file would remain."""
 
     def acquire(self) -> bool:
         """Always."""
@@ -201,7 +201,7 @@ def _digest(sweep: Sweep) -> str:
 
 
 def _cut(file: Path) -> None:
-    """Remove a torn last line, which a kill in mid-write leaves: what is appended would continue it."""
+    """Remove an incomplete last line, left by a kill during a write, so that appended lines do not continue it."""
     if not file.is_file():
         return
     with open(file, "rb+") as stream:
@@ -222,8 +222,7 @@ def _quiet() -> Iterator[None]:
 def keeps(value: float, others: Mapping[int, float], *, factor: int, maximize: bool) -> bool:
     """Whether a trial passes a comparison of asynchronous successive halving (Li et al. 2020).
 
-    It does where it is among the best 1/``factor`` of the trials that came so far, or the best of fewer than
-    ``factor``.
+    A trial passes if it is among the best 1/``factor`` of the trials so far, or the best of fewer than ``factor``.
     """
     sign = 1 if maximize else -1
     better = sum(sign * other > sign * value for other in others.values())

@@ -1,4 +1,4 @@
-"""Chains that sample the density, and the figures that say whether they did: R-hat, effective size, autocorrelation."""
+"""Chains that sample the density, and their diagnostics: R-hat, effective sample size, autocorrelation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from atent.paper.theory.density import Entropic, Field
 from atent.sgld import langevin_step
 
 Record = Callable[[Tensor, Tensor], Tensor]
-"""(points (m, ...), losses (m,)) -> what is kept of them at each step, (m, quantities)."""
+"""(points (m, ...), losses (m,)) -> the recorded quantities of each step, (m, quantities)."""
 
 RHAT = 1.05
 LEAST = 100.0
@@ -21,7 +21,7 @@ LEAST = 100.0
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """What a set of chains left behind."""
+    """The record of a set of chains."""
 
     kept: Tensor
     """(quantities, chains, steps), float64."""
@@ -93,12 +93,12 @@ def metropolis(
     return Trace(torch.stack(kept, 2).transpose(0, 1).contiguous(), z, taken / max(tried, 1))
 
 
-# ---- what the chains are worth -----------------------------------------------------------------------------
+# ---- diagnostics -----------------------------------------------------------------------------
 
 
 def split_rhat(samples: Tensor) -> float:
     """Split R-hat (Gelman et al. 2013, BDA3, 11.4) of samples (chains, steps), at least 3 chains and 4 steps: 1 where
-    the chains, each cut in two, agree. infinity where chains stand still at different places."""
+    the chains, each cut in two, agree. infinite if chains are stuck at different points."""
     chains, steps = samples.shape
     if chains < 3 or steps < 4:
         raise ValueError(f"R-hat needs at least 3 chains of 4 steps, got {chains} of {steps}")
@@ -163,7 +163,7 @@ class Mean:
 
     @property
     def why_not(self) -> str:
-        """In words."""
+        """As text."""
         return f"R-hat {self.rhat:.3g} (at most {RHAT} wanted), effective size {self.size:.0f} (at least {LEAST:.0f})"
 
 

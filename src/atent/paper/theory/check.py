@@ -30,7 +30,7 @@ Recipes = Callable[[], Mapping[str, tuple[Sampler, bool]]]
 
 @dataclass(frozen=True)
 class Settings(metaclass=checks.Settings):
-    """How much is looked at."""
+    """The settings of the checks."""
 
     gamma: float = 10.0
     """gamma of the density on images, in the paper's scaling; above 0."""
@@ -39,11 +39,11 @@ class Settings(metaclass=checks.Settings):
     radius: float = 1.0
     """l2 radius that samples should reach, in pixel units."""
     samples: int = 20_000
-    """Points at which the lemma is looked at."""
+    """Points at which the lemma is checked."""
     chains: int = 12
-    """Chains for each mean; at least 3."""
+    """Chains per mean; at least 3."""
     steps: int = 500
-    """Kept steps of each Metropolis chain; the unadjusted chains take six times as many."""
+    """Recorded steps of each Metropolis chain; the unadjusted chains take six times as many."""
     k: int = 10
     """K, the number of steps of the recipe, for how far it is from mixing."""
     seed: int = 0
@@ -71,8 +71,8 @@ def check(
     """The table and the curves, as plain values.
 
     ``model`` (a float64 copy is used, in eval mode), ``x`` (n, ...) images in the box and labels ``y`` (n,), n >= 4.
-    ``recipes()`` gives {name: (its resolved chain, whether its network is smooth)} for T12; ``say`` hears what begins.
-    ValueError for fewer than four images, gamma <= 0, and derivatives that are not finite.
+    ``recipes()`` gives {name: (its resolved chain, whether its network is smooth)} for T12; ``say`` is called with each
+    part that starts. ValueError for fewer than four images, gamma <= 0, and derivatives that are not finite.
     """
     if len(x) < 4:
         raise ValueError(f"the checks need at least 4 images, got {len(x)}: raise --limit")
@@ -124,7 +124,7 @@ def _number(row: Row) -> int:
 
 
 class _Table:
-    """What has been found, part by part."""
+    """The results of each part."""
 
     def __init__(self, say: Say) -> None:
         self.say = say
@@ -223,7 +223,7 @@ def _objectives(
     def large() -> list[Row]:
         with torch.no_grad():
             losses = cross_entropy(ask(net, x), y)
-        # neither trivially right nor lost
+        # neither trivially correct nor hopeless
         i = int(losses.argsort()[len(losses) // 2])
         bound = None
         if "proved" in table.facts:

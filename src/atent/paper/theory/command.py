@@ -1,4 +1,4 @@
-"""The theory checked on a trained network: what `atent theory` measures and writes."""
+"""Checks of the theory on a trained network: the measurements and files of `atent theory`."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def of_run(
     ``model`` and ``convention``, of a weights file, as `load_target` takes them. ``data``: of a run it may be another
     data set of the same shape. ``radius``: l2 radius of the samples; default: the run's eps, times sqrt(d) in linf, or
     1 without a threat. ``limit`` test images ("all": every one), chosen by ``subset``: "stratified" or "first", default
-    as the run. ``recipes`` as `check` takes them. ValueError and FileNotFoundError, in one line, as `load_target` and
+    as the run. ``recipes`` as `check` takes them. ValueError and FileNotFoundError as `load_target` and
     `check`, and for data of another shape.
     """
     path = Path(target)
@@ -65,7 +65,7 @@ def of_run(
         if other.shape != subject.data.shape or other.classes != subject.data.classes:
             raise ValueError(
                 f"--data {data} has inputs {other.shape} and {other.classes} classes, the run {subject.data.shape} and"
-                f" {subject.data.classes}: give data of the same form, or leave it out"
+                f" {subject.data.classes}: give data of the same form, or omit it"
             )
         used = replace(other, subset=subject.data.subset)
     else:

@@ -36,12 +36,12 @@ _CURVES: dict[type[nn.Module], Callable[[Any], tuple[float, float | None]]] = {
 
 @dataclass(frozen=True)
 class Constants:
-    """What bounds the loss as a function of its input."""
+    """Lipschitz constants of the loss as a function of its input."""
 
     lipschitz: float
     """L: ||grad L|| is at most this."""
     smooth: float | None
-    """beta: the gradient's own Lipschitz constant; None where there is none, or none is known."""
+    """beta: the gradient's own Lipschitz constant; None if there is none, or none is known."""
     certified: bool
     """Whether these are upper bounds; estimates are lower bounds."""
     how: str
@@ -66,7 +66,7 @@ def of_linear_softmax(weight: Tensor) -> dict[str, tuple[float, float]]:
 
 
 def of_chain(model: nn.Module, shape: tuple[int, ...]) -> Constants:
-    """Proved L, and beta where every layer is smooth, of the cross-entropy of a chain of layers on inputs of ``shape``.
+    """Certified L, and beta if every layer is smooth, of the cross-entropy of a chain of layers on inputs of ``shape``.
 
     Products of layer norms: through an affine layer A the Lipschitz constant l of the features and s of their Jacobian
     grow by ||A||; through an activation with |f'| <= r and |f''| <= k they become r l and r s + k l m, where m bounds
@@ -186,7 +186,7 @@ def curvature(
     """(|eigenvalue| (n,), unit vectors (n, ...), input gradients) by power iteration on Hessian-vector products of each
     sample's cross-entropy at ``z``. The first is a lower bound of the Hessian's norm there, and so of beta.
 
-    ValueError where a product is not finite. ``model`` must not couple samples.
+    ValueError if a product is not finite. ``model`` must not couple samples.
     """
     rng = torch.Generator().manual_seed(seed)
     column = (-1, *[1] * (z.dim() - 1))
@@ -230,7 +230,7 @@ def estimated(
 
 
 def without_curvature(found: Constants) -> Constants:
-    """The same for a network with kinks, where a second derivative says nothing of the jumps."""
+    """The same for a network with kinks, whose second derivative does not capture the jumps."""
     return replace(found, smooth=None)
 
 

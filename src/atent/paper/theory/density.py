@@ -1,4 +1,4 @@
-"""The density that ATENT's chain is meant for, p(x') ~ exp((L(x') - gamma/2 ||x' - x||^2) / T), and its energy."""
+"""The target density of ATENT's chain, p(x') ~ exp((L(x') - gamma/2 ||x' - x||^2) / T), and its energy."""
 
 from __future__ import annotations
 
@@ -68,5 +68,5 @@ def gradients(model: nn.Module, z: Tensor, y: Tensor, chunk: int = 500) -> Tenso
     finite."""
     out = torch.cat([loss_field(model, y[i : i + chunk])(z[i : i + chunk])[1] for i in range(0, len(z), chunk)])
     if not bool(torch.isfinite(out).all()):
-        raise ValueError("the loss has a gradient that is not finite: look for infinite weights or inputs")
+        raise ValueError("the loss has a gradient that is not finite: check for infinite weights or inputs")
     return out

@@ -1,4 +1,4 @@
-"""Two remarks of the supplement in numbers: PGD as ATENT without noise (T11), and chains batch by batch (T13)."""
+"""Checks of two remarks of the supplement: PGD as ATENT without noise (T11), and per-batch chains (T13)."""
 
 from __future__ import annotations
 

@@ -33,14 +33,14 @@ GIBBS = "T log Z = max over q of E_q[L - gamma/2 ||x' - x||^2] + T H(q), reached
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """A loss small enough to integrate."""
+    """A loss in few dimensions, which can be integrated."""
 
     name: str
     loss: Loss
     w: Tensor
     x: Tensor
     lipschitz: float
-    """Of the loss in x', at ``w``: it sets the grid."""
+    """Lipschitz constant of the loss in x' at ``w``; determines the grid."""
 
 
 def logistic(w: Tensor, points: Tensor) -> Tensor:

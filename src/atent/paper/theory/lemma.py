@@ -1,4 +1,4 @@
-"""Lemma B.1 and the normaliser, looked at: smoothness, dissipativity (T1, T2), integrability (T3)."""
+"""Checks of Lemma B.1 and the normaliser: smoothness, dissipativity (T1, T2), integrability (T3)."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ def sharper(gamma: float, lipschitz: float, norm: Tensor, m: float | None = None
 
 @dataclass(frozen=True)
 class Sampled:
-    """The greatest ratios over samples to what is claimed, and the violations."""
+    """The largest ratios to the claimed bounds over samples, and the violations."""
 
     n: int
     smooth: float
-    """Of ||grad F(u) - grad F(v)|| to (beta + gamma) ||u - v||; nan without a beta."""
+    """Ratio of ||grad F(u) - grad F(v)|| to (beta + gamma) ||u - v||; nan without a beta."""
     steep: float
-    """Of ||grad L|| to L."""
+    """Ratio of ||grad L|| to L."""
     dissipative: float
-    """Of m ||u||^2 - <grad F(u), u> to b."""
+    """Ratio of m ||u||^2 - <grad F(u), u> to b."""
     sharp: float
     """The same for the smaller b."""
     violations: dict[str, int]
-    """Of smooth, steep, dissipative, sharp."""
+    """Violations of smooth, steep, dissipative, sharp."""
     ratios: Tensor
     """Each pair's ratio to (beta + gamma) ||u - v||, (n / 2,); empty without a beta."""
 
@@ -137,7 +137,7 @@ def _verdict(
     row = bounded(statement, claim, case, ratio, violations, n, reason=low)
     if certified or not violations:
         return row
-    # The premise is what fails: the constant is too small.
+    # The premise fails: the constant is too small.
     return Row(
         statement, claim, case, "not applicable", row.what, row.value, None, n, "sampled",
         f"{violations} of {n:,} exceed it: the estimate is too low for the premise; {low}",

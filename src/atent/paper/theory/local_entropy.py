@@ -52,7 +52,7 @@ def _line(w: Tensor, gamma: float, temperature: float) -> tuple[Tensor, float]:
 
 
 def local(seed: int = 0) -> list[Row]:
-    """T7: the gradient, the slip in its derivation, and its two limits."""
+    """T7: the gradient, the error in its derivation, and its two limits."""
     rng = torch.Generator().manual_seed(seed)
     places = 4 * torch.rand(6, generator=rng, dtype=torch.float64) - 2
     worst, slip = 0.0, 0.0
@@ -60,7 +60,7 @@ def local(seed: int = 0) -> list[Row]:
         for gamma, t in ((1.0, 1.0), (5.0, 0.3)):
             true = central(lambda v: local_entropy(well, v[0], gamma, t), w[None], 1e-5)[0]  # noqa: B023
             right = anchored(well, w, gamma, t)
-            # grad Z / Z, which is minus the gradient times 1/T: the slip is in the sign
+            # grad Z / Z, which is minus the gradient times 1/T: the error is in the sign
             printed = -right
             scale = max(float(true.abs()), 1e-3)
             worst = max(worst, float((right - true).abs()) / scale)
@@ -183,7 +183,7 @@ def grad_p(chains: int = 20_000, seed: int = 0) -> list[Row]:
         expected = 1 / (1 - eta / 2)
         good = abs(var - expected) <= error * 3.3 / 1.96
         note = f"the step leaves {expected:.4f}" if log else (
-            f"grad p vanishes in the tails, so the chain walks off: without drift it is {1 + 2 * eta * steps:g}"
+            f"grad p vanishes in the tails, so the chain diverges: without drift it is {1 + 2 * eta * steps:g}"
         )  # fmt: skip
         out.append(
             Row(

@@ -1,4 +1,4 @@
-"""The network as the theory room uses it: a copy in float64, frozen, in eval mode, fast where it is small."""
+"""The network for the checks of the theory: a frozen float64 copy in eval mode."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def dense(model: nn.Module, shape: tuple[int, ...]) -> nn.Module:
     """The same function with small convolutions written as matrices, which float64 on a CPU does much faster.
 
     For plain chains (nested ``nn.Sequential``); another network, and a convolution of more than two million entries,
-    stays as it is. The matrices are linear in the kernels: a direction of the weights goes through as weights do.
+    is kept. The matrices are linear in the kernels, so that a direction of the weights is converted like weights.
     """
     flat: list[nn.Module] = []
     _unfold(model, flat)

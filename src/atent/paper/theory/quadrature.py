@@ -71,7 +71,7 @@ def data_entropy(loss: Loss, w: Tensor, density: Entropic, grid: Grid) -> Tensor
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """What the gradients are made of, at one w."""
+    """The moments behind the gradients, at one w."""
 
     mean: Tensor
     """E_p[L], a scalar."""

@@ -1,4 +1,4 @@
-"""One line of the table: a statement, what was looked at, and what was seen."""
+"""One row of the table: a statement, its check, and the result."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ class Row:
     statement: str
     """T1 .. T14, as docs/theory.md numbers them."""
     claim: str
-    """What is claimed."""
+    """The claim."""
     checked: str
-    """What was computed to check it."""
+    """The computation that checks it."""
     verdict: Verdict
     what: str = ""
-    """What ``value`` is."""
+    """The quantity of ``value``."""
     value: float | None = None
-    """None where nothing was measured, or a chain has not converged."""
+    """None if nothing was measured, or a chain has not converged."""
     error: float | None = None
-    """Half width of the 95 % interval of ``value``, or None where it is exact to rounding."""
+    """Half width of the 95 % interval of ``value``, or None if it is exact to rounding."""
     n: int | None = None
     """Number of points, samples or chains behind it."""
     basis: Basis = "sampled"
@@ -42,7 +42,7 @@ class Row:
 
     @property
     def note(self) -> str:
-        """What kind of evidence this is, in words."""
+        """The kind of evidence, as text."""
         return NOTES[self.basis]
 
 

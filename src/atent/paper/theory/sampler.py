@@ -1,4 +1,4 @@
-"""The sampler: its stationary law where that is known (T14), how far it has mixed, and what theory asks for (T12)."""
+"""The sampler: its stationary law if known (T14), its mixing, and the conditions of the theory (T12)."""
 
 from __future__ import annotations
 
@@ -112,7 +112,8 @@ class Mixing:
     steps: int
     step_size: float
     means: dict[str, Mean]
-    """Of the loss, the distance ||x' - x|| and the projection on the loss's gradient: the worst image's each."""
+    """Diagnostics of the loss, the distance ||x' - x|| and the projection on the loss's gradient, each of the worst
+    image."""
     curve: list[float]
     """Autocorrelation of ||x' - x||^2 by lag, the mean over the images."""
     losses: list[float]
@@ -134,7 +135,7 @@ def mix(
     curvature: float = 10.0, images: int = 3, seed: int = 0,
 ) -> Mixing:  # fmt: skip
     """Run ``chains`` >= 3 chains on each of the first ``images`` images from dispersed starts; the first half of the
-    steps is left out. The step is 0.2 / (gamma + curvature), stable where the loss's curvature is as given."""
+    steps is discarded. The step is 0.2 / (gamma + curvature), stable where the loss's curvature is as given."""
     if chains < 3:
         raise ValueError(f"R-hat needs at least 3 chains, got {chains}")
     model = dense(model, tuple(x.shape[1:]))
@@ -193,7 +194,7 @@ def mixing_rows(found: Mixing, steps: int, named: str) -> list[Row]:
         Row(
             "T12", MIXING, f"{case}; K = {steps}", "holds" if left < 0.05 else "fails",
             f"autocorrelation at lag {steps}", left, None, found.images * found.chains * (found.steps // 2), "sampled",
-            f"one independent draw takes {found.time:.0f} steps (the slowest quantity and image); {why}",
+            f"one independent sample takes {found.time:.0f} steps (the slowest quantity and image); {why}",
         )
     )  # fmt: skip
     if found.unbiased.converged:
@@ -223,7 +224,7 @@ def mixing_rows(found: Mixing, steps: int, named: str) -> list[Row]:
 
 @dataclass(frozen=True)
 class Conditions:
-    """What the theorem asks of a chain, and whether this one does it."""
+    """The conditions of the theorem, and whether a chain meets them."""
 
     recipe: str
     steps: int

@@ -46,7 +46,7 @@ class Gradients:
     chains: int
     steps: int
     worst: Mean
-    """The mean with the largest R-hat of all."""
+    """The mean with the largest R-hat."""
     least: float
     """The smallest effective size of all."""
 
@@ -66,12 +66,12 @@ def compare(
     """The differences of both objectives over a stretch of the weights, and the integrals of the formulas along it.
 
     ``x`` (1, ...) one image, ``y`` (1,). u is the loss's own gradient at x, normalised; h is such that L(x) moves by
-    about ``reach``. The two sides share no draw: they meet only where the formula is right. The stretch is finite, so
-    no difference quotient is truncated; the formulas are integrated over three Gauss-Legendre nodes.
+    about ``reach``. The two sides share no samples: they agree only if the formula is correct. The stretch is finite,
+    so no difference quotient is truncated; the formulas are integrated over three Gauss-Legendre nodes.
     """
     rng = torch.Generator().manual_seed(seed)
     ahead, norm, size = _steepest(model, x, y)
-    # not so far that the network becomes another one
+    # a step small enough to stay near the network
     h = min(reach / (2 * norm), 0.01 * size)
     # The chains need many small passes; the direction goes through the same change of form as the weights.
     shape = tuple(x.shape[1:])
