@@ -89,7 +89,7 @@ class FooledAs:
     """Samples of the class."""
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class SweepRow:
     """The robust accuracy under one attack at one radius."""
