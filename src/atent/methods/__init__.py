@@ -1,7 +1,7 @@
-"""Training methods: each one file, a frozen dataclass of its settings; see `atent.methods.base.Method`.
+"""Training methods: one file each, a frozen dataclass of its settings; see `atent.methods.base.Method`.
 
-The methods are found by name: `from atent.methods import ATENT` asks the registry, which imports every file of
-this folder.
+Methods are resolved by name: `from atent.methods import ATENT` queries the registry, which imports every file of this
+folder.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from atent.methods.embedding import EmbeddingTerm as EmbeddingTerm
 from atent.registry import exported
 
 if TYPE_CHECKING:
-    # What type checkers see of the methods that the library has; at run time no name needs a line here.
+    # For type checkers only; at run time the registry resolves the names.
     from atent.methods.acl import ACL as ACL
     from atent.methods.atent import ATENT as ATENT
     from atent.methods.crown_ibp import CROWNIBP as CROWNIBP

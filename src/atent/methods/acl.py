@@ -34,7 +34,7 @@ class Pairs(NamedTuple):
     clean: Tensor
     """(2n, ...): the first views, then the second ones."""
     perturbed: Tensor | None
-    """The adversary's: of both views (2n, ...), for A2S of the first (n, ...), for S2S None."""
+    """Adversarial views: of both views (2n, ...), for A2S of the first (n, ...), for S2S None."""
 
 
 @method
@@ -42,34 +42,33 @@ class Pairs(NamedTuple):
 class ACL(Method):
     """Contrastive learning of views x1, x2 of each image, with adversarial ones x + d (Jiang et al. 2020).
 
-    With L the NT-Xent loss (`atent.losses.nt_xent`) of embeddings, f_n and f_a the network with the batch-norms of
-    clean and of adversarial inputs and all other weights shared, the variants descend
+    Let L be the NT-Xent loss (`atent.losses.nt_xent`) of embeddings, and f_n and f_a the network with separate
+    batch-norms for clean and adversarial inputs and all other weights shared. The variants minimise
 
         S2S  L(f_n(x1), f_n(x2))                   standard to standard: SimCLR
         A2S  L(f_a(x1 + d1), f_n(x2))              adversarial to standard
         A2A  L(f_a(x1 + d1), f_a(x2 + d2))         adversarial to adversarial
-        DS   [S2S + A2A] / 2                       dual stream, the best of them in the paper
+        DS   [S2S + A2A] / 2                       dual stream, the best variant in the paper
 
     The perturbations maximise the adversarial part of that loss over both views jointly, d1 and d2 in the ball around
-    their view: ``steps`` of projected steepest ascent from a uniform start, with the network in eval mode. Of the
-    views themselves and all iterates that with the highest loss of the batch is kept, so that the adversary never
-    lowers it. No label enters the loss.
+    their view: ``steps`` of projected steepest ascent from a uniform start, with the network in eval mode. The
+    adversary returns the point with the highest batch loss among the views themselves and all iterates, so it never
+    lowers the loss. The loss does not use labels.
 
-    The network is one with a projection head, `atent.models.contrastive.Contrastive` (``model.projection`` in a
-    recipe). Its last linear layer is trained beside as a probe: cross-entropy on features through which no gradient
-    passes. The weights before it therefore do not depend on labels, and the accuracies of the validation say how well a
-    linear classifier would do on the features so far. The loss that is reported is the contrastive one alone. Select
-    the last epoch (``select = "last"``) where labels are not to choose it. Of any other network the logits are the
-    embeddings.
+    The network has a projection head, `atent.models.contrastive.Contrastive` (``model.projection`` in a recipe). Its
+    last linear layer is trained simultaneously as a linear probe: cross-entropy on detached features. The other weights
+    therefore do not depend on labels, and the validation accuracies are those of a linear classifier on the current
+    features. The reported loss is the contrastive loss alone. Select the last epoch (``select = "last"``) for a
+    selection without labels. For networks without a projection head, the logits are the embeddings.
 
     Metrics: ``clean`` and ``robust``, the probe's accuracy on clean and perturbed views; ``clean_loss`` and
     ``robust_loss``, the two parts of DS; ``alignment``, the mean cosine of a pair. Passes of 2n views: ``steps`` + 2
     forwards and ``steps`` backwards of the adversary, one of each per stream.
 
     Deviations from the authors' code (VITA-Group/Adversarial-Contrastive-Learning): it trains on the last iterate; it
-    interleaves the views; its denominator takes exp(1/T) off in place of the self term. Which batch-norms A2S gives to
-    its clean view is this library's reading. A schedule for crops and colours that weakens over the training
-    (DYNACL, Luo et al. 2023) is not offered.
+    interleaves the views; its denominator subtracts exp(1/T) instead of omitting the self term. The batch-norms that
+    A2S uses for its clean view are this library's reading. A schedule that weakens crops and colours over the training
+    (DYNACL, Luo et al. 2023) is not implemented.
 
     References
     ----------
@@ -89,7 +88,7 @@ class ACL(Method):
     ['alignment', 'clean', 'clean_loss', 'loss', 'robust', 'robust_loss']
     """
 
-    # Without annotations: no fields. Each view is compared with the others of its batch.
+    # Class attributes without annotations are not dataclass fields. Each view is compared with the others of its batch.
     labelled = False
     divisible = False
     gathers = True
@@ -131,11 +130,9 @@ class ACL(Method):
         self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator,
         ids: Tensor | None = None, progress: float = 1.0, state: State | None = None,
     ) -> Pairs:  # fmt: skip
-        """Two views of each image, and what the adversary makes of them; the model comes back as it was found."""
+        """Two views of each image, clean and perturbed; the state of the model is restored."""
         if len(x) < 2:
-            raise ValueError(
-                f"NT-Xent compares 2 pairs of views or more, got {len(x)}: use a batch of at least 2 images"
-            )
+            raise ValueError(f"NT-Xent needs at least 2 pairs of views, got {len(x)}: use a batch of at least 2 images")
         clean = self.threat.clamp(torch.cat([self.views(x, rng), self.views(x, rng)]))
         if self.variant == "S2S":
             return Pairs(clean, None)
@@ -144,7 +141,7 @@ class ACL(Method):
     def perturb(self, model: nn.Module, clean: Tensor, *, rng: torch.Generator, progress: float = 1.0) -> Tensor:
         """The perturbed views, see `Pairs`: of ``clean`` (2n, ...) in the box, by joint ascent on the batch's loss.
 
-        The model comes back as it was found: modes, buffers, ``.grad`` and global random state.
+        The model's modes, buffers and ``.grad`` are restored, and so is the global random state.
         """
         factor = warm(self.eps_warmup, progress)
         threat, step, draws = self.threat.scaled(factor), self._step(factor), Batch(rng)
@@ -175,14 +172,14 @@ class ACL(Method):
         return best.detach()
 
     def _adversarial(self, embed: Embed, perturbed: Tensor, anchor: Tensor | None, weighted: bool = True) -> Tensor:
-        """L of the perturbed views, against the clean second views' embeddings ``anchor`` in A2S; ``weighted`` where
-        the weights descend it (`atent.distributed.gathered`)."""
+        """L of the perturbed views, against the clean second views' embeddings ``anchor`` in A2S; ``weighted`` if its
+        gradient updates the weights (`atent.distributed.gathered`)."""
         z = embed(perturbed, "a")
         first, second = z.chunk(2) if anchor is None else (z, anchor)
         return self._contrast(first, second, weighted)
 
     def _contrast(self, first: Tensor, second: Tensor, weighted: bool = True) -> Tensor:
-        """NT-Xent of the pairs of the whole batch, also where several processes share it."""
+        """NT-Xent of the pairs of the full batch, also if several processes share it."""
         first, second = (gathered(z, weighted=weighted) for z in (first, second))
         return nt_xent(first, second, self.temperature).mean()
 
@@ -217,13 +214,13 @@ class ACL(Method):
             metrics |= {name: part.detach() for name, part in parts.items()}
         if probes:
             probe = torch.stack(probes).mean()
-            # Its gradient, and not its value: the loss is what is pre-trained.
+            # Add its gradient but not its value: the reported loss is the contrastive one.
             value = value + (probe - probe.detach())
         return value, metrics
 
 
 def _embedded(model: nn.Module, x: Tensor, which: Branch) -> tuple[Tensor, Tensor | None]:
-    """Embeddings of a copy of ``x`` and the probe's logits; of a network without a head its logits, and None."""
+    """Embeddings of a copy of ``x`` and the probe's logits; for a network without a head its logits, and None."""
     with branch(model, which):
         contrast = getattr(model, "contrast", None)
         return (ask(model, x), None) if contrast is None else contrast(x.clone())

@@ -42,12 +42,12 @@ class ATENT(Method):
     """Langevin ascent on the inputs, gradient descent on the weights.
 
     With w fixed, x^0 .. x^K is a Langevin chain for p(x') ~ exp((L(x'; y, w) - gamma/2 ||x' - x||^2) / T), T = noise^2.
-    w descends the running average mu^K of the batch loss, mu^k = (1 - alpha) mu^{k-1} + alpha L(x^k), mu^0 = 0: iterate
-    k has weight c_k = alpha (1 - alpha)^(K - k), x^0 has weight 0, and no gradient flows through the iterates.
+    w minimises the running average mu^K of the batch loss, mu^k = (1 - alpha) mu^{k-1} + alpha L(x^k), mu^0 = 0:
+    iterate k has weight c_k = alpha (1 - alpha)^(K - k), x^0 has weight 0, and no gradient flows through the iterates.
 
     ``variant="released"`` is the authors' code without its early break on a small batch gradient and its unused clean
-    forward; ``"published"`` is Eq. 7, with our reading of the linf step (sign, projection after each step), whose exact
-    text is not available. `atent.attacks.sampler` describes each switch. A zero gradient causes no NaN.
+    forward; ``"published"`` is Eq. 7, with this library's reading of the linf step (sign, projection after each step),
+    whose exact text is not available. `atent.attacks.sampler` describes each switch. A zero gradient causes no NaN.
 
     The gradient is accumulated over the iterates: one forward at x^k serves the input gradient of the next step and the
     weight gradient of this iterate. This takes K + 1 forwards instead of 2K and one graph in memory instead of K, with
@@ -55,30 +55,30 @@ class ATENT(Method):
     the same network: ``mode="train"`` (default, as published) and ``dropout="shared"``, one mask per iterate.
     ``dropout="fresh"`` samples two masks in two passes, as the authors did; ``mode="eval"`` runs the chain first.
 
-    ``objective="free-energy"`` (default) descends T log Z(w), Z = int exp((L - gamma/2 ||x' - x||^2) / T) dx', whose
-    gradient is E_p[grad L]; mu^K is a running estimate of it. ``"data-entropy"`` descends the paper's stated objective
+    ``objective="free-energy"`` (default) minimises T log Z(w), Z = int exp((L - gamma/2 ||x' - x||^2) / T) dx', whose
+    gradient is E_p[grad L]; mu^K is a running estimate of it. ``"data-entropy"`` minimises the paper's stated objective
     L_DE(w) = E_p[L]: grad L_DE = E_p[grad L] + Cov_p(L, grad L) / T per image (`atent.sgld.data_entropy_coefficients`;
     the supplement's derivation omits the normaliser of p, its algorithm the second term). If the loss is linear in x',
-    T log Z exceeds the clean loss by ||grad_x L||^2 / (2 gamma), and L_DE by twice that, as T log Z at gamma / 2.
-    The iterates after ``burn_in`` have equal weights; the weight pass follows the chain, 2K + 1 - burn_in forwards per
-    chain, updates the batch-norm statistics alone, and has fresh dropout masks. p is restricted to the box, and with
-    projection "every" to the ball. Chains that do not sample p are refused: no noise, sign or unit gradients, or
-    projection at the last step alone.
+    T log Z exceeds the clean loss by ||grad_x L||^2 / (2 gamma), and L_DE by twice that, as T log Z at gamma / 2. The
+    iterates after ``burn_in`` have equal weights; the weight pass follows the chain, 2K + 1 - burn_in forwards per
+    chain, is the only one to update batch-norm statistics, and has fresh dropout masks. p is restricted to the box, and
+    with projection "every" to the ball. Chains that do not sample p raise ValueError: no noise, sign or unit gradients,
+    or projection at the last step only.
 
-    ``outer_loss="kl"`` replaces the cross-entropy by L(x') = KL(f(x) || f(x')) in the chain and in mu^K; w descends
+    ``outer_loss="kl"`` replaces the cross-entropy by L(x') = KL(f(x) || f(x')) in the chain and in mu^K; w minimises
     CE(f(x), y) + beta mu^K: TRADES with its maximum replaced by the objective. The gradient flows through both
-    arguments; the chain keeps f(x) constant; the clean batch has its own pass in each mode.
+    arguments; the chain keeps f(x) constant; the clean batch has a separate pass in each mode.
 
     ``drop_below`` omits iterates with c_k below it from mu^K: at alpha 0.9 and 1e-3 the last three remain, and the
-    others weigh at most (1 - alpha)^3; the first batch of a training measures the difference of the gradient, and an
-    omitted iterate updates batch-norm statistics once. The default omits none.
+    others have a total weight of at most (1 - alpha)^3; the first batch of a training measures the difference of the
+    gradient, and an omitted iterate updates batch-norm statistics once. The default omits none.
 
     gamma, noise, effective_noise and temperature accept schedules over the training: "0.5..0.1" is linear from start to
     end, "0.5..0.1@0.3" ends after 30 %. eps has eps_warmup.
 
     Metrics: accuracy (``robust``) and ``distance`` at the last iterates; with ``kl`` also ``clean``, ``clean_loss`` and
     ``robust_loss`` (mu^K); with data-entropy ``tilt``, the standard deviation of L / T over an image's samples: at 0
-    both objectives have one gradient, far above 1 few samples dominate and the estimate is noisy.
+    both objectives have the same gradient; far above 1 few samples dominate and the estimate is noisy.
 
     References
     ----------
@@ -127,27 +127,27 @@ class ATENT(Method):
     dropout: Literal["shared", "fresh"] = "shared"
     """One dropout mask per iterate (shared), or one for each of its two passes (fresh)."""
     mode: Literal["train", "eval"] = "train"
-    """Mode in which the chain sees the model: as the loop trains it (train), or in eval mode."""
+    """Mode of the model in the chain: that of the training loop (train), or eval mode."""
     objective: Literal["free-energy", "data-entropy"] = "free-energy"
-    """What is descended: the free energy, which is the paper's algorithm, or the mean loss under p, its stated aim."""
+    """Objective to minimise: the free energy (the paper's algorithm), or the mean loss under p (its stated aim)."""
     eps_warmup: float = 0.0
     """Share of the training over which eps grows linearly from 0."""
     burn_in: int | None = None
-    """Number of first iterates without weight, the others weighing the same; default: steps // 2 for data-entropy, and
-    the weights of alpha for free-energy."""
+    """Number of first iterates without weight, the others having equal weights; default: steps // 2 for data-entropy,
+    and the weights of alpha for free-energy."""
     drop_below: float = 0.0
-    """Leave iterates out of the gradient whose share of the average is below this, at most alpha; 0 is exact."""
+    """Omit iterates from the gradient whose share of the average is below this, at most alpha; 0 is exact."""
     chains: int = 1
-    """Number of chains of each image; a chain costs what a batch does."""
+    """Number of chains per image; each chain costs as much as a batch."""
     outer_loss: Literal["ce", "kl"] = "ce"
-    """The loss L of chain and average: cross-entropy, or the divergence from the clean answer as in TRADES."""
+    """The loss L of chain and average: cross-entropy, or the divergence from the clean prediction as in TRADES."""
     beta: float = 6.0
-    """Weight of the average beside the clean batch's cross-entropy, with outer_loss kl."""
+    """Weight of the average relative to the clean batch's cross-entropy, with outer_loss kl."""
     label_smoothing: float = 0.0
-    """Share of the label spread over all classes in every cross-entropy, the chain's too; in [0, 1)."""
+    """Label smoothing in every cross-entropy, also in the chain, in [0, 1)."""
     calibrated: bool | Literal["gamma", "noise"] = False
-    """Let the training find gamma (true) or noise on two batches before it begins, so that the median distance is eps;
-    on the command line also --method.calibrate."""
+    """Calibrate gamma (true) or noise on two batches before the training begins, so that the median distance is eps; on
+    the command line also --method.calibrate."""
 
     def __post_init__(self) -> None:
         check_number("alpha", self.alpha, 0, above=True)
@@ -159,7 +159,7 @@ class ATENT(Method):
         if self.burn_in is not None:
             check_number("burn_in", self.burn_in, 0, whole=True)
             if self.burn_in >= self.steps:
-                raise ValueError(f"burn_in must stay below steps={self.steps}, got {self.burn_in}")
+                raise ValueError(f"burn_in must be below steps={self.steps}, got {self.burn_in}")
         self._check_dropping()
         check_choice("calibrated", str(self.calibrated), ("False", "True", "gamma", "noise"))
         check_warmup(self.eps_warmup)
@@ -172,7 +172,7 @@ class ATENT(Method):
             samples = self.chains * (self.steps - self._skipped)
             check_samples(chain, min(chain.noise, first.noise), samples)
         if self.outer_loss == "kl" and chain.start == "zero" and (chain.noise == 0 or chain.gradient != "raw"):
-            raise ValueError("outer_loss 'kl' has no gradient at the clean input: use another start than 'zero'")
+            raise ValueError("outer_loss 'kl' has no gradient at the clean input: use a start other than 'zero'")
 
     def _check_dropping(self) -> None:
         """ValueError for a ``drop_below`` that would drop all iterates, or cannot drop any."""
@@ -182,11 +182,11 @@ class ATENT(Method):
                 f"drop_below must be at most alpha={self.alpha}, the last iterate's share, got {self.drop_below}"
             )
         if self.drop_below and (self.objective == "data-entropy" or self.burn_in is not None):
-            raise ValueError("drop_below has no effect where all iterates weigh the same: use burn_in alone")
+            raise ValueError("drop_below has no effect if all iterates have equal weights: use burn_in alone")
 
     @property
     def _skipped(self) -> int:
-        """How many of the first iterates have no weight."""
+        """The number of first iterates without weight."""
         if self.burn_in is not None:
             return self.burn_in
         if self.objective == "data-entropy":
@@ -213,13 +213,13 @@ class ATENT(Method):
 
     @cached_property
     def _constant(self) -> Sampler | None:
-        """The chain of the whole training, where nothing of it is scheduled."""
+        """The chain of the entire training, if nothing of it is scheduled."""
         if self.eps_warmup or any(isinstance(getattr(self, name), str) for name in _SCHEDULED):
             return None
         return sampler(self.threat, **{name: getattr(self, name) for name in SAMPLER_FIELDS})
 
     def settings_at(self, progress: float) -> Hashable:
-        """The chain; None where it runs in a pass of its own, which draws a seed on the host."""
+        """The chain; None if it runs in a separate pass, which samples a seed on the host."""
         return (self, self.chain(progress)) if self.mode == "train" and self.objective == "free-energy" else None
 
     def weights(self) -> list[float]:
@@ -235,14 +235,14 @@ class ATENT(Method):
     ) -> Calibration[ATENT]:  # fmt: skip
         """Find the ``setting``, gamma or noise, whose median ||x^K - x|| is ``target``; default: the threat's eps.
 
-        ``x`` (n, ...) in pixel units and ``y`` (n,) are taken in batches of ``batch``, as in training: in train mode
-        batch-norm joins the samples of a batch. Distances are in the threat's norm, at full eps, with one set of
+        ``x`` (n, ...) in pixel units and ``y`` (n,) are processed in batches of ``batch``, as in training: in train
+        mode batch-norm couples the samples of a batch. Distances are in the threat's norm, at full eps, with one set of
         random numbers for all values, keyed by ``seed``. gamma is searched up to an anchor weight of 1 per step, noise
-        up to the width of the box per step. The answer holds for the model as it is: gradients grow and shrink as it
-        trains.
+        up to the width of the box per step. The result is valid for the current weights: the scale of gradients changes
+        during training.
 
-        The model comes back as it was found. ValueError, with the range seen, for a target that the chain does not
-        reach, and for a setting that is a schedule or that projection makes moot.
+        The state of the model is restored. ValueError, with the range reached, for a target that the chain does not
+        reach, and for a setting that is a schedule or that projection makes ineffective.
         """
         return calibrate(self, model, x, y, target, setting=setting, batch=batch, seed=seed)
 
@@ -250,13 +250,13 @@ class ATENT(Method):
         self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator,
         ids: Tensor | None = None, progress: float = 1.0, state: State | None = None,
     ) -> list[Tensor] | Samples:  # fmt: skip
-        """The iterates [x^1, ..., x^K], for data-entropy as `Samples`; the model comes back as it was found."""
+        """The iterates [x^1, ..., x^K], for data-entropy as `Samples`; the state of the model is restored."""
         if self.calibrated:
             self._refuse_uncalibrated()
         chain, streams = self.chain(progress), Batch(rng)
         clean, x, y = x, self._copies(x), self._copies(y)
         keep = self.objective == "data-entropy"
-        # From a copy of the stream: `backward` must draw the same start and noise.
+        # From a copy of the stream: `backward` must sample the same start and noise.
         inner = seed_from(rng.clone_state())
         found = Samples([], [])
         with guard(model, mode="eval" if self.mode == "eval" else "as-is", seed=inner):
@@ -277,7 +277,7 @@ class ATENT(Method):
     def loss(
         self, model: nn.Module, x: Tensor, y: Tensor, aux: Any, *, progress: float = 1.0, state: State | None = None
     ) -> tuple[Tensor, Metrics]:
-        """The scalar to descend, with the graphs of all iterates alive: the definition; `backward` accumulates it.
+        """The scalar to minimise, with the graphs of all iterates in memory: the definition; `backward` accumulates it.
 
         For data-entropy its value is the estimate of L_DE, and its gradient the one with the covariance.
         """
@@ -308,14 +308,14 @@ class ATENT(Method):
         self, model: nn.Module, x: Tensor, y: Tensor, aux: Any, *, progress: float = 1.0, weight: float = 1.0,
         state: State | None = None,
     ) -> Metrics:  # fmt: skip
-        """One pass at each iterate that weighs; one live graph at a time."""
+        """One pass at each iterate with a weight; one graph in memory at a time."""
         return self._gradient(model, x, y, aux, None, progress=progress, weight=weight)[1]
 
     def attack_and_descend(
         self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator, ids: Tensor | None = None,
         progress: float = 1.0, weight: float = 1.0, state: State | None = None,
     ) -> tuple[Any, Metrics]:  # fmt: skip
-        """The accumulating pass: the iterates, and the gradient that they leave on the way."""
+        """The accumulating pass: the iterates, and the gradient accumulated along the chain."""
         if self.calibrated:
             self._refuse_uncalibrated()
         return self._gradient(model, x, y, None, rng, progress=progress, weight=weight)
@@ -324,7 +324,7 @@ class ATENT(Method):
         self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator, ids: Tensor | None = None,
         progress: float = 1.0, weight: float = 1.0, state: State | None = None,
     ) -> Metrics:  # fmt: skip
-        """The accumulating pass; of the iterates it keeps the last alone."""
+        """The accumulating pass; it keeps only the last iterate."""
         if self.calibrated:
             self._refuse_uncalibrated()
         return self._gradient(model, x, y, None, rng, progress=progress, weight=weight, keep=False)[1]
@@ -333,7 +333,7 @@ class ATENT(Method):
         self, model: nn.Module, x: Tensor, y: Tensor, aux: Any, rng: torch.Generator | None, *, progress: float,
         weight: float, keep: bool = True,
     ) -> tuple[Any, Metrics]:  # fmt: skip
-        """The gradient at the iterates ``aux``; without any, at those of a chain drawn from ``rng``."""
+        """The gradient at the iterates ``aux``; for None, at those of a chain sampled from ``rng``."""
         many, labels = self._copies(x), self._copies(y)
         step = Step(model, many, labels, self._losses, self.weights(), self._skipped, weight, keep)
         if rng is not None and (self.mode == "eval" or self.objective == "data-entropy"):
@@ -356,16 +356,16 @@ class ATENT(Method):
 
     def _refuse_uncalibrated(self) -> None:
         raise ValueError(
-            "a calibrated method is resolved before the first batch: use the method of calibrate(model, x, y), or fit,"
-            " which does so"
+            "calibrated is set but the method is not calibrated yet: use calibrate(model, x, y).method, or atent.fit,"
+            " which calibrates it"
         )
 
     def _copies(self, x: Tensor) -> Tensor:
-        """The batch once for each chain, (chains n, ...)."""
+        """The batch repeated for each chain, (chains n, ...)."""
         return x if self.chains == 1 else torch.cat([x] * self.chains)
 
     def _losses(self, logits: Tensor, y: Tensor, reference: Tensor | None) -> Tensor:
-        """L per sample (chains n,); ``reference`` (n, classes) is the clean answer that kl compares with."""
+        """L per sample (chains n,); ``reference`` (n, classes) is the clean prediction that kl compares with."""
         if reference is None:
             return cross_entropy(logits, y, self.label_smoothing)
         return kl(logits, self._copies(reference))
@@ -380,7 +380,7 @@ class ATENT(Method):
             return torch.autograd.grad(losses, z, torch.ones_like(losses))[0], losses.detach()
 
     def _weighed(self, aux: Any, progress: float) -> list[tuple[Tensor, float, Tensor | None]]:
-        """Each iterate that weighs, its share, and the factors of its samples' gradients, None for 1."""
+        """Each iterate with a weight, its share, and the factors of its samples' gradients, None for 1."""
         skipped, shares = self._skipped, self.weights()
         if self.objective == "free-energy":
             return [(z, share, None) for z, share in zip(aux[skipped:], shares[skipped + 1 :], strict=True)]
@@ -395,6 +395,6 @@ class ATENT(Method):
         return {"robust": correct(logits, y), "distance": self.threat.distance(z.detach(), x)}
 
     def _tilt(self, aux: Samples, progress: float) -> Metrics:
-        """Of data-entropy."""
+        """The metric ``tilt`` of data-entropy."""
         losses = aux.by_image(self._skipped, aux.losses[0].numel() // self.chains)
         return {"tilt": losses.std(0) / self._temperature(progress)}

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Perturbation(metaclass=Settings):
-    """How a training asks for AWP around its method: ``awp = { gamma = 0.005 }`` in a recipe's ``[train]``.
+    """Settings of AWP in a training: ``awp = { gamma = 0.005 }`` in a recipe's ``[train]``.
 
     Examples
     --------
@@ -33,8 +33,8 @@ class Perturbation(metaclass=Settings):
     """
 
     gamma: float = 0.0
-    """Length of AWP's weight perturbation, as a share of each layer's weights; 0: none. The code of Wu et al. 2020
-    takes 0.005 around TRADES and 0.01 around PGD-AT."""
+    """Length of AWP's weight perturbation, as a share of each layer's weights; 0: none. The code of Wu et al. 2020 uses
+    0.005 with TRADES and 0.01 with PGD-AT."""
     warmup: float = 0.0
     """Share of the training before AWP begins."""
 
@@ -48,38 +48,37 @@ class Perturbation(metaclass=Settings):
 class AWP(Method):
     """min over w of max over v of the mean loss of ``method`` at w + v, ||v_l|| <= gamma ||w_l|| in each layer l.
 
-    Three parts (Wu et al. 2020, with one step of v as in their code): ``method`` attacks at w; v goes along the
-    gradient of its loss at what the attack found, v_l = gamma ||w_l|| g_l / ||g_l||; the gradient that the optimizer
-    gets is that at w + v, of the same loss on the same adversary. w is put back, bit for bit, before `backward`
-    returns, also after an exception. Layers are the parameters with two dimensions or more (their code asks that
-    "weight" be in the name too): biases and the scales of normalisation layers stay. A layer whose gradient is zero
-    stays as well. Before the share ``warmup`` of the training is over, and with ``gamma = 0``, this is ``method``
-    itself, bit for bit.
+    Three parts (Wu et al. 2020, with one step of v as in their code): ``method`` attacks at w; v is along the gradient
+    of its loss at the adversarial inputs, v_l = gamma ||w_l|| g_l / ||g_l||; the optimizer gets the gradient of the
+    same loss on the same adversarial inputs at w + v. w is restored, bit for bit, before `backward` returns, also after
+    an exception. Layers are the parameters with two dimensions or more (their code also requires "weight" in the name):
+    biases and the scales of normalisation layers are not perturbed, nor is a layer whose gradient is zero. During the
+    first ``warmup`` of the training, and with ``gamma = 0``, the step is that of ``method``, bit for bit.
 
     For PGDAT, TRADES and MART the loss is that of one batch x', as published. For ATENT it is the running average mu^K
-    over the iterates x^1 .. x^K of the chain at w (with ``outer_loss="kl"`` or data-entropy, whatever ATENT descends):
-    v goes along the gradient that ATENT would have descended, which its accumulating pass yields beside the iterates,
-    and a second pass over the same iterates gives the gradient at w + v. The chain is not run again: the inputs are
-    attacked at w, as by the others.
+    over the iterates x^1 .. x^K of the chain at w (with ``outer_loss="kl"`` or data-entropy, the loss of these): v is
+    along ATENT's gradient, which its accumulating pass computes with the iterates, and a second pass over the same
+    iterates gives the gradient at w + v. The chain does not run again: inputs are attacked at w, as with the other
+    methods.
 
-    Passes: one forward and one backward to the weights more than PGDAT; two of each more than TRADES, the clean and
-    the perturbed batch; K more than ATENT. Of these batch-norm statistics see the passes at w + v alone, since the
-    authors too take v from a copy of the network; so of ATENT's two updates per iterate they keep one. (Their PGD-AT
-    attacks in train mode, ``PGDAT(mode="train")``; its statistics take the attack's passes too, and a clean one at the
-    new weights, made for its records. Their TRADES attacks in eval mode, and passes the clean batch twice.) Dropout
-    draws new masks at w + v.
+    Passes: one forward and one backward to the weights more than PGDAT; two of each more than TRADES, for the clean and
+    the perturbed batch; K more than ATENT. Only the passes at w + v update batch-norm statistics, since the authors
+    also compute v on a copy of the network; ATENT therefore updates them once per iterate instead of twice. (Their
+    PGD-AT attacks in train mode, ``PGDAT(mode="train")``; the attack's passes also update its statistics, as does a
+    clean pass at the new weights for logging. Their TRADES attacks in eval mode, and passes the clean batch twice.)
+    Dropout samples new masks at w + v.
 
-    Deviations from their code (csdongxian/AWP): w is put back before the optimizer's step here; there the optimizer
-    steps from w + v, and v is subtracted then, which leaves the rounding of two additions. For SGD that is the same
-    step, except that its weight decay acts on w + v there and on w here: their new weights are ours minus
-    lr weight_decay v, and momentum carries the difference on. An optimizer that evaluates the loss where it stands,
-    such as EntropySGD, differs by more. Their v comes from a step of a copy of the network; layer by layer its length
-    cancels, and it is the gradient's direction: no copy is needed. A micro-batch would be perturbed along its own
-    gradient, so that micro-batches do not add up to the batch; processes that share a batch add their gradients up
-    first, so that all perturb the weights alike.
+    Deviations from their code (csdongxian/AWP): w is restored before the optimizer's step here; there the optimizer
+    steps from w + v, and v is subtracted afterwards, which leaves the rounding of two additions. For SGD the step is
+    the same, except that weight decay acts on w + v there and on w here: their new weights are ours minus lr
+    weight_decay v, and momentum propagates the difference. An optimizer that evaluates the loss at the current weights,
+    such as EntropySGD, differs by more. Their v comes from a step of a copy of the network; normalisation per layer
+    cancels its length, and it is the gradient's direction: no copy is needed. A micro-batch would be perturbed along
+    its own gradient, so micro-batches do not add up to the batch; processes that share a batch sum their gradients
+    first, so that all have the same perturbed weights.
 
-    `adversary` and `loss` are those of ``method``; metrics too, at w + v, with ``sharpness``: by how much v raises the
-    loss.
+    `adversary` and `loss` are those of ``method``; metrics too, at w + v, with ``sharpness``: the increase of the loss
+    by v.
 
     References
     ----------
@@ -98,14 +97,14 @@ class AWP(Method):
     ['loss', 'robust', 'sharpness']
     """
 
-    # Without annotation: no field. The perturbation is that of the batch.
+    # A class attribute without annotation is not a dataclass field. The perturbation depends on the full batch.
     divisible = False
 
     method: Method
-    """The method around which the weights are perturbed: any that leaves `Method.backward` as it is."""
+    """The method whose weights are perturbed: any that does not override `Method.backward`."""
     gamma: float = 5e-3
     """Length of the perturbation as a share of each layer's norm, at least 0; 0 is ``method`` itself. The authors' code
-    takes 0.005 around TRADES, 0.01 around PGD-AT."""
+    uses 0.005 with TRADES, 0.01 with PGD-AT."""
     warmup: float = 0.0
     """Share of the training before the perturbation begins, in [0, 1). In the authors' code for CIFAR-10 PGD-AT
     has none, and TRADES begins at the 10th of 200 epochs."""
@@ -116,12 +115,12 @@ class AWP(Method):
         object.__setattr__(self, "alike", self.method.alike)
         if not may_perturb(type(self.method)):
             raise ValueError(
-                f"AWP does not go around {type(self.method).__name__}, whose backward is its own: use another method"
+                f"AWP does not support {type(self.method).__name__}, which overrides backward: use another method"
             )
 
     @property
     def threat(self) -> Threat | None:
-        """That of ``method``, where it has one."""
+        """The threat of ``method``, if it has one."""
         return getattr(self.method, "threat", None)
 
     def init(self, n_train: int, shape: tuple[int, ...], device: torch.device) -> State:
@@ -176,13 +175,13 @@ class AWP(Method):
 
 
 def may_perturb(method: type[Method]) -> bool:
-    """Whether AWP goes around the methods of this class: they descend by `Method.backward`."""
+    """Whether AWP supports the methods of this class: they do not override `Method.backward`."""
     return method.backward is Method.backward
 
 
 @contextmanager
 def buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Inside, forward passes may move buffers, such as batch-norm statistics; after, these are as before."""
+    """Restore buffers, such as batch-norm statistics, on exit."""
     before = Values(list(model.buffers()))
     try:
         yield
@@ -192,7 +191,7 @@ def buffers_kept(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def aside(model: nn.Module) -> Iterator[None]:
-    """Inside, gradients gather from nothing; after, gradients and buffers are as they were before."""
+    """Gradients accumulate from None inside; gradients and buffers are restored on exit."""
     grads = [(p, p.grad) for p in model.parameters()]
     with buffers_kept(model):
         try:
@@ -206,16 +205,17 @@ def aside(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _ascended(layers: list[Tensor], slopes: list[Tensor], gamma: float) -> Iterator[None]:
-    """Inside, each layer is w + gamma ||w|| g / ||g||; after, it is w again. ``slopes``, the g, are used up.
+    """Set each layer to w + gamma ||w|| g / ||g|| inside, and restore w on exit. ``slopes``, the g, are overwritten.
 
-    Autocast keeps a cast copy of each weight: it is dropped at both changes, or the passes would see the old weights.
+    Autocast caches a cast copy of each weight: the cache is cleared at both changes, since passes would use the old
+    weights.
     """
     if not layers:
         yield
         return
     with torch.no_grad():
         before = [p.detach().clone() for p in layers]
-        # The unit first: at a gradient of nothing 0 / tiny is 0, and no product overflows.
+        # Normalise first: for a zero gradient 0 / tiny is 0, and no product overflows.
         torch._foreach_div_(slopes, [n.clamp_min(torch.finfo(n.dtype).tiny) for n in torch._foreach_norm(slopes)])
         lengths = torch._foreach_mul(torch._foreach_norm(before), gamma)
         torch._foreach_mul_(slopes, list(lengths))
@@ -236,26 +236,26 @@ def _check(gamma: float, warmup: float) -> None:
         raise ValueError(f"warmup (of AWP) is a share of the training, in [0, 1), got {warmup}")
 
 
-# ---- as settings of a training -----------------------------------------------------------------------------
+# ---- settings of a training -----------------------------------------------------------------------------
 
 
 def perturbed(method: Method, awp: Perturbation) -> Method:
-    """The method whose step is taken at perturbed weights; itself without a perturbation.
+    """The method with its gradient taken at perturbed weights; ``method`` itself without a perturbation.
 
-    ValueError, in one line, for a method that `AWP` does not go around.
+    ValueError, in one line, for a method that `AWP` does not support.
     """
     return AWP(method, awp.gamma, awp.warmup) if awp.gamma else method
 
 
 def apart(method: Method, awp: Perturbation) -> tuple[Method, Perturbation]:
-    """The method inside an `AWP`, and its perturbation; any other method and ``awp`` as they are.
+    """The method inside an `AWP`, and its perturbation; for any other method, ``method`` and ``awp`` unchanged.
 
-    ValueError where both ask for one.
+    ValueError if both have one.
     """
     if not isinstance(method, AWP):
         return method, awp
     if awp.gamma:
-        raise ValueError("AWP is asked for twice, by AWP(method) and by train.awp: use one of them")
+        raise ValueError("AWP is set twice, by AWP(method) and by train.awp: use one of them")
     return method.method, Perturbation(method.gamma, method.warmup) if method.gamma else awp
 
 

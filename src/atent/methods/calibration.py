@@ -1,4 +1,4 @@
-"""Which gamma, or which noise, keeps ATENT's samples near the radius that is wanted."""
+"""Calibration of ATENT's gamma or noise to a median distance of its samples."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Walking(Protocol):
 
     @property
     def threat(self) -> Threat:
-        """What the chain stays near."""
+        """The threat of the chain."""
 
     @property
     def chains(self) -> int:
-        """Chains of each sample."""
+        """Number of chains per sample."""
 
     def chain(self, progress: float = 1.0) -> Sampler:
         """The resolved chain."""
@@ -38,22 +38,22 @@ class Walking(Protocol):
 
 M = TypeVar("M", bound=Walking)
 
-# The median may miss the radius by this share of it.
+# Relative tolerance of the median distance.
 _TOLERANCE = 0.01
 
 
 @dataclass(frozen=True)
 class Calibration(Generic[M]):
-    """What `ATENT.calibrate` found. Distances are ||x^K - x|| in the threat's norm, one of each sample and chain."""
+    """The result of `ATENT.calibrate`. Distances are ||x^K - x|| in the threat's norm, one per sample and chain."""
 
     method: M
-    """The method with the value found."""
+    """The method with the calibrated value."""
     setting: Setting
-    """What was looked for: gamma or noise."""
+    """The calibrated setting: gamma or noise."""
     value: float
-    """What was found."""
+    """The calibrated value."""
     target: float
-    """The radius that was wanted."""
+    """The target of the median distance."""
     median: float
     """Median distance that the value achieves, within 1 % of the target."""
     q10: float
@@ -61,10 +61,10 @@ class Calibration(Generic[M]):
     q90: float
     """90 % quantile of the distances."""
     n: int
-    """Number of inputs that it was measured on."""
+    """Number of inputs of the calibration."""
 
     def describe(self) -> dict[str, object]:
-        """Everything but the method, as plain values."""
+        """All fields except the method, as plain values."""
         names = ("setting", "value", "target", "median", "q10", "q90", "n")
         return {name: getattr(self, name) for name in names}
 
@@ -92,13 +92,10 @@ def calibrate(
     def quantiles(value: float) -> tuple[float, float, float]:
         found = _quantiles(_with(method, setting, value), model, x, y, batch, seed)
         if not found[0] <= found[1] <= found[2] < float("inf"):
-            raise ValueError(
-                f"with {setting} {value:g} the chain leaves no finite distance: look at the model's losses"
-            )
+            raise ValueError(f"with {setting} {value:g} the chain's distances are not finite: check the model's losses")
         return found
 
-    # Above a weight of 1 per step the chain overshoots its anchor; noise as wide as the box leaves nothing of the
-    # image.
+    # Above a weight of 1 per step the chain overshoots its anchor; noise as wide as the box destroys the image.
     per_gamma = replace(method, gamma=1e-3).chain().anchor_weight / 1e-3
     top = 1.0 / per_gamma if setting == "gamma" else noise_for(chain.step_size, chain.threat.width)
     # The value is top s^4: bisection in s finds small values as well as large ones.
@@ -107,7 +104,7 @@ def calibrate(
     if not min(medians) <= target <= max(medians):
         other = "noise" if setting == "gamma" else "gamma"
         raise ValueError(
-            f"no {setting} brings the median distance to {target:g}: it goes from {medians[0]:.3g} at {setting}"
+            f"no {setting} gives a median distance of {target:g}: it ranges from {medians[0]:.3g} at {setting}"
             f" {top * ends[0] ** 4:.2g} to {medians[1]:.3g} at {top:.3g}; change steps, step_size, start or {other}"
         )
     grows = medians[1] > medians[0]
@@ -125,41 +122,41 @@ def calibrate(
         else:
             outer = middle
     raise ValueError(
-        f"the median distance jumps past {target:g} at {setting} {value:.3g}, to {found[1]:.3g}: take more inputs, or"
+        f"the median distance jumps past {target:g} at {setting} {value:.3g}, to {found[1]:.3g}: use more inputs, or"
         " another step_size"
     )
 
 
 def _movable(method: Walking, setting: Setting, target: float) -> Sampler:
-    """The method's chain; ValueError where the setting cannot move its samples to the target."""
+    """The method's chain; ValueError if the setting cannot reach the target."""
     given = getattr(method, setting)
     if isinstance(given, str):
-        raise ValueError(f"{setting} {given!r} is a schedule: calibrate a constant one, or leave it out")
+        raise ValueError(f"{setting} {given!r} is a schedule: set a number, or omit it")
     chain = method.chain()
     if chain.projection != "never" and target >= float(chain.threat.eps):
         raise ValueError(
-            f"projection {chain.projection!r} cuts the samples at eps {chain.threat.eps:g}, so nothing is left to find"
-            f" for a radius of {target:g}: use projection 'never', or a smaller radius"
+            f"projection {chain.projection!r} projects the samples to eps {chain.threat.eps:g}, so the radius"
+            f" {target:g} cannot be calibrated: use projection 'never', or a smaller radius"
         )
     if chain.step_size == 0:
-        raise ValueError("a step_size of 0 moves nothing: calibrate a chain with a step above 0")
+        raise ValueError("step_size 0 does not move the samples: set a step_size above 0")
     return chain
 
 
 def _with(method: M, setting: Setting, value: float) -> M:
-    """The method with that gamma, or that noise."""
+    """The method with the given gamma or noise."""
     if setting == "gamma":
         return replace(method, gamma=value)
     return replace(method, noise=value, effective_noise=None, temperature=None)
 
 
 def _quantiles(method: M, model: nn.Module, x: Tensor, y: Tensor, batch: int, seed: int) -> tuple[float, float, float]:
-    """10 %, 50 % and 90 % of the distances that the method's chain leaves."""
-    # The same random numbers at each call, so that the median moves with the method alone.
+    """10 %, 50 % and 90 % quantiles of the chain's distances."""
+    # The same random numbers at each call, so that the median depends on the method alone.
     rng = torch.Generator(x.device).manual_seed(seed)
     found = []
     for part, labels in zip(torch.split(x, batch), torch.split(y, batch), strict=True):
-        # The chain is one for both objectives; this one asks for no losses.
+        # Both objectives have the same chain; this one does not record losses.
         walk = replace(method, objective="free-energy").adversary(model, part, labels, rng=rng)
         found.append(method.threat.distance(walk[-1], torch.cat([part] * method.chains)))
     distances = torch.cat(found)

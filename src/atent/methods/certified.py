@@ -1,4 +1,4 @@
-"""What the methods that train by bounds share."""
+"""The common loss of the methods that train on bounds."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def mixed_loss(
 ) -> tuple[Tensor, Metrics]:
     """kappa CE(f(x), y) + (1 - kappa) CE(-margins, y), means over the batch, and metrics.
 
-    ``bound`` gives the margins' lower bounds (n, classes) of the network as a graph; None, where eps is 0, is the plain
-    cross-entropy. Metrics: accuracy at the clean inputs (``clean``), and the share of the samples whose bounds are
-    all above 0 (``verified``). ValueError for a network with batch-norm or dropout in train mode.
+    ``bound`` gives the margins' lower bounds (n, classes) of the network as a graph; None, if eps is 0, is standard
+    cross-entropy. Metrics: accuracy at the clean inputs (``clean``), and the share of the samples whose bounds are all
+    above 0 (``verified``). ValueError for a network with batch-norm or dropout in train mode.
     """
     graph = read(model, training=True)
     with torch.set_grad_enabled(kappa > 0 or bound is None):
@@ -31,9 +31,9 @@ def mixed_loss(
         return cross_entropy(logits, y).mean(), {"clean": clean, "verified": clean}
     with torch.set_grad_enabled(kappa < 1):
         below = bound(graph)
-    # The entry of the true class is 0 itself.
+    # The entry of the true class is exactly 0.
     verified = ((below.detach() > 0).sum(1) == below.shape[1] - 1).double().mean()
-    # 0 times a bound that overflowed would be NaN, so a part without weight is left out.
+    # 0 times a bound that overflowed would be NaN: parts with weight 0 are omitted.
     parts = [weight * cross_entropy(z, y).mean() for weight, z in ((kappa, logits), (1 - kappa, -below)) if weight > 0]
     return sum(parts[1:], parts[0]), {"clean": clean, "verified": verified}
 
