@@ -19,30 +19,30 @@ from atent.threat import Threat
 class CROWNIBP(Method):
     """kappa CE(f(x), y) + (1 - kappa) CE(-m, y) with m = beta m_CROWN-IBP + (1 - beta) m_IBP (Zhang et al. 2019a).
 
-    m (n, classes) bounds the margins z_y - z_j from below over the ball of radius eps cut to the box, so the second
-    term is at least the cross-entropy under any attack ("Towards stable and efficient training of verifiably robust
-    neural networks"). Both bounds take the last affine layers together with the difference of the
-    classes; the relaxations of m_CROWN-IBP come from intervals.
+    m (n, classes) bounds the margins z_y - z_j from below over the intersection of the ball of radius eps and the box,
+    so the second term is at least the cross-entropy under any attack ("Towards stable and efficient training of
+    verifiably robust neural networks"). Both bounds merge the last affine layers with the difference of the classes;
+    the relaxations of m_CROWN-IBP use interval bounds.
 
     Three phases over the training's ``progress``: standard training up to ``eps_start``; up to ``eps_end`` eps grows
-    from 0 as ``eps_growth`` says, and kappa and beta go from their first to their last values in proportion to it; then
-    all stay. The linear bounds steady the beginning, where intervals are loose; with ``beta_end=0`` the end is pure
-    IBP. ``beta_start=0, beta_end=0`` is IBP throughout (Gowal et al. 2018). With ``kappa_start=0, kappa_end=0`` the
-    clean cross-entropy ends when eps begins to grow, which the authors' code calls "robust"; its "robust_natural" is
-    ``kappa_start=1`` and by default ``kappa_end=0.5``. They train at a larger eps than they verify: 0.2 for MNIST's
-    0.1, 0.4 for 0.3, 1.1 times CIFAR-10's.
+    from 0 according to ``eps_growth``, and kappa and beta change from their first to their last values in proportion to
+    it; then all are constant. The linear bounds stabilise the beginning, when intervals are loose; with ``beta_end=0``
+    the last phase is pure IBP. ``beta_start=0, beta_end=0`` is IBP throughout (Gowal et al. 2018). With
+    ``kappa_start=0, kappa_end=0`` the clean cross-entropy ends when eps begins to grow, which the authors' code calls
+    "robust"; its "robust_natural" is ``kappa_start=1`` and by default ``kappa_end=0.5``. They train at a larger eps
+    than they verify: 0.2 for MNIST's 0.1, 0.4 for 0.3, 1.1 times CIFAR-10's.
 
-    Deviations from their code (huanzhang12/CROWN-IBP). In l2 the region here is the ball cut to the box, theirs the
-    ball: for linear bounds the minimum over that region, for the intervals of the first layer the better of the ball's,
-    by the l2 norm of each row, and the box's. Where a convolution comes first, the row of an output at the border holds
-    only the weights that meet the image; theirs takes the norm of the whole kernel everywhere. The middle of the
-    smoothed growth is at a quarter of its length, theirs at the last whole step before it. Their loop keeps the epoch
-    of the least verified error on the test set.
+    Deviations from their code (huanzhang12/CROWN-IBP). In l2 the region here is the intersection of the ball and the
+    box, theirs the ball: for linear bounds the minimum over that region, for the intervals of the first layer the
+    better of the ball's, by the l2 norm of each row, and the box's. If the first layer is a convolution, the row of an
+    output at the border contains only the weights inside the image; theirs uses the norm of the full kernel everywhere.
+    The midpoint of the smoothed growth is at a quarter of its length, theirs at the last full step before it. Their
+    loop selects the epoch with the lowest verified error on the test set.
 
     The network must be a fixed function in train mode, without batch-norm and dropout: ValueError otherwise, and for
-    layers that `atent.certify.read` does not know. Passes: a clean forward, two for the intervals where 0 < eps, and,
-    where beta > 0, those of a second call and one backwards through the layers for each class. Keep the last epoch
-    (``select = "last"``): an accuracy under attack may be best before eps has grown.
+    layers that `atent.certify.read` does not support. Passes: a clean forward; if eps > 0, two for the intervals; if
+    beta > 0, those of a second call and a backward bound propagation for each class. Select the last epoch (``select =
+    "last"``): the accuracy under attack may be highest before eps has grown.
 
     Metrics: clean accuracy (``clean``) and the share of the batch verified by m at the current eps (``verified``).
 
@@ -70,18 +70,18 @@ class CROWNIBP(Method):
     eps_start: float = 0.05
     """Share of the training before eps grows, in [0, 1]."""
     eps_end: float = 0.3
-    """Share of the training at which eps is full, at least eps_start; the same: a jump."""
+    """Share of the training at which eps reaches its full value, at least eps_start; if equal, eps jumps."""
     eps_growth: Literal["linear", "smoothed"] = "linear"
     """How eps grows: linearly, or as the fourth power of the share of the growth for its first quarter and linearly
     after, without a kink (smoothed: the authors' CIFAR-10 runs)."""
     kappa_start: float = 1.0
-    """Weight of the clean cross-entropy when eps begins to grow, in [0, 1]; while eps is 0 it is the whole loss."""
+    """Weight of the clean cross-entropy when eps begins to grow, in [0, 1]; while eps is 0 it is the only loss."""
     kappa_end: float = 0.5
-    """The same from eps_end on; 0 and 0.5 are published."""
+    """Weight of the clean cross-entropy from eps_end on; published: 0 and 0.5."""
     beta_start: float = 1.0
     """Share of the linear bound when eps begins to grow, in [0, 1]."""
     beta_end: float = 0.0
-    """The same from eps_end on; published: 0, and 1 for CIFAR-10 at 2/255."""
+    """Share of the linear bound from eps_end on; published: 0, and 1 for CIFAR-10 at 2/255."""
 
     def __post_init__(self) -> None:
         for name in ("eps_start", "eps_end", "kappa_start", "kappa_end", "beta_start", "beta_end"):
@@ -115,7 +115,7 @@ class CROWNIBP(Method):
 
 
 def smoothed(way: float, middle: float = 0.25, power: float = 4.0) -> float:
-    """A growth from 0 to 1 that begins flat: c way^power up to ``middle``, then linear, c such that no kink is left.
+    """A growth from 0 to 1 that begins flat: c way^power up to ``middle``, then linear, with a continuous slope.
 
     Value and slope agree at ``middle``: c (middle^power + power middle^(power - 1) (1 - middle)) = 1.
     """

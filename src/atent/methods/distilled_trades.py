@@ -1,4 +1,4 @@
-"""TRADES with the answers of another network in the place of labels, for training sets that are mostly unlabelled."""
+"""TRADES with the predictions of another network instead of labels, for mostly unlabelled training sets."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _BATCH = 500
 @method
 @dataclass(frozen=True)
 class DistilledTRADES(Method):
-    """TRADES on a teacher's answers: the adversarial fine-tuning of semi-supervised ACL (after Jiang et al. 2020).
+    """TRADES on a teacher's predictions: the adversarial fine-tuning of semi-supervised ACL (after Jiang et al. 2020).
 
     With t the teacher's logits on the clean training image, the loss of a sample is
 
@@ -33,9 +33,9 @@ class DistilledTRADES(Method):
             + beta KL(f(x) || f(x'))
 
     the cross-entropy of its pseudo-label, distillation at the temperature tau (Hinton et al. 2015), and the robust part
-    of TRADES, with its adversary. The teacher answers once, before the first step, on images without augmentation; its
-    answers are saved with the run, which therefore resumes without it. Labels of the training set are not used, but for
-    the accuracies that are reported. Without a teacher the labels take its place: `TRADES`.
+    of TRADES, with its adversary. The teacher is evaluated once, before the first step, on images without augmentation;
+    its logits are saved with the run, which therefore resumes without it. Labels of the training set are used only for
+    the reported accuracies. Without a teacher the labels are used: `TRADES`.
 
     The paper names pseudo-labels and distillation; the form above and its defaults are this library's.
 
@@ -61,9 +61,9 @@ class DistilledTRADES(Method):
     threat: Threat
     """Ball of the adversary: linf or l2."""
     teacher: str | None = None
-    """Run folder of the teacher, such as of a standard training on few labels. Default: the labels."""
+    """Run folder of the teacher, for example of standard training on few labels. Default: the labels are used."""
     share: float = 0.5
-    """Weight of the distillation beside the pseudo-labels, in [0, 1]."""
+    """Weight of the distillation relative to the pseudo-labels, in [0, 1]."""
     temperature: float = 2.0
     """tau of the distillation, above 0."""
     steps: int = 10
@@ -86,7 +86,7 @@ class DistilledTRADES(Method):
     def prepare(self, data: Data) -> State:
         """``teacher``: its logits on the training images, (n, classes).
 
-        ValueError or FileNotFoundError, in one line, where it is not a run folder, or one of another task.
+        ValueError or FileNotFoundError, in one line, if it is not a run folder, or of another task.
         """
         if self.teacher is None:
             return {}
@@ -98,7 +98,7 @@ class DistilledTRADES(Method):
                 answers.append(ask(model, train.batch(part)[0]))
         found = torch.cat(answers)
         if found.shape[1] != data.classes:
-            raise ValueError(f"the teacher {self.teacher} knows {found.shape[1]} classes, the data has {data.classes}")
+            raise ValueError(f"the teacher {self.teacher} has {found.shape[1]} classes, the data have {data.classes}")
         return {"teacher": found}
 
     def adversary(

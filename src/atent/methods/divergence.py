@@ -1,4 +1,4 @@
-"""How far samples lie from those of another law: the maximum mean discrepancy, and a discriminator that is trained."""
+"""Divergences between distributions of samples: the maximum mean discrepancy, and a trained discriminator."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from atent.methods.base import State
 from atent.rng import fold
 
 Kernel = Callable[[Tensor], Tensor]
-"""From squared distances to values of the kernel."""
+"""(squared distances) -> values of the kernel."""
 
 CHANCE = 2 * math.log(2)
-"""Loss of a discriminator that says one half everywhere, which is the best one for two equal laws."""
+"""Loss of a discriminator with output one half everywhere, the optimum for two equal distributions."""
 
 _SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
@@ -38,12 +38,12 @@ def multiquadrics(scale: float) -> Kernel:
 
 
 def mmd(a: Tensor, b: Tensor, kernel: Kernel) -> Tensor:
-    """The squared maximum mean discrepancy of two laws, estimated without bias: it may be below 0.
+    """The unbiased estimate of the squared maximum mean discrepancy of two distributions: it may be below 0.
 
     Parameters
     ----------
     a, b
-        Independent samples (n, d) and (m, d) of the two laws, n and m at least 2.
+        Independent samples (n, d) and (m, d) of the two distributions, n and m at least 2.
     kernel
         `rbf` or `multiquadrics`.
 
@@ -55,14 +55,16 @@ def mmd(a: Tensor, b: Tensor, kernel: Kernel) -> Tensor:
     Raises
     ------
     ValueError
-        For fewer than 2 samples of a law.
+        For fewer than 2 samples of a distribution.
 
     References
     ----------
     Gretton et al. 2012, A Kernel Two-Sample Test.
     """
     if min(len(a), len(b)) < 2:
-        raise ValueError(f"the mmd needs 2 samples or more of each law, got {len(a)} and {len(b)}: use larger batches")
+        raise ValueError(
+            f"the mmd needs at least 2 samples of each distribution, got {len(a)} and {len(b)}: use larger batches"
+        )
     cross = kernel(_squares(a, b)).mean()
     return _within(a, kernel) + _within(b, kernel) - 2 * cross
 
@@ -87,7 +89,7 @@ class Discriminator:
     """A network from a sample (d,) to the log-odds that it comes from the prior, trained by Adam.
 
     Its weights and Adam's moments live in a method's state, under names that begin with "discriminator", from the first
-    batch on; the weights start from a stream of their own, by He's rule.
+    batch on; the weights are initialised by He's rule from a separate random number stream.
     """
 
     width: int
@@ -106,7 +108,7 @@ class Discriminator:
         return [f"discriminator.{i}.{part}" for i in range(self.depth + 1) for part in ("weight", "bias")]
 
     def begin(self, state: State, like: Tensor) -> None:
-        """Make the weights for samples such as those of ``like`` (n, d), where the state has none."""
+        """Initialise the weights for samples of the shape of ``like`` (n, d), if the state has none."""
         if "discriminator.steps" in state:
             return
         sizes = [like.shape[1], *[self.width] * self.depth, 1]
@@ -134,7 +136,7 @@ class Discriminator:
     def learn(self, state: State, samples: Tensor, prior: Tensor) -> Tensor:
         """One step of Adam on the loss -E log g(prior) - E log(1 - g(samples)); the loss before it.
 
-        Samples that are not finite change nothing: what they come from has diverged, not the discriminator.
+        Samples that are not finite are ignored: the network that computes them has diverged, not the discriminator.
         """
         names = self._names
         with torch.enable_grad():

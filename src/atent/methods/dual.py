@@ -17,7 +17,7 @@ from atent.methods.certified import check_share, mixed_loss
 from atent.rng import seed_from
 from atent.threat import Threat
 
-# Each is a vector of every layer's size for every sample.
+# Each projection is a vector of every layer's size for every sample.
 _PROJECTIONS = 10_000
 
 
@@ -27,25 +27,24 @@ class Dual(Method):
     """(1 - kappa) CE(-J, y) + kappa CE(f(x), y), J the dual bound of the margins (Wong and Kolter 2018).
 
     J (n, classes) comes from the dual network of a feasible point: each ReLU between its bounds l < 0 < u lies
-    between two lines of slope u / (u - l), and l and u come from the same bound of the layers before. So CE(-J, y) is
+    between two lines of slope u / (u - l), and l and u come from the same bound of the previous layers. So CE(-J, y) is
     at least the cross-entropy under any attack within eps, which grows linearly from ``eps_first`` over the first
     ``eps_warmup`` of the training.
 
-    Deviations from their code (locuslab/convex_adversarial). The ball is cut to the box, which theirs does in linf
-    for MNIST and not for CIFAR-10, nor in l2. Their eps is the same for an epoch, from the first to the last of
-    ``schedule_length`` epochs at equal distances; here it grows at each step and is full at the end of the last. It
-    begins at 0.01 for MNIST, and for CIFAR-10 at 0.001 in units of inputs divided by 0.225; by default it begins at 0
-    here. Their CIFAR-10 runs clip the gradient to norm 1 (``optimizer.clip_norm``). They continue with a cascade:
-    further networks, each trained on what those before leave unverified; this is the first network.
+    Deviations from their code (locuslab/convex_adversarial). The ball is intersected with the box, which theirs does in
+    linf for MNIST and not for CIFAR-10, nor in l2. Their eps is constant within an epoch and grows in equal steps over
+    ``schedule_length`` epochs; here it grows at each step and is full at the end of the last of them. Theirs starts at
+    0.01 for MNIST, and for CIFAR-10 at 0.001 in units of inputs divided by 0.225; here it starts at 0 by default. Their
+    CIFAR-10 runs clip the gradient to norm 1 (``optimizer.clip_norm``). They continue with a cascade: further networks,
+    each trained on the samples that the previous ones do not verify; this is the first network.
 
-    Every hidden unit that is not of the first layer is bounded by a backward pass of its own: kw_small on MNIST has
-    1,668 of them. With ``projections`` k the l1 norms that this takes are estimated by k Cauchy vectors, at the cost of
-    k + 1 forwards (Wong et al. 2018, "Scaling provable adversarial defenses"; `atent.certify.projection` has its
-    deviations). Then CE(-J, y) is an estimate too, and so is the metric ``verified``: certify with bounds that are
-    exact.
+    Every hidden unit after the first layer is bounded by a separate backward pass: kw_small on MNIST has 1,668 of them.
+    With ``projections`` k the l1 norms in these bounds are estimated by k Cauchy vectors, at the cost of k + 1 forwards
+    (Wong et al. 2018, "Scaling provable adversarial defenses"; deviations: `atent.certify.projection`). Then CE(-J, y)
+    and the metric ``verified`` are estimates too: certify with exact bounds.
 
     The network must be a fixed function in train mode, without batch-norm and dropout: ValueError otherwise, and for
-    layers that `atent.certify.read` does not know. Keep the last epoch (``select = "last"``).
+    layers that `atent.certify.read` does not support. Select the last epoch (``select = "last"``).
 
     Metrics: clean accuracy (``clean``) and the share of the batch with J above 0 at the current eps (``verified``).
 
@@ -72,9 +71,9 @@ class Dual(Method):
     eps_warmup: float = 0.0
     """Share of the training over which eps grows linearly from eps_first."""
     eps_first: float = 0.0
-    """Eps at the start of the training where it grows, in pixel units, at most the threat's."""
+    """Eps at the start of its growth, in pixel units, at most the threat's."""
     kappa: float = 0.0
-    """Weight of the plain cross-entropy, in [0, 1]; published: 0."""
+    """Weight of the clean cross-entropy, in [0, 1]; published: 0."""
     projections: int | None = None
     """Number of random projections, 10 to 50 as published; default: exact norms."""
 
@@ -87,7 +86,7 @@ class Dual(Method):
                 raise ValueError(f"projections must be at most {_PROJECTIONS:,}, got {self.projections}: use 10 to 50")
             if self.threat.norm != "linf":
                 raise ValueError(
-                    f"projections estimate the dual norms of linf, got a threat in {self.threat.norm}: leave them out"
+                    f"projections estimate the dual norms of linf, got a threat in {self.threat.norm}: omit them"
                 )
         check_budget(self.threat)
         check_number("eps_first", self.eps_first, 0)

@@ -1,4 +1,4 @@
-"""Embedding regularisation after Li et al. 2021: a term around a method that draws embeddings towards a Gaussian."""
+"""Embedding regularisation after Li et al. 2021: a loss term that makes embeddings approximately Gaussian."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from atent.rng import PerSample
 from atent.threat import Threat
 
 _DIVERGED = 1e4
-"""Loss of a discriminator above which it has diverged: one that says one half everywhere has `CHANCE`, 1.39."""
+"""Loss above which a discriminator has diverged; that of output one half everywhere is `CHANCE`, 1.39."""
 
 
 @dataclass(frozen=True)
 class EmbeddingTerm(metaclass=Settings):
-    """How a training asks for embedding regularisation: ``embedding = { weight = 0.1 }`` in a recipe's ``[train]``.
+    """Settings of embedding regularisation in a training: ``embedding = { weight = 0.1 }`` in a recipe's ``[train]``.
 
     Examples
     --------
@@ -38,7 +38,7 @@ class EmbeddingTerm(metaclass=Settings):
     weight: float = 0.0
     """Weight lambda of the divergence between the embeddings and their prior; 0: none."""
     divergence: Literal["mmd", "discriminator"] = "mmd"
-    """The divergence: the maximum mean discrepancy, or what a discriminator that is trained beside the network sees."""
+    """The divergence: the maximum mean discrepancy, or that of a discriminator trained with the network."""
     layer: str | None = None
     """Module whose output is the embedding, by its name in the network; default: the input of the last Linear."""
     sigma: float = 1.0
@@ -71,13 +71,13 @@ class EmbeddingTerm(metaclass=Settings):
         given = [f.name for f in fields(self) if getattr(self, f.name) != f.default]
         if given and not self.weight:
             raise ValueError(
-                f"{given[0]} (of embedding) has no effect without a weight: set one, such as weight = 0.1, or leave"
-                f" {given[0]} out"
+                f"{given[0]} (of embedding) has no effect without a weight: set one, such as weight = 0.1, or omit"
+                f" {given[0]}"
             )
         others = {"mmd": ("width", "depth", "lr", "beta1"), "discriminator": ("kernel",)}[self.divergence]
         odd = next((name for name in given if name in others), None)
         if odd:
-            raise ValueError(f"{odd} (of embedding) has no effect on divergence {self.divergence}: leave it out")
+            raise ValueError(f"{odd} (of embedding) has no effect with divergence {self.divergence}: omit it")
 
     @property
     def discriminator(self) -> Discriminator:
@@ -87,30 +87,31 @@ class EmbeddingTerm(metaclass=Settings):
 
 @dataclass(frozen=True)
 class EmbeddingRegularised(Method):
-    """The loss of ``method`` plus lambda D(Q_Z, N(0, sigma^2 I)), Q_Z the law of the embeddings; after Li et al. 2021.
+    """The loss of ``method`` plus lambda D(Q_Z, N(0, sigma^2 I)), Q_Z the distribution of the embeddings (after Li et
+    al. 2021).
 
     Z is the input of the network's last Linear, or the output of ``term.layer``, flattened. D is one of two:
 
-    - mmd: the unbiased estimate of the squared maximum mean discrepancy from as many samples of the prior, which may be
-      negative and is logged so;
+    - mmd: the unbiased estimate of the squared maximum mean discrepancy with as many samples of the prior, which may be
+    negative and is logged as such;
     - discriminator: -E log g(Z), where g is trained by one step of Adam per batch on -E log g(prior) - E log(1 - g(Z)).
 
-    D is computed at the clean batch and at the adversary's inputs (`Method.points`), each in a pass of its own in the
-    mode of the loss, and averaged over the two; a discriminator that saw the clean batch alone would regularise nothing
-    under attack. Batch-norm statistics keep the passes of ``method`` alone. The discriminator steps after its term was
-    taken, on the same embeddings and the same samples of the prior. Its weights and moments are in the method's state,
-    so that a resumed training has them.
+    D is computed at the clean batch and at the adversary's inputs (`Method.points`), each in a separate pass in the
+    mode of the loss, and averaged over the two; a discriminator of the clean batch alone would not regularise
+    embeddings under attack. Only the passes of ``method`` update batch-norm statistics. The discriminator takes its
+    step after the term is computed, on the same embeddings and the same samples of the prior. Its weights and moments
+    are in the method's state, so a resumed training restores them.
 
-    After, and not a reproduction: the text of the paper could be read in part only, and no code was found. The kernel's
+    This is not a reproduction: only part of the paper's text was available, and no code was found. The kernel's
     scales, the discriminator's layers and learning rate, the ramp and the mean over clean and adversarial inputs are
     choices of this library. A network with a narrow embedding may mask gradients: evaluate it with the checks
     (``evaluate.checks``), by APGD on cross-entropy and DLR, Square and a transfer attack.
 
-    With ``weight = 0`` this is ``method``, bit for bit. AWP goes around it: the term is then taken at the perturbed
-    weights. Passes: two forwards and two backwards more than ``method``, one of each without an adversary.
+    With ``weight = 0`` this is ``method``, bit for bit. With AWP the term is evaluated at the perturbed weights.
+    Passes: two forwards and two backwards more than ``method``, one of each without an adversary.
 
     Metrics: those of ``method``, with the term in ``loss``; ``embedding``, the divergence without its weight; of a
-    discriminator also ``discriminator_loss``, 1.386 where it cannot tell the two laws apart.
+    discriminator also ``discriminator_loss``, 1.386 if it cannot distinguish the two distributions.
 
     References
     ----------
@@ -129,29 +130,29 @@ class EmbeddingRegularised(Method):
     ['embedding', 'loss', 'robust']
     """
 
-    # Without annotation: no field. The divergence is that of the embeddings of the batch.
+    # A class attribute without annotation is not a dataclass field. The divergence depends on the full batch.
     divisible = False
 
     method: Method
-    """The method whose loss the term joins: any that leaves `Method.backward` as it is."""
+    """The method to whose loss the term is added: any that does not override `Method.backward`."""
     term: EmbeddingTerm = EmbeddingTerm()
     """The term's settings."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.term, EmbeddingTerm):
             raise ValueError(
-                f"term is an EmbeddingTerm, got a {type(self.term).__name__}: write EmbeddingTerm(weight=0.1)"
+                f"term must be an EmbeddingTerm, got a {type(self.term).__name__}: write EmbeddingTerm(weight=0.1)"
             )
         name = type(self.method).__name__
         if isinstance(self.method, AWP):
-            raise ValueError("embedding regularisation goes inside AWP: write AWP(EmbeddingRegularised(method, term))")
+            raise ValueError("embedding regularisation must be inside AWP: use AWP(EmbeddingRegularised(method, term))")
         if not may_perturb(type(self.method)):
             raise ValueError(
-                f"embedding regularisation does not go around {name}, whose backward is its own: use another method"
+                f"embedding regularisation does not support {name}, which overrides backward: use another method"
             )
         if not self.method.labelled:
             raise ValueError(
-                f"embedding regularisation does not go around {name}, which trains without labels: use it in the"
+                f"embedding regularisation does not support {name}, which trains without labels: use it in the"
                 " fine-tuning"
             )
         # The term does not change whether the method may overfit catastrophically.
@@ -161,12 +162,12 @@ class EmbeddingRegularised(Method):
 
     @property
     def threat(self) -> Threat | None:
-        """That of ``method``, where it has one."""
+        """The threat of ``method``, if it has one."""
         return getattr(self.method, "threat", None)
 
     @property
     def is_one_loss(self) -> bool:
-        """As the method inside; a discriminator learns at each step, which no loss shows."""
+        """As for the method inside; False with a discriminator, which is trained at each step."""
         return self.method.is_one_loss and not (self.term.weight and self.term.divergence == "discriminator")
 
     def init(self, n_train: int, shape: tuple[int, ...], device: torch.device) -> State:
@@ -179,7 +180,7 @@ class EmbeddingRegularised(Method):
         self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator,
         ids: Tensor | None = None, progress: float = 1.0, state: State | None = None,
     ) -> Any:  # fmt: skip
-        """What the method's adversary found, and the key of the prior's samples; with weight 0 the first alone."""
+        """The result of the method's adversary, and the key of the prior's samples; with weight 0 only the former."""
         given: dict[str, Any] = {"rng": rng, "ids": ids, "progress": progress, "state": state}
         if not self.term.weight:
             return self.method.adversary(model, x, y, **given)
@@ -231,7 +232,7 @@ class EmbeddingRegularised(Method):
         loss = None if state is None else state.get("discriminator.loss")
         if loss is not None and not float(loss) < _DIVERGED:
             return (
-                f"the discriminator of the embeddings has diverged, its loss is {float(loss):.3g} (of chance:"
+                f"the discriminator of the embeddings has diverged, its loss is {float(loss):.3g} (at chance:"
                 f" {CHANCE:.2f}): lower train.embedding.lr (now {self.term.lr:g})"
             )
         return self.method.diverged(state)
@@ -242,7 +243,7 @@ class EmbeddingRegularised(Method):
     def _add(
         self, metrics: Metrics, found: tuple[Tensor, Metrics, tuple[Tensor, Tensor]], progress: float, weight: float
     ) -> Metrics:
-        """Descend the term too; the metrics with it."""
+        """Add the gradient of the term; the metrics include it."""
         divergence, more, _ = found
         term = self._weight(progress) * divergence
         (weight * term).backward()
@@ -251,12 +252,12 @@ class EmbeddingRegularised(Method):
     def _divergence(
         self, model: nn.Module, x: Tensor, inner: Any, key: Tensor, state: State
     ) -> tuple[Tensor, Metrics, tuple[Tensor, Tensor]]:
-        """D, its metrics, and the embeddings and samples of the prior that it was computed from."""
+        """D, its metrics, and the embeddings and samples of the prior from which it was computed."""
         term, points = self.term, self.method.points(x, inner)
         with buffers_kept(model):
             parts = [embed(model, inputs, term.layer) for inputs in (x, points) if inputs is not None]
         with torch.autocast(x.device.type, enabled=False):
-            # The laws are those of the whole batch.
+            # The distributions are those of the full batch.
             parts = [gathered(wide(part)) for part in parts]
             samples = torch.cat(parts)
             prior = term.sigma * PerSample(key, torch.arange(len(samples), device=x.device)).normal(samples.detach())
@@ -264,13 +265,13 @@ class EmbeddingRegularised(Method):
                 return (*self._against(state, samples, prior), (samples, prior))
             scale = 2 * samples.shape[1] * term.sigma**2
             kernel = multiquadrics(scale) if term.kernel == "multiquadric" else rbf((scale / 2) ** 0.5)
-            # Each law by itself: the embeddings of an image and of its adversarial input are not independent.
+            # Separate divergences: the embeddings of an image and of its adversarial input are not independent.
             sizes = [len(part) for part in parts]
             value = torch.stack([mmd(a, b, kernel) for a, b in zip(samples.split(sizes), prior.split(sizes))]).mean()
         return value, {"embedding": value.detach()}, (samples, prior)
 
     def _against(self, state: State, samples: Tensor, prior: Tensor) -> tuple[Tensor, Metrics]:
-        """-E log g(Z), and the discriminator's own loss, of the discriminator as it is."""
+        """-E log g(Z), and the discriminator's loss, without an update of the discriminator."""
         discriminator = self.term.discriminator
         discriminator.begin(state, samples.detach())
         odds = discriminator.logits(state, samples)
@@ -286,7 +287,7 @@ def embed(model: nn.Module, x: Tensor, layer: str | None = None) -> Tensor:
     Parameters
     ----------
     model
-        The network, in the mode in which it is asked.
+        The network; its mode is not changed.
     x
         Inputs in pixel units.
     layer
@@ -297,14 +298,16 @@ def embed(model: nn.Module, x: Tensor, layer: str | None = None) -> Tensor:
     ------
     ValueError
         In one line, for a network without a Linear, for an unknown module, and for one that the forward pass does not
-        call or that gives no tensor.
+        call or that does not return a tensor.
     """
     modules = dict(model.named_modules())
     seen: list[Any] = []
     if layer is None:
         linears = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
         if not linears:
-            raise ValueError("the network has no Linear layer: name the module that embeds by train.embedding.layer")
+            raise ValueError(
+                "the network has no Linear layer: set train.embedding.layer to the module of the embedding"
+            )
         name = linears[-1]
         hook = modules[name].register_forward_pre_hook(lambda _, given: seen.append(given[0] if given else None))
     else:
@@ -319,7 +322,7 @@ def embed(model: nn.Module, x: Tensor, layer: str | None = None) -> Tensor:
     found = seen[-1] if seen else None
     if not isinstance(found, Tensor) or len(found) != len(x) or not found.is_floating_point():
         raise ValueError(
-            f"{name} gives no embedding of the {len(x)} inputs: name another module by train.embedding.layer"
+            f"{name} does not return an embedding of the {len(x)} inputs: set train.embedding.layer to another module"
         )
     return found.flatten(1)
 
@@ -329,21 +332,22 @@ def _key(rng: torch.Generator) -> Tensor:
     return torch.randint(2**62, (), generator=rng, device=rng.device)
 
 
-# ---- as settings of a training -----------------------------------------------------------------------------
+# ---- settings of a training -----------------------------------------------------------------------------
 
 
 def regularised(method: Method, term: EmbeddingTerm) -> Method:
-    """The method with the term; itself where its weight is 0."""
+    """The method with the term; ``method`` itself if its weight is 0."""
     return EmbeddingRegularised(method, term) if term.weight else method
 
 
 def apart(method: Method, term: EmbeddingTerm) -> tuple[Method, EmbeddingTerm]:
-    """The method inside an `EmbeddingRegularised`, and its term; any other method and ``term`` as they are.
+    """The method inside an `EmbeddingRegularised`, and its term; for any other method, ``method`` and ``term``
+    unchanged.
 
-    ValueError where both ask for one.
+    ValueError if both have one.
     """
     if not isinstance(method, EmbeddingRegularised):
         return method, term
     if term.weight:
-        raise ValueError("embedding regularisation is asked for twice, by the method and by train.embedding: use one")
+        raise ValueError("embedding regularisation is set twice, by the method and by train.embedding: use one")
     return method.method, method.term if method.term.weight else term

@@ -1,4 +1,4 @@
-"""FGSM with a random start: adversarial training for the price of two passes (Wong, Rice and Kolter 2020)."""
+"""FGSM with a random start: adversarial training at the cost of two passes (Wong, Rice and Kolter 2020)."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ from atent.threat import Threat
 class FGSMRS(Method):
     """min over w of the mean of CE(f(x + delta)), delta from one step (Wong, Rice and Kolter 2020).
 
-    delta ~ U(-eps, eps)^d, clamped to the box; then delta <- clip(delta + step_size sign(grad CE(f(x + delta))),
-    -eps, eps), and the box again, as the authors' code for CIFAR-10 does. Its step is 1.25 eps: 10/255 at eps
-    8/255. Longer ones, and ``start="zero"``, plain FGSM, tend to overfit catastrophically: within an epoch or two the
-    network learns to fool the one step, and falls to any attack of several. At larger eps 1.25 eps can do so too
-    (Andriushchenko and Flammarion 2020); the authors advise a shorter step there. The loop watches for that
+    delta ~ U(-eps, eps)^d, clamped to the box; then delta <- clip(delta + step_size sign(grad CE(f(x + delta))), -eps,
+    eps), clamped to the box again, as in the authors' code for CIFAR-10. Its step is 1.25 eps: 10/255 at eps 8/255.
+    Longer steps, and ``start="zero"`` (FGSM), tend to overfit catastrophically: within an epoch or two the network is
+    robust only to the single step, and loses its robustness to multi-step attacks. At larger eps this also happens with
+    1.25 eps (Andriushchenko and Flammarion 2020); the authors advise a shorter step there. The loop monitors this
     (`atent.train.watch`).
 
-    The adversary sees the network as the loop trains it (``mode="train"``): the authors' code trains CIFAR-10 without
-    leaving train mode. There batch-norm's running statistics also take in the adversary's own pass; here, as with all
-    built-in methods, the adversary leaves no trace, and they see the perturbed batch alone. One forward and one
+    The adversary uses the network in train mode by default (``mode="train"``), as the authors' code does for CIFAR-10.
+    There the adversary's pass also updates batch-norm's running statistics; here, as with all built-in methods, the
+    adversary does not change the network, and only the perturbed batch updates them. Passes: one forward and one
     backward for the adversary, as many for the loss.
 
     References
@@ -71,9 +71,9 @@ class FGSMRS(Method):
     step_size: float | None = None
     """Length of the step in pixel units; default: 1.25 eps."""
     start: Literal["uniform", "zero"] = "uniform"
-    """uniform in the ball; zero is plain FGSM (Goodfellow et al. 2015), for comparison."""
+    """Start of the adversary: uniform in the ball, or zero, which is FGSM (Goodfellow et al. 2015)."""
     mode: Literal["eval", "train"] = "train"
-    """Mode in which the adversary sees the model: in eval mode, or as the loop trains it (train)."""
+    """Mode of the model in the adversary: eval mode, or that of the training loop (train)."""
     eps_warmup: float = 0.0
     """Share of the training over which eps, and the step with it, grows linearly from 0."""
 

@@ -1,4 +1,4 @@
-"""Free adversarial training: one backward serves the weights and the perturbation (Shafahi et al. 2019)."""
+"""Free adversarial training: one backward pass updates the weights and the perturbation (Shafahi et al. 2019)."""
 
 from __future__ import annotations
 
@@ -30,22 +30,21 @@ from atent.threat import Threat
 @method
 @dataclass(frozen=True)
 class Free(Method):
-    """CE(f(x + delta)) descended by the weights and climbed by delta, at once (Shafahi et al. 2019).
+    """Simultaneous descent in the weights and ascent in delta on CE(f(x + delta)) (Shafahi et al. 2019).
 
-    Every batch comes ``replays`` times. Each time one forward and one backward give the gradients with respect to the
-    weights and to the input; the weights take the optimizer's step, and delta <- clip(delta + step_size sign(g), -eps,
-    eps). Delta begins at 0 and is never reset: the next batch meets what the last one left, by position in the batch
-    (``state["delta"]``, which grows to the largest batch). So an epoch has ``replays`` times as many steps, each at the
-    price of standard training; the authors keep the number of steps, whatever ``replays`` is, by so many times fewer
-    epochs, and a recipe has to do so itself.
+    Every batch is passed ``replays`` times. Each time one forward and one backward compute the gradients with respect
+    to the weights and to the input; the weights take the optimizer's step, and delta <- clip(delta + step_size sign(g),
+    -eps, eps). Delta starts at 0 and is never reset: the next batch starts from the delta of the previous one, by
+    position in the batch (``state["delta"]``, which grows to the largest batch). So an epoch has ``replays`` times as
+    many steps, each at the cost of standard training; the authors keep the number of steps constant by dividing the
+    number of epochs by ``replays``, which a recipe has to do itself.
 
-    As in the authors' code the network is in the mode in which the loop trains it, it sees x + delta clamped to the
-    box, and delta itself, which other images will meet, is clipped by eps alone. (The code of Wong et al. 2020 clips
-    delta to the box of the image that it just met, and clamps nothing where it meets the next.) One thing differs: g
-    is taken at the clamped input, while theirs goes back through the clamp, is 0 at the pixels that it moved, and
-    leaves delta there as it was. ``eps_warmup`` is ours too: at 0, its default, the method is theirs. The first pass
-    of a training, and one without ``state``, is plain. The parts of a batch that is split have the rows of their
-    positions (`rows`).
+    As in the authors' code the network is in the mode of the training loop, its input is x + delta clamped to the box,
+    and delta, which is applied to other images later, is clipped by eps only. (The code of Wong et al. 2020 clips delta
+    to the box of the current image, and does not clamp the next input.) One difference: g is the gradient at the
+    clamped input, while theirs is backpropagated through the clamp, is 0 at clamped pixels, and does not change delta
+    there. ``eps_warmup`` is an addition: at 0, its default, the method is theirs. The first pass of a training, and one
+    without ``state``, has no perturbation. The parts of a split batch use the rows of their positions (`rows`).
 
     References
     ----------
@@ -74,7 +73,7 @@ class Free(Method):
     threat: Threat
     """Ball of the adversary, linf."""
     replays: int = 8
-    """m: how often each batch comes, at least 1; the authors' code takes 8 by default."""
+    """m: number of passes of each batch, at least 1; the authors' code uses 8 by default."""
     step_size: float | None = None
     """Length of delta's step in pixel units; default: eps, as in the authors' code."""
     eps_warmup: float = 0.0
@@ -90,11 +89,11 @@ class Free(Method):
 
     @property
     def resolved_step(self) -> float:
-        """The step size in use, once eps is whole."""
+        """The step size at full eps."""
         return float(self.threat.eps) if self.step_size is None else self.step_size
 
     def settings_at(self, progress: float) -> Hashable:
-        """As eps grows."""
+        """The factor of eps."""
         return self, warm(self.eps_warmup, progress)
 
     def init(self, n_train: int, shape: tuple[int, ...], device: torch.device) -> State:
@@ -110,7 +109,7 @@ class Free(Method):
         self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator,
         ids: Tensor | None = None, progress: float = 1.0, state: State | None = None,
     ) -> Tensor:  # fmt: skip
-        """x + delta in the box; the network is not asked."""
+        """x + delta clamped to the box; the network is not evaluated."""
         return self.threat.clamp(x.detach() + _rows(state, x))
 
     def loss(
@@ -123,7 +122,7 @@ class Free(Method):
         self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator | None = None, ids: Tensor | None = None,
         progress: float = 1.0, weight: float = 1.0, state: State | None = None,
     ) -> Metrics:  # fmt: skip
-        """As `Method.backward`; the same pass moves ``state["delta"]``."""
+        """As `Method.backward`; the same pass updates ``state["delta"]``."""
         z = self.adversary(model, x, y, rng=fresh(x.device) if rng is None else rng, state=state).requires_grad_()
         metrics = self.descend(model, x, y, z, progress=progress, weight=weight, state=state)
         if state is not None and z.grad is not None:
@@ -135,11 +134,11 @@ class Free(Method):
 
 
 def _rows(state: State | None, x: Tensor) -> Tensor:
-    """The perturbation of the batch's positions; zeros are added where the batch is longer than all before."""
+    """The perturbation at the batch's positions; zeros are appended if the batch is longer than all before."""
     if state is None:
         return torch.zeros_like(x)
     delta = state["delta"].to(x.dtype)
-    # A delta that is long enough stays itself: it may be a view.
+    # A delta that is long enough is not copied: it may be a view.
     more = x.new_zeros(max(0, len(x) - len(delta)), *x.shape[1:])
     state["delta"] = torch.cat([delta, more]) if len(more) else delta
     return state["delta"][: len(x)]

@@ -20,9 +20,9 @@ from atent.rng import Batch
 class Gaussian(Method):
     """Mean cross-entropy at x + sigma N(0, I), one noise sample per input (Cohen et al. 2019).
 
-    The noisy input is not clamped to the box: Cohen et al. train and certify without, and the certificate counts on a
-    noise that is Gaussian. ``sigma = 0`` draws nothing and is `Standard`. No adversary, so no pass of the network but
-    the loss's own. The metric ``noisy`` is the accuracy at the noisy inputs.
+    The noisy input is not clamped to the box: Cohen et al. train and certify without clamping, and the certificate
+    requires Gaussian noise. ``sigma = 0`` samples no noise and is `Standard`. Without an adversary, the only pass is
+    that of the loss. The metric ``noisy`` is the accuracy at the noisy inputs.
 
     References
     ----------
@@ -51,7 +51,7 @@ class Gaussian(Method):
         self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator,
         ids: Tensor | None = None, progress: float = 1.0, state: State | None = None,
     ) -> Tensor | None:  # fmt: skip
-        """The noise, or None; the model is not asked."""
+        """The noise, or None; the model is not evaluated."""
         return gaussian_noise(x, self.sigma, rng)
 
     def points(self, x: Tensor, aux: Any) -> Tensor | None:
@@ -65,5 +65,5 @@ class Gaussian(Method):
 
 
 def gaussian_noise(x: Tensor, sigma: float, rng: torch.Generator) -> Tensor | None:
-    """sigma N(0, I) of the shape of ``x``; None, and no random number, where sigma is 0."""
+    """sigma N(0, I) of the shape of ``x``; None, without using ``rng``, if sigma is 0."""
     return sigma * Batch(rng).normal(x) if sigma > 0 else None

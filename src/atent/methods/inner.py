@@ -22,42 +22,43 @@ InnerPrecision = Literal["float32", "bfloat16", "auto"]
 
 @dataclass(frozen=True)
 class LowInner(Method):
-    """``method`` with an adversary that sees the network under bfloat16 autocast.
+    """``method`` with an adversary that evaluates the network under bfloat16 autocast.
 
-    Low are the forward passes of the inner chain and their gradients with respect to the input, up to the logits. In
-    the network's own precision stay the iterates, the noise, the losses of the logits, the step, the projection, and
-    all that follows the chain: the loss that the weights descend, its gradient, and batch-norm's running statistics.
+    The forward passes of the inner chain up to the logits, and their gradients with respect to the input, are in
+    bfloat16. The iterates, the noise, the losses of the logits, the step, the projection, and everything after the
+    chain (the loss of the weights, its gradient, and batch-norm's running statistics) are in the network's own
+    precision. For methods with separate passes for attack and loss, only the precision changes. ATENT's accumulating
+    pass computes both gradients at once, in one precision: here the chain runs first, and a second pass over its
+    iterates computes the gradient, as in data-entropy. That is 2K passes instead of K + 1, K of them in bfloat16; each
+    iterate updates batch-norm statistics once, and dropout samples new masks in the second pass. It is slower unless
+    bfloat16 halves the time of a pass.
 
-    For methods whose attack and loss are passes of their own, that changes the precision alone. ATENT's accumulating
-    pass serves both gradients at once, which one precision cannot: here the chain comes first, and a second pass over
-    its iterates gives the gradient, as in data-entropy. That is 2K passes in place of K + 1, of which K are low;
-    batch-norm statistics take one update from each iterate, and dropout draws new masks in the second pass. It is
-    slower wherever bfloat16 does not halve the time of a pass.
-
-    ``adversary`` is asked in bfloat16; everything else is that of ``method``.
+    ``adversary`` runs in bfloat16; everything else is that of ``method``.
     """
 
     method: Method
-    """The method: any that leaves `Method.backward` as it is, and whose adversary asks the network."""
+    """The method: any that does not override `Method.backward`, and whose adversary evaluates the network."""
 
     def __post_init__(self) -> None:
         name, reason = type(self.method).__name__, None
         if isinstance(self.method, AWP):
-            reason = "a low inner chain goes inside AWP"
+            reason = "a bfloat16 inner chain must be inside AWP"
         elif not may_perturb(type(self.method)):
-            reason = f"{name} has a backward of its own"
+            reason = f"{name} overrides backward"
         elif not self.method.labelled:
-            reason = f"{name} asks more of the network than logits"
+            reason = f"{name} uses more of the network than its logits"
         elif getattr(self.method, "objective", None) == "data-entropy":
-            reason = "data-entropy divides the chain's losses by the temperature, which magnifies their rounding"
+            reason = "data-entropy divides the chain's losses by the temperature, which amplifies their rounding"
         if reason:
-            raise ValueError(f"inner_precision bfloat16 is not for this method, {reason}: use inner_precision float32")
+            raise ValueError(
+                f"inner_precision bfloat16 does not support this method, {reason}: use inner_precision float32"
+            )
         for fact in ("single_step", "divisible", "replays", "gathers", "alike"):
             object.__setattr__(self, fact, getattr(self.method, fact))
 
     @property
     def threat(self) -> Threat | None:
-        """That of ``method``, where it has one."""
+        """The threat of ``method``, if it has one."""
         return getattr(self.method, "threat", None)
 
     def init(self, n_train: int, shape: tuple[int, ...], device: torch.device) -> State:
@@ -75,7 +76,7 @@ class LowInner(Method):
     ) -> Any:  # fmt: skip
         own = dtype_of(model)
         if own not in (None, torch.float32):
-            raise ValueError(f"inner_precision bfloat16 is for a float32 network, this one is {own}: leave it out")
+            raise ValueError(f"inner_precision bfloat16 needs a float32 network, this one is {own}: omit it")
         low = Lowered(model, "bfloat16")
         return self.method.adversary(low, x, y, rng=rng, ids=ids, progress=progress, state=state)
 
@@ -98,11 +99,12 @@ class LowInner(Method):
 
 
 def lowered(method: Method, precision: InnerPrecision) -> Method:
-    """The method with its inner chain in that precision; itself for float32, and for auto, which is chosen later."""
+    """The method with its inner chain in ``precision``; unchanged for float32, and for auto, which is resolved
+    later."""
     return LowInner(method) if precision == "bfloat16" else method
 
 
 def exact(method: Method) -> Method:
-    """The method without `ATENT.drop_below`, whose gradient is that of all iterates; itself for any other."""
+    """The method without `ATENT.drop_below`, whose gradient is that of all iterates; any other unchanged."""
     changes: dict[str, Any] = {"drop_below": 0.0}
     return replace(method, **changes) if getattr(method, "drop_below", 0.0) else method

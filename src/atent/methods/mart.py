@@ -33,17 +33,17 @@ class MART(Method):
     """min over w of the mean of BCE(f(x'), y) + beta KL(f(x) || f(x')) (1 - p_y(x)) (Wang et al. 2020).
 
     BCE(z, y) = -log p_y - log(1 - max over i != y of p_i) is the boosted cross-entropy; x' is the end of PGD on the
-    cross-entropy. The factor 1 - p_y(x) lets samples weigh more that the network gets wrong without an adversary. The
-    gradient runs through all of it: both arguments of the KL, and the factor.
+    cross-entropy. The factor 1 - p_y(x) increases the weight of samples that are misclassified without an adversary.
+    The gradient flows through all terms: both arguments of the KL, and the factor.
 
-    As the authors' code: the adversary sees the network in eval mode and begins at x + start_noise N(0, I), the loss
-    sees it as the loop trains it, first the clean batch, then the perturbed one, in two passes. Their code adds 1e-4
-    and 1e-12 inside logarithms and 1e-7 to the factor, of which the exact forms here have no need; so its second term
-    of the boosted cross-entropy ends at about 9.2, and the one here has no end. ``steps`` forwards and backwards for
-    the adversary, two of each for the loss.
+    As in the authors' code, the adversary uses the network in eval mode and starts at x + start_noise N(0, I); the loss
+    uses it in the mode of the training loop, with two passes: first the clean batch, then the perturbed one. Their code
+    adds 1e-4 and 1e-12 inside logarithms and 1e-7 to the factor, which the exact forms here do not need; so its second
+    term of the boosted cross-entropy is at most about 9.2, and the one here is unbounded. Passes: ``steps`` forwards
+    and backwards for the adversary, two of each for the loss.
 
-    ``beta`` is lambda in the paper; the authors' code takes 6 for a wide network (and by default), 5 for ResNet-18. At
-    eps 0.031 it takes 10 steps of 0.007.
+    ``beta`` is lambda in the paper; the authors' code uses 6 for a wide network (and by default), 5 for ResNet-18, and
+    10 steps of 0.007 at eps 0.031.
 
     Metrics: accuracy at clean (``clean``) and perturbed inputs (``robust``), and the two parts of the loss, the
     boosted cross-entropy (``boosted_loss``) and the mean weighted KL without ``beta`` (``robust_loss``).
@@ -73,7 +73,7 @@ class MART(Method):
     steps: int = 10
     """Number of gradient steps."""
     step_size: float | None = None
-    """Length of a step in pixel units; default: 2.5 eps / steps, with ten steps eps / 4."""
+    """Length of a step in pixel units; default: 2.5 eps / steps, eps / 4 for ten steps."""
     beta: float = 6.0
     """Weight of the weighted KL divergence, at least 0."""
     start_noise: float = 0.001

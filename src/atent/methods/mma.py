@@ -20,13 +20,13 @@ from atent.rng import Batch, seed_from
 from atent.threat import Threat, per_sample
 
 REACH = 1.05
-"""How far the boundary is looked for, in units of d_max: a little beyond the hinge, as the authors do."""
+"""Range of the bisection in units of d_max: slightly beyond the hinge, as in the authors' code."""
 
 _EPS_MIN = {"linf": 0.005, "l2": 0.5}
 
 
 def soft_logit_margin(logits: Tensor, y: Tensor) -> Tensor:
-    """log sum over i != y of exp(z_i), minus z_y; negative exactly where p_y > 1/2. Shape (n,)."""
+    """log sum over i != y of exp(z_i), minus z_y; negative if and only if p_y > 1/2. Shape (n,)."""
     z = logits.to(torch.promote_types(logits.dtype, torch.float32))
     own = z.gather(1, y[:, None])
     return z.scatter(1, y[:, None], float("-inf")).logsumexp(1) - own.squeeze(1)
@@ -35,34 +35,34 @@ def soft_logit_margin(logits: Tensor, y: Tensor) -> Tensor:
 @method
 @dataclass(frozen=True)
 class MMA(Method):
-    """Push each sample's decision boundary away, up to d_max (Ding et al. 2020, Algorithms 1 and 2).
+    """Maximise each sample's margin to the decision boundary, up to d_max (Ding et al. 2020, Algorithms 1 and 2).
 
     ``clean_weight`` times the mean cross-entropy at x, plus the rest times the mean of
-        the cross-entropy at x                  where the sample is wrong,
-        the cross-entropy at x + delta*         where it is right and its margin d is below d_max (the hinge),
-        0                                       where it is right and farther from the boundary.
-    d_max is the threat's eps. x + delta* lies on the boundary, at length d along the direction that AN-PGD found: PGD
+        the cross-entropy at x                  if the sample is misclassified, the cross-entropy at x + delta*
+        if it is correctly classified and its margin d is below d_max (the hinge), 0
+        if it is correctly classified and farther from the boundary.
+    d_max is the threat's eps. x + delta* lies on the boundary, at distance d along the direction of AN-PGD: PGD
     on the soft logit margin (SLM) within the sample's own eps, then bisection on [0, 1.05 d_max] for the SLM's zero.
-    The sample's next eps is d, but at least ``eps_min``; all begin there. Delta* is held fixed in the gradient.
+    The sample's next eps is d, but at least ``eps_min``, the initial value. Delta* is constant in the gradient.
 
-    As the authors' code: right means SLM < 0 in the train-mode clean pass (p_y > 1/2, which asks for more than the
-    largest logit where there are three classes or more); the loss at the boundary is the cross-entropy, which the
-    paper puts in the place of the SLM for stability (``margin_loss="slm"`` is the form that its theory starts from);
-    of the two train-mode passes, one sees the clean batch, the other the boundary points of all right samples, the
-    hinged ones included (they count in batch-norm), and the clean inputs of the wrong ones.
+    As in the authors' code, correctly classified means SLM < 0 in the train-mode clean pass (p_y > 1/2, which is
+    stricter than the largest logit for three or more classes); the loss at the boundary is the cross-entropy, which the
+    paper uses instead of the SLM for stability (``margin_loss="slm"`` is the form of its theory); of the two train-mode
+    passes, one is on the clean batch, the other on the boundary points of all correctly classified samples, including
+    those beyond the hinge (they count in batch-norm), and the clean inputs of the misclassified ones.
 
     Deviations from their code (BorealisAI/mma_training). The clean pass comes after the attack here and before it
-    there: with batch-norm, the statistics that their attack sees hold this batch already; without, the order makes no
-    difference. Attack and bisection see the model in eval mode here; there the bisection, and the pass before it that
-    asks for the class at the attack's end, are in train mode, with a graph, and move batch-norm ``bisection + 1``
-    times. AN-PGD runs on the whole batch, so that nothing waits for the device: a wrong sample's bisection ends near 0,
-    hence at ``eps_min``, where they wrote 0. The direction is delta / ||delta|| as in the paper, where the code divides
-    by eps. The boundary point is clamped to the box, also at the end; d is the length before that clamp. PGD projects
-    onto the ball, then the box; ``start`` is uniform in the ball, theirs in l2 a random image pulled into the ball. A
-    zero gradient moves nothing.
+    there: with batch-norm, the statistics in their attack include this batch already; without, the order makes no
+    difference. Attack and bisection use the model in eval mode here; there the bisection, and the pass before it that
+    classifies the attack's last iterate, are in train mode, with a graph, and update batch-norm ``bisection + 1``
+    times. AN-PGD runs on the full batch, so that the host does not wait for the device: a misclassified sample's
+    bisection ends near 0, hence at ``eps_min``; they set 0. The direction is delta / ||delta|| as in the paper; their
+    code divides by eps. The boundary point is clamped to the box, also at the end; d is the length before that clamp.
+    PGD projects onto the ball, then the box; ``start`` is uniform in the ball, theirs in l2 a random image projected
+    onto the ball. A zero gradient does not move the iterate.
 
-    ``steps + bisection`` forwards and ``steps`` backwards for the adversary, two of each for the loss (one backward
-    with ``clean_weight=0``). A wrong sample's margin counts as 0.
+    Passes: ``steps + bisection`` forwards and ``steps`` backwards for the adversary, two of each for the loss (one
+    backward with ``clean_weight=0``). The margin of a misclassified sample is 0.
 
     References
     ----------
@@ -85,15 +85,15 @@ class MMA(Method):
     alike: ClassVar[tuple[str, ...]] = ("eps",)
 
     threat: Threat
-    """Its norm is the margin's, its eps is d_max: samples with a larger margin are left alone."""
+    """Norm of the margin; its eps is d_max: samples with a larger margin have no loss."""
     steps: int = 10
     """Number of gradient steps."""
     bisection: int = 10
-    """Number of points at which the bisection asks for the class, 5 to 53; beyond 24 float32 gains nothing."""
+    """Number of points evaluated by the bisection, 5 to 53; float32 has no use for more than 24."""
     step_scale: float = 2.5
     """Length of a step: step_scale * eps / steps, with each sample's own eps; above 0."""
     start: Start = "uniform"
-    """Where the adversary begins: zero, uniform, corner (linf), sphere (l2) or cube."""
+    """Start of the adversary: zero, uniform, corner (linf), sphere (l2) or cube."""
     eps_min: float | None = None
     """First and smallest eps of a sample; default: 0.005 (linf), 0.5 (l2), as on CIFAR-10, at most d_max."""
     clean_weight: float = 1 / 3
@@ -103,14 +103,14 @@ class MMA(Method):
 
     def __post_init__(self) -> None:
         if not float(self.threat.eps) > 0:
-            raise ValueError("the threat's eps is MMA's d_max and must be above 0, got 0")
+            raise ValueError("the threat's eps, MMA's d_max, must be above 0, got 0")
         check_budget(self.threat)
         check_number("steps", self.steps, 1, whole=True)
-        # Fewer, and a sample without a boundary in reach could end below d_max: 1.05 / 2^4 > 0.05.
+        # With fewer, a sample without a boundary in the range could end below d_max: 1.05 / 2^4 > 0.05.
         check_number("bisection", self.bisection, 5, whole=True)
         if self.bisection > 53:
-            raise ValueError(f"bisection must be at most 53 (no float halves more often), got {self.bisection}")
-        # Without steps the direction is the start's, and from start zero there is none.
+            raise ValueError(f"bisection must be at most 53 (the precision of floats), got {self.bisection}")
+        # Without steps the direction is that of the start, and start zero has none.
         check_number("step_scale", self.step_scale, 0, above=True)
         check_start(self.threat, self.start)
         if self.eps_min is not None:
@@ -127,7 +127,7 @@ class MMA(Method):
 
     @property
     def d_max(self) -> float:
-        """The hinge: the margin up to which a sample is pushed."""
+        """The hinge: the margin above which a sample has no loss."""
         return float(self.threat.eps)
 
     @property
@@ -143,7 +143,7 @@ class MMA(Method):
         self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator,
         ids: Tensor | None = None, progress: float = 1.0, state: State | None = None,
     ) -> list[Tensor]:  # fmt: skip
-        """[boundary points (n, ...), margins (n,)]; with ``state`` and ``ids`` the samples' eps are brought up to date.
+        """[boundary points (n, ...), margins (n,)]; with ``state`` and ``ids`` the samples' eps are updated.
 
         Without either of them, all samples take ``eps_min``.
         """
@@ -153,7 +153,7 @@ class MMA(Method):
         else:
             eps = state["eps"][ids].to(x.dtype)
         inner = seed_from(rng)
-        # A start grows with its radius: draw it in the unit ball and shrink it to each sample's own.
+        # Starts scale with the radius: sample in the unit ball and scale by each sample's eps.
         begin = start(Threat(threat.norm, 1.0, threat.box), self.start, x, Batch(rng)) - x
         z = threat.clamp(x + per_sample(eps, x) * begin)
         step = per_sample(self.step_scale / self.steps * eps, x)
@@ -163,7 +163,7 @@ class MMA(Method):
                 grad, _, _ = oracle.gradient(z, y, soft_logit_margin)
                 z = threat.project(z + step * threat.ascent(grad), x, eps=eps)
             length = threat.distance(z, x).to(x.dtype)
-            # The floor keeps 0/0 away: a sample that did not move has no direction, and never crosses.
+            # The floor avoids 0/0: a sample that did not move has no direction, and does not cross the boundary.
             direction = (z - x) / per_sample(length.clamp_min(torch.finfo(x.dtype).tiny), x)
 
             def at(t: Tensor) -> Tensor:
@@ -176,7 +176,7 @@ class MMA(Method):
             )  # fmt: skip
         if state is not None and ids is not None:
             now = margin.to(state["eps"].dtype).clamp_min(self.resolved_eps_min)
-            # Every process keeps the eps of all samples.
+            # Every process stores the eps of all samples.
             state["eps"].index_copy_(0, gathered(ids.to(now.device)), gathered(now))
         return [at(margin).detach(), margin]
 
@@ -189,7 +189,7 @@ class MMA(Method):
         self, model: nn.Module, x: Tensor, y: Tensor, aux: Any, *, progress: float = 1.0, state: State | None = None
     ) -> tuple[Tensor, Metrics]:
         boundary, margin = aux
-        # Without its loss the clean pass still measures accuracy, and moves batch-norm.
+        # With clean_weight 0 the clean pass still measures accuracy, and updates batch-norm.
         with torch.set_grad_enabled(self.clean_weight > 0):
             logits = ask(model, x)
         right = soft_logit_margin(logits.detach(), y) < 0
