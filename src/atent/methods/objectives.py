@@ -1,4 +1,4 @@
-"""The gradients of ATENT's objectives, each on one Langevin chain x^0 .. x^K and beside its formula.
+"""The gradients of ATENT's objectives on a Langevin chain x^0 .. x^K, each with its formula.
 
 c_k is the share of iterate k, L the loss of chain and average, mu^K = sum_k c_k mean_i L(x_i^k).
 """
@@ -26,7 +26,7 @@ Losses = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 class Samples(NamedTuple):
-    """The adversary of the data-entropy objective: iterates, and what the chain saw of their losses."""
+    """The adversary of the data-entropy objective: iterates and their losses in the chain."""
 
     iterates: list[Tensor]
     """[x^1, ..., x^K], each (chains n, ...)."""
@@ -45,29 +45,29 @@ class Samples(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Where an objective's body ended."""
+    """The result of an objective's body."""
 
     iterates: list[Tensor]
     """[x^1, ..., x^K], each (chains n, ...)."""
     logits: Tensor
-    """The network's answer at x^K."""
+    """The network's logits at x^K."""
 
 
 class Step:
-    """What a body adds up over the iterates of one batch: mu^K, and the gradient in each parameter's ``.grad``."""
+    """The sums of a body over the iterates of one batch: mu^K, and the gradient in each parameter's ``.grad``."""
 
     def __init__(
         self, model: nn.Module, x: Tensor, labels: Tensor, losses: Losses, shares: list[float], skipped: int,
         weight: float, keep: bool,
     ) -> None:  # fmt: skip
-        """``x`` and ``labels`` hold the batch once for each chain; ``weight`` multiplies the gradient; with ``keep`` a
-        body gives all iterates, else the last alone."""
+        """``x`` and ``labels`` contain the batch once for each chain; ``weight`` multiplies the gradient; with ``keep``
+        a body returns all iterates, else only the last."""
         self.iterates: deque[Tensor] = deque(maxlen=None if keep else 1)
         self.model, self.x, self.labels = model, x, labels
         self.shares, self.skipped, self.weight = shares, skipped, weight
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.targets: list[Tensor] = list(self.parameters)
-        # `sharding.is_sharded`, without a call in each step.
+        # `sharding.is_sharded`, evaluated once.
         self.by_backward = hasattr(self.parameters[0], "full_tensor") if self.parameters else False
         self.mu = self.fit = torch.zeros((), device=x.device)
         self.clean: Tensor | None = None
@@ -75,14 +75,14 @@ class Step:
         self.losses = losses
 
     def input_gradient(self, z: Tensor) -> Tensor:
-        """The gradient of each sample's loss at ``z``, in a pass of its own; the clean answer is a constant there."""
+        """The gradient of each sample's loss at ``z``, in a separate pass; the clean logits are constant in it."""
         z = z.detach().requires_grad_()
         reference = None if self.reference is None else self.reference.detach()
         losses = self.losses(ask(self.model, z), self.labels, reference)
         return torch.autograd.grad(losses, z, torch.ones_like(losses))[0]
 
     def add_at(self, z: Tensor, share: float, factors: Tensor | None = None) -> Tensor:
-        """Add the iterate ``z`` in a pass of its own, each sample's gradient times its factor; gives the logits."""
+        """Add the iterate ``z`` in a separate pass, each sample's gradient times its factor; returns the logits."""
         logits = ask(self.model, z)
         losses = self.losses(logits, self.labels, self.reference)
         factors = torch.ones_like(losses) if factors is None else factors.to(losses.dtype)
@@ -90,11 +90,11 @@ class Step:
         return logits
 
     def descend(self, share: float, losses: Tensor, factors: Tensor, z: Tensor | None = None) -> Tensor | None:
-        """Add an iterate, each sample's gradient times its factor; the gradient at its input ``z``, where one is given.
+        """Add an iterate, each sample's gradient times its factor; returns the gradient at its input ``z``, if given.
 
-        Where ``z`` is given, a share of 0 spares the pass to the weights. ``torch.autograd.grad`` does not reach the
-        weights of a network that the ranks share: there one ``backward()`` leaves both gradients, times the share,
-        which that of ``z`` is divided by.
+        With ``z``, a share of 0 omits the backward pass to the weights. ``torch.autograd.grad`` does not reach the
+        weights of a sharded network: there one ``backward()`` computes both gradients, times the share, by which that
+        of ``z`` is divided.
         """
         weighs = share != 0 or z is None
         scale = self.weight * share / len(self.x)
@@ -102,7 +102,7 @@ class Step:
             self.mu = self.mu + share * losses.detach().mean()
         if self.by_backward and weighs:
             torch.autograd.backward(losses, factors * scale)
-            # A rank without rows of its own has weight 0, makes the same passes, and its chain counts nowhere.
+            # A rank without rows of its own has weight 0 and makes the same passes; its chain is not used.
             return None if z is None or z.grad is None else z.grad / (scale or 1.0)
         inputs, weights = ([] if z is None else [z]), (self.targets if weighs else [])
         grads = torch.autograd.grad(losses, [*inputs, *weights], factors, allow_unused=True)
@@ -112,18 +112,18 @@ class Step:
 
 
 def tracked(model: nn.Module) -> list[_NormBase]:
-    """The batch- and instance-norm layers whose running statistics a train-mode forward would move."""
+    """The batch- and instance-norm layers whose running statistics a train-mode forward updates."""
     return [m for m in model.modules() if isinstance(m, _NormBase) and m.training and m.track_running_stats]
 
 
 @contextmanager
 def two_updates(layers: list[_NormBase]) -> Iterator[None]:
-    """Inside, one forward moves the running statistics as two forwards of the same batch would.
+    """Inside, one forward updates the running statistics as two forwards of the same batch do.
 
     With momentum m two updates are one with 1 - (1 - m)^2; with ``momentum=None`` (the cumulative average) after n
-    batches they are one with 2 / (n + 2), where the host waits for n, as torch itself does at each such forward.
-    ``num_batches_tracked`` counts one more. Exact for layers that a forward uses once; one that it uses twice sees its
-    two updates in another order.
+    batches they are one with 2 / (n + 2), for which the host waits for n, as torch itself does at each such forward.
+    ``num_batches_tracked`` is incremented once more. Exact for layers that a forward uses once; for one that it uses
+    twice the order of updates differs.
     """
     momenta = [layer.momentum for layer in layers]
     counters = [
@@ -144,9 +144,9 @@ def two_updates(layers: list[_NormBase]) -> Iterator[None]:
 
 
 def free_energy(step: Step, chain: Sampler, streams: Streams) -> Found:
-    """grad mu^K = sum_k c_k mean_i grad_w L(x_i^k), as the chain goes.
+    """grad mu^K = sum_k c_k mean_i grad_w L(x_i^k), accumulated along the chain.
 
-    One forward at x^k serves grad_x L for the chain's next step and grad_w L for the sum.
+    One forward at x^k gives grad_x L for the chain's next step and grad_w L for the sum.
     """
     norms = tracked(step.model)
     z, iterates = chain.begin(step.x, streams).detach(), step.iterates
@@ -154,11 +154,11 @@ def free_energy(step: Step, chain: Sampler, streams: Streams) -> Found:
         last = k == chain.steps
         if k:
             iterates.append(z.detach())
-        # The first iterates have no loss pass and the last no gradient pass; the others' forward serves as both.
+        # The first iterates have no loss pass and the last no gradient pass; the others share one forward for both.
         with two_updates(norms) if norms and step.skipped < k < chain.steps else nullcontext():
             logits = ask(step.model, z.requires_grad_(not last))
         losses = step.losses(logits, step.labels, step.reference)
-        # Where alpha is 1, or so near that the share underflows, the older iterates weigh nothing.
+        # If alpha is 1, or so near that the share underflows, the older iterates have no weight.
         slope = step.descend(share, losses, torch.ones_like(losses), None if last else z)
         if slope is not None:
             z = chain.move(z.detach(), step.x, slope, k, streams)
@@ -166,7 +166,7 @@ def free_energy(step: Step, chain: Sampler, streams: Streams) -> Found:
 
 
 def free_energy_two_passes(step: Step, chain: Sampler, streams: Streams) -> Found:
-    """The same sum in two passes at each iterate, which see two dropout masks.
+    """The same sum in two passes at each iterate, with two dropout masks.
 
     The authors' order: the loss pass at x^k comes before the gradient pass at x^k.
     """
@@ -182,7 +182,7 @@ def free_energy_two_passes(step: Step, chain: Sampler, streams: Streams) -> Foun
 
 
 def free_energy_at(step: Step, iterates: list[Tensor]) -> Found:
-    """The same sum at the iterates of a chain that is over."""
+    """The same sum at the iterates of a complete chain."""
     for z, share in zip(iterates[step.skipped :], step.shares[step.skipped + 1 :], strict=True):
         logits = step.add_at(z, share)
     return Found(iterates, logits)
@@ -190,22 +190,24 @@ def free_energy_at(step: Step, iterates: list[Tensor]) -> Found:
 
 def check_samples(chain: Sampler, noise: float, samples: int) -> None:
     """ValueError, with the reason, for a chain whose iterates do not sample p, or too few ``samples`` for a covariance;
-    ``noise`` is the smallest of the training."""
+    ``noise`` is the minimum over the training."""
     if noise == 0:
-        raise ValueError("objective 'data-entropy' needs noise above 0: without it the chain climbs, it samples no p")
+        raise ValueError(
+            "objective 'data-entropy' needs noise above 0, got 0: without noise the chain does not sample p"
+        )
     if chain.gradient != "raw":
         raise ValueError(
-            f"objective 'data-entropy' needs gradient 'raw', got {chain.gradient!r}: steps of one length"
-            " for all gradients do not sample p"
+            f"objective 'data-entropy' needs gradient 'raw', got {chain.gradient!r}: steps of equal"
+            " length do not sample p"
         )
     if chain.projection == "last":
         raise ValueError(
-            "objective 'data-entropy' needs projection 'never' or 'every', got 'last': one projected iterate among"
-            " free ones is no sample of their p"
+            "objective 'data-entropy' needs projection 'never' or 'every', got 'last': a single projected"
+            " iterate is not a sample of p"
         )
     if samples < 2:
         raise ValueError(
-            "objective 'data-entropy' needs 2 samples or more for a covariance, got 1: lower burn_in, or raise"
+            "objective 'data-entropy' needs at least 2 samples for a covariance, got 1: lower burn_in, or raise"
             " steps or chains"
         )
 
@@ -213,7 +215,7 @@ def check_samples(chain: Sampler, noise: float, samples: int) -> None:
 def data_entropy(step: Step, samples: Samples, images: int, temperature: float) -> Found:
     """grad L_DE = E_p[grad L] + Cov_p(L, grad L) / T = E_p[(1 + (L - E_p[L]) / T) grad L], image by image.
 
-    The mean of an image's losses is known when the chain is over, so the weights' pass comes second.
+    The mean of an image's losses is known after the chain, so the weights' pass comes second.
     """
     factors = samples.factors(step.skipped, images, temperature)
     kept = zip(samples.iterates[step.skipped :], step.shares[step.skipped + 1 :], factors, strict=True)
@@ -226,11 +228,11 @@ def data_entropy(step: Step, samples: Samples, images: int, temperature: float) 
 def kl_outer(step: Step, x: Tensor, y: Tensor, beta: float, smoothing: float) -> Iterator[None]:
     """grad [CE(f(x), y) + beta mu^K] with L(x') = KL(f(x) || f(x')), mu^K's gradient by the body inside.
 
-    The clean answer f(x) is a target of the body beside the weights: what passes through it is summed there, and goes
-    to the weights once, d f(x)/d w (grad_f CE + beta grad_f mu^K).
+    The clean logits f(x) are a target of the body in addition to the weights: their gradients are summed there, and
+    backpropagated to the weights once, d f(x)/d w (grad_f CE + beta grad_f mu^K).
     """
     weight = step.weight
-    # The gradients of all iterates are summed at the clean answer: not in half precision.
+    # The gradients of all iterates are summed at the clean logits: not in half precision.
     step.clean = clean = wide(ask(step.model, x))
     step.reference = reference = clean.detach().requires_grad_()
     step.targets.append(reference)
@@ -247,7 +249,7 @@ def kl_outer(step: Step, x: Tensor, y: Tensor, beta: float, smoothing: float) ->
 
 
 def _accumulate(targets: Sequence[Tensor], grads: Sequence[Tensor | None], share: float) -> None:
-    """p.grad += share * g, without a graph; a tensor that the loss does not reach keeps what it has."""
+    """p.grad += share * g, without a graph; unchanged for tensors that the loss does not depend on."""
     pairs = [(p, g) for p, g in zip(targets, grads, strict=True) if g is not None]
     old = [(p.grad, g) for p, g in pairs if p.grad is not None]
     if old:

@@ -21,16 +21,16 @@ from atent.threat import NORMS, Threat
 class PGDAT(Method):
     """min over w of the mean of max over the ball of the cross-entropy (Madry et al. 2018; supplement, Algorithm 2).
 
-    The inner maximum is PGD with a gradient per sample: the supplement's Algorithm 2 prints a batch average, which
-    would move every sample in one direction. The adversary sees the model in ``mode``, eval by default, the loss in
-    train mode.
+    The inner maximum is PGD with a gradient per sample: the supplement's Algorithm 2 has a batch average, which moves
+    every sample in the same direction. The adversary uses the model in ``mode``, eval by default, the loss in train
+    mode.
 
-    Codes differ in that mode. In the training loops of Rice et al. 2020 (locuslab/robust_overfitting) and Wong et al.
-    2020 (locuslab/fast_adversarial) the attack sees the network in train mode: ``mode="train"``. There each of its
-    passes also moves batch-norm's running statistics, and in Rice et al.'s two more do: one at the attack's end, which
-    chooses between restarts, and a clean one at the new weights, made for the records. Here the adversary leaves no
-    trace in either mode, and the statistics take the perturbed batch alone. Their steps at eps 8/255 are 2/255, ten and
-    seven of them, from a uniform start that is clamped to the box.
+    Implementations differ in that mode. In the training loops of Rice et al. 2020 (locuslab/robust_overfitting) and
+    Wong et al. 2020 (locuslab/fast_adversarial) the attack uses the network in train mode: ``mode="train"``. There each
+    of its passes also updates batch-norm's running statistics, and in Rice et al.'s two more do: one after the attack,
+    which chooses between restarts, and a clean one at the new weights, for logging. Here the adversary does not change
+    the network in either mode, and only the perturbed batch updates the statistics. At eps 8/255 they use ten and seven
+    steps of 2/255, from a uniform start clamped to the box.
 
     References
     ----------
@@ -65,15 +65,15 @@ class PGDAT(Method):
     step_size: float | None = None
     """Length of a step in pixel units; default: 2.5 eps / steps."""
     start: Start = "uniform"
-    """Where the adversary begins: zero, uniform, corner (linf), sphere (l2) or cube."""
+    """Start of the adversary: zero, uniform, corner (linf), sphere (l2) or cube."""
     keep: Literal["last", "best"] = "last"
-    """Which iterate to train on: the last, or the one with the highest loss."""
+    """Iterate to train on: the last, or the one with the highest loss."""
     mode: Literal["eval", "train"] = "eval"
-    """Mode in which the adversary sees the model: in eval mode, or as the loop trains it (train)."""
+    """Mode of the model in the adversary: eval mode, or that of the training loop (train)."""
     eps_warmup: float = 0.0
     """Share of the training over which eps grows linearly from 0."""
     label_smoothing: float = 0.0
-    """Share of the label spread over all classes in the loss; the adversary has hard labels, in [0, 1)."""
+    """Label smoothing in the loss, in [0, 1); the adversary uses hard labels."""
 
     def __post_init__(self) -> None:
         check_warmup(self.eps_warmup)

@@ -25,11 +25,12 @@ from atent.threat import Threat
 
 
 class Averaged(nn.Module):
-    """Log of the mean softmax over m noisy copies of each input: the smoothed classifier, by m noise samples.
+    """Log of the mean softmax over m noisy copies of each input: the smoothed classifier, estimated with m noise
+    samples.
 
-    ``noise`` is (n m, ...), a sample's copies side by side; inputs (n, ...) to log-probabilities (n, classes), whose
-    cross-entropy is Salman et al.'s J. One batched forward for all copies; logarithms throughout, so that no small
-    probability is lost (their code clamps the mean at 1e-20, where its gradient stops).
+    ``noise`` is (n m, ...), with a sample's copies adjacent; from inputs (n, ...) to log-probabilities (n, classes),
+    whose cross-entropy is Salman et al.'s J. One batched forward for all copies; computed with logarithms, so that
+    small probabilities do not underflow (their code clamps the mean at 1e-20, below which the gradient is 0).
     """
 
     def __init__(self, model: nn.Module, noise: Tensor) -> None:
@@ -46,12 +47,12 @@ class Averaged(nn.Module):
 
 @dataclass(frozen=True)
 class SmoothDDN(Attack):
-    """The decoupled direction and norm search (Rony et al. 2019) with a largest norm, as Salman et al. train with it.
+    """The decoupled direction and norm attack (Rony et al. 2019) with a maximum norm, as used by Salman et al.
 
-    The norm begins at eps, shrinks by ``shrink`` after a success and grows by it after a failure; the direction takes
-    steps of the unit gradient, from nearly 1 down to 0.01 on a cosine. The result is the smallest adversarial
-    perturbation met, pulled into the ball (which may undo it), and x itself where none was met. ``steps`` forwards,
-    ``steps - 1`` backwards: the authors' last gradient moves nothing that is looked at.
+    The norm starts at eps, shrinks by ``shrink`` after a success and grows by it after a failure; the direction takes
+    steps along the unit gradient, with a cosine schedule from nearly 1 to 0.01. The result is the smallest adversarial
+    perturbation found, projected onto the ball (which may make it fail), and x itself if none was found. ``steps``
+    forwards, ``steps - 1`` backwards: the authors' last gradient does not affect the result.
     """
 
     threat: Threat
@@ -69,19 +70,19 @@ class SmoothDDN(Attack):
 class SmoothAdv(Method):
     """Cross-entropy under Gaussian noise around an adversarial input of the smoothed classifier (Salman et al. 2019).
 
-    The adversary maximises J(x') = -log( mean over i of softmax(f(x' + delta_i))_y ), delta_i ~ N(0, sigma^2), over
-    the l2 ball; the loss is the mean over the m copies of the cross-entropy at x_adv + delta_i. The same m serve all
-    steps of the attack and the loss, as in the paper's pseudocode: its code's ``--train-multi-noise``. Noisy
-    copies are not clamped to the box. The adversary sees the model in eval mode, the loss in train mode.
+    The adversary maximises J(x') = -log( mean over i of softmax(f(x' + delta_i))_y ), delta_i ~ N(0, sigma^2), over the
+    l2 ball; the loss is the mean over the m copies of the cross-entropy at x_adv + delta_i. The same m samples are used
+    in all steps of the attack and in the loss, as in the paper's pseudocode (``--train-multi-noise`` in its code).
+    Noisy copies are not clamped to the box. The adversary uses the model in eval mode, the loss in train mode.
 
-    PGD begins at x and steps by 2 eps / steps, as the code does (it has a random start and ignores it). DDN is Rony
-    et al.'s search on J, its norm beginning at eps and bounded by it.
+    PGD starts at x with steps of 2 eps / steps, as in the code (which has a random start but ignores it). DDN is Rony
+    et al.'s attack on J, with the norm starting at eps and bounded by it.
 
-    Deviations from their code: a batch of n inputs makes one step with n m copies (they cut it into m parts and make m
-    steps: their batch of m n is ours of n); PGD projects onto the ball, then the box (they clamp first); a zero
-    gradient moves nothing (they draw a random one); DDN calls a point adversarial by the mean softmax (they by the
-    majority of the copies), and its perturbations are not rounded to 256 levels; eps warms up with the progress, from 0
-    (they by whole epochs, the first of which has eps / warmup already).
+    Deviations from their code: a batch of n inputs makes one step with n m copies (they split it into m parts and make
+    m steps: their batch of m n is ours of n); PGD projects onto the ball, then the box (they clamp first); a zero
+    gradient does not move the iterate (they sample a random one); DDN's success criterion is the mean softmax (theirs
+    the majority of the copies), and its perturbations are not rounded to 256 levels; eps warms up with the progress,
+    from 0 (theirs by epochs, the first of which has eps / warmup).
 
     References
     ----------
@@ -117,7 +118,7 @@ class SmoothAdv(Method):
     step_size: float | None = None
     """Length of a PGD step in pixel units; default: 2 eps / steps. DDN sets its own."""
     start: Start = "zero"
-    """Where PGD begins: zero, uniform, sphere or cube. DDN begins at zero."""
+    """Start of PGD: zero, uniform, sphere or cube. DDN starts at zero."""
     shrink: float = 0.05
     """Factor by which DDN changes its norm: (1 - shrink) after a success, (1 + shrink) after a failure."""
     eps_warmup: float = 0.0
@@ -126,15 +127,15 @@ class SmoothAdv(Method):
     def __post_init__(self) -> None:
         check_number("sigma", self.sigma, 0)
         check_number("samples", self.samples, 1, whole=True)
-        # DDN looks at x first: with one step it would see nothing else.
+        # DDN evaluates x first: with one step it would evaluate nothing else.
         check_number("steps", self.steps, 2 if self.attack == "ddn" else 1, whole=True)
         if self.attack == "ddn" and (self.step_size is not None or self.start != "zero"):
-            raise ValueError("step_size and start are PGD's: leave them out with attack 'ddn'")
+            raise ValueError("step_size and start have no effect with attack 'ddn': omit them")
         check_number("shrink", self.shrink, 0)
         if self.shrink >= 1:
             raise ValueError(f"shrink must lie in [0, 1), got {self.shrink}")
         if self.attack == "pgd" and self.shrink != SmoothAdv.shrink:
-            raise ValueError("shrink is DDN's: leave it out with attack 'pgd', or use attack 'ddn'")
+            raise ValueError("shrink has no effect with attack 'pgd': omit it, or use attack 'ddn'")
         check_warmup(self.eps_warmup)
         check_budget(self.threat)
         adversary = self.adversary_at(1.0)
@@ -154,7 +155,7 @@ class SmoothAdv(Method):
         self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator,
         ids: Tensor | None = None, progress: float = 1.0, state: State | None = None,
     ) -> list[Tensor]:  # fmt: skip
-        """[adversarial inputs (n, ...), noise (n m, ...)]; the noise is drawn first, and only where sigma > 0."""
+        """[adversarial inputs (n, ...), noise (n m, ...)]; the noise is sampled first, and only if sigma > 0."""
         noise = x.detach().repeat_interleave(self.samples, 0)
         with adjacent():
             noise = self.sigma * Batch(rng).normal(noise) if self.sigma > 0 else torch.zeros_like(noise)

@@ -38,13 +38,13 @@ class Standard(Method):
     shardable = True
 
     label_smoothing: float = 0.0
-    """Share of the label spread over all classes in the loss, in [0, 1)."""
+    """Label smoothing in the loss, in [0, 1)."""
 
     def __post_init__(self) -> None:
         check_smoothing(self.label_smoothing)
 
     def settings_at(self, progress: float) -> Hashable:
-        """All of them, at all times."""
+        """All settings: they are constant."""
         return self
 
     def loss(

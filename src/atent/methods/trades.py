@@ -1,4 +1,4 @@
-"""TRADES: cross-entropy of the clean batch, plus the distance of the answers to clean and perturbed inputs."""
+"""TRADES: cross-entropy of the clean batch, plus the divergence of predictions at clean and perturbed inputs."""
 
 from __future__ import annotations
 
@@ -22,25 +22,24 @@ from atent.threat import NORMS, Threat
 class TRADES(Method):
     """min over w of the mean of CE(f(x), y) + beta max over the ball of KL(f(x) || f(x')) (Zhang et al. 2019).
 
-    The adversary sees the network in eval mode. It starts at x + start_noise N(0, I), not clamped, and takes
-    ``steps`` steps x' <- project(x' + step_size * d(g)), g the gradient of the KL with the clean logits held constant;
-    d is the sign (linf) or the unit gradient of each sample (l2). A zero gradient moves nothing. The loss sees the
-    network as the loop trains it (train mode): first the clean batch, then the perturbed one, in two passes, so that
-    batch-norm takes each by its own statistics. The gradient runs through both arguments of the KL.
+    The adversary uses the network in eval mode. It starts at x + start_noise N(0, I), not clamped, and takes ``steps``
+    steps x' <- project(x' + step_size * d(g)), g the gradient of the KL with constant clean logits; d is the sign
+    (linf) or the unit gradient of each sample (l2). A zero gradient does not move the iterate. The loss uses the
+    network in the mode of the training loop (train mode): first the clean batch, then the perturbed one, in two passes,
+    so that batch-norm normalises each by its own statistics. The gradient flows through both arguments of the KL.
 
     Passes: 1 clean and ``steps`` perturbed ones in eval mode, 1 clean and 1 perturbed one in train mode, that is
-    ``steps + 3`` forwards and ``steps + 2`` backwards. None can be spared: the adversary takes its gradients at
-    x'_0 .. x'_(steps-1), so the loss is the first to see the last iterate; the clean batch passes once in each
-    mode, since batch-norm and dropout give other logits in each; and one pass of both batches side by side, which costs
-    as much as two, would mix their batch-norm statistics. For a network with neither, where both modes are one, the
-    second clean pass repeats the first. The authors' code passes the clean batch anew for each KL, ``2 steps + 3`` in
-    all; without dropout the gradient is the same, but batch-norm statistics there take the clean batch twice, before
-    and after the perturbed one, and here once. With dropout, the two terms of the loss here share the clean batch's
-    mask.
+    ``steps + 3`` forwards and ``steps + 2`` backwards. All are necessary: the adversary takes its gradients at x'_0 ..
+    x'_(steps-1), so only the loss evaluates the last iterate; the clean batch passes once in each mode, since logits
+    differ between the modes with batch-norm and dropout; and one pass of both batches concatenated, which costs as much
+    as two, would mix their batch-norm statistics. For a network with neither, the second clean pass repeats the first.
+    The authors' code passes the clean batch again for each KL, ``2 steps + 3`` in all; without dropout the gradient is
+    the same, but there the clean batch updates batch-norm statistics twice, before and after the perturbed one, and
+    here once. With dropout, the two terms of the loss here share the clean batch's mask.
 
-    Other deviations, in l2: the authors' step is 2 eps / steps, they clamp to the box before the ball, here after, and
-    replace a zero gradient by a random one. ``beta = 0`` is `Standard`: there is no adversary, and batch-norm
-    statistics see the clean batch alone.
+    Other deviations, in l2: the authors' step is 2 eps / steps; they project onto the box before the ball, here after
+    it; they replace a zero gradient by a random one. ``beta = 0`` is `Standard`: there is no adversary, and only the
+    clean batch updates batch-norm statistics.
 
     Metrics: accuracy at clean (``clean``) and perturbed inputs (``robust``), and the two parts of the loss, the
     cross-entropy (``clean_loss``) and the mean KL without its factor (``robust_loss``); without an adversary the
@@ -68,7 +67,7 @@ class TRADES(Method):
     norms: ClassVar[tuple[str, ...]] = NORMS
 
     threat: Threat
-    """What the adversary may change."""
+    """Ball of the adversary."""
     steps: int = 10
     """Number of gradient steps on the KL divergence."""
     step_size: float | None = None
@@ -80,14 +79,14 @@ class TRADES(Method):
     eps_warmup: float = 0.0
     """Share of the training over which eps, and a given step size with it, grows linearly from 0."""
     label_smoothing: float = 0.0
-    """Share of the label spread over all classes in the clean batch's cross-entropy, in [0, 1)."""
+    """Label smoothing in the clean batch's cross-entropy, in [0, 1)."""
 
     def __post_init__(self) -> None:
         check_number("steps", self.steps, 1, whole=True)
         if self.step_size is not None:
             check_number("step_size", self.step_size, 0)
         check_number("beta", self.beta, 0)
-        # At x itself the KL is at its minimum: the gradient there is rounding, and its sign a full step of it.
+        # At x the KL is at its minimum: the gradient there is rounding error, and its sign a full step.
         check_number("start_noise", self.start_noise, 0, above=True)
         check_reach(self.threat, self.start_noise, "start_noise")
         check_warmup(self.eps_warmup)
@@ -106,7 +105,7 @@ class TRADES(Method):
         self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator,
         ids: Tensor | None = None, progress: float = 1.0, state: State | None = None,
     ) -> Tensor | None:  # fmt: skip
-        """x', or None where beta is 0; the model comes back as it was found."""
+        """x', or None if beta is 0; the state of the model is restored."""
         return self.attack(progress)(model, x, y, rng=rng) if self.beta > 0 else None
 
     def loss(

@@ -1,4 +1,4 @@
-"""TRADES on inputs with Gaussian noise, for networks that are to be smoothed."""
+"""TRADES on inputs with Gaussian noise, for randomized smoothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from atent.methods.gaussian import gaussian_noise
 from atent.methods.trades import TRADES
 from atent.threat import Threat
 
-# linf 2/255 around an image of 3072 values lies in this ball.
+# This ball contains the linf ball of radius 2/255 for an image of 3072 values.
 PUBLISHED = Threat("l2", 0.435)
 
 
@@ -25,15 +25,15 @@ class TRADESSmoothing(Method):
 
         min over w of E over n ~ N(0, sigma^2 I) of CE(f(x + n), y) + beta max over x' of KL(f(x + n) || f(x' + n)).
 
-    As stated by the authors (README of hongyanz/TRADES-smoothing) and coded in its trades.py: one sample n per input
-    and batch serves every pass of that batch, the adversary's included; the ball (l2) and the box are those of the
-    clean x; x + n and x' + n are not clamped. They train a ResNet-110 with sigma 0.12, eps 0.435 (linf 2/255 in 3072
-    dimensions), beta 6 and 10 steps, on images that are not normalised. The authors' mask is all ones and is left out.
-    The rest, deviations included, is as `TRADES` says; their l2 step is 2 eps / steps, 0.087 at the defaults, which a
-    recipe for their rows should set.
+    As stated by the authors (README of hongyanz/TRADES-smoothing) and implemented in its trades.py: one sample n per
+    input and batch is used in every pass of that batch, including the adversary's; the ball (l2) and the box are those
+    of the clean x; x + n and x' + n are not clamped. They train a ResNet-110 with sigma 0.12, eps 0.435 (linf 2/255 in
+    3072 dimensions), beta 6 and 10 steps, on images that are not normalised. The authors' mask is all ones and is
+    omitted. All else, including deviations, is as in `TRADES`; their l2 step is 2 eps / steps, 0.087 at the defaults,
+    which a recipe that reproduces their results should set.
 
-    ``sigma = 0`` draws no noise and is `TRADES`; ``beta = 0`` is `Gaussian`. While eps warms up, sigma stays. The
-    metrics are those of `TRADES`, ``clean`` at x + n and ``robust`` at x' + n.
+    ``sigma = 0`` samples no noise and is `TRADES`; ``beta = 0`` is `Gaussian`. sigma is constant while eps warms up.
+    The metrics are those of `TRADES`, ``clean`` at x + n and ``robust`` at x' + n.
 
     References
     ----------
@@ -64,7 +64,7 @@ class TRADESSmoothing(Method):
     step_size: float | None = None
     """Length of a step in pixel units; default: 2.5 eps / steps."""
     beta: float = 6.0
-    """Weight of the KL divergence, 1/lambda in the paper, at least 0; 0 is training on noise alone."""
+    """Weight of the KL divergence, 1/lambda in the paper, at least 0; 0 is Gaussian training."""
     start_noise: float = 0.001
     """Standard deviation of the Gaussian start around the clean input, in pixel units, above 0."""
     eps_warmup: float = 0.0
@@ -76,14 +76,14 @@ class TRADESSmoothing(Method):
 
     @property
     def trades(self) -> TRADES:
-        """The method that the noisy network is trained by."""
+        """The method applied to the noisy network."""
         return TRADES(self.threat, self.steps, self.step_size, self.beta, self.start_noise, self.eps_warmup)
 
     def adversary(
         self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator,
         ids: Tensor | None = None, progress: float = 1.0, state: State | None = None,
     ) -> list[Tensor | None]:  # fmt: skip
-        """[x', n], each None where there is none; the model comes back as it was found."""
+        """[x', n], None for an absent one; the state of the model is restored."""
         noise = gaussian_noise(x, self.sigma, rng)
         return [self.trades.adversary(shifted(model, noise), x, y, rng=rng, progress=progress), noise]
 
@@ -100,7 +100,7 @@ class TRADESSmoothing(Method):
 
 
 class Shifted(nn.Module):
-    """f(. + noise): a network whose inputs all carry one given noise."""
+    """f(. + noise): a network with a given noise added to its inputs."""
 
     def __init__(self, model: nn.Module, noise: Tensor) -> None:
         super().__init__()
@@ -112,5 +112,5 @@ class Shifted(nn.Module):
 
 
 def shifted(model: nn.Module, noise: Tensor | None) -> nn.Module:
-    """`Shifted`, or the model itself where there is no noise."""
+    """`Shifted`, or the model itself without noise."""
     return model if noise is None else Shifted(model, noise)
