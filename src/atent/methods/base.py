@@ -123,8 +123,7 @@ class Method(metaclass=Settings):
         self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator,
         ids: Tensor | None = None, progress: float = 1.0, state: State | None = None,
     ) -> Any:  # fmt: skip
-        """The adversarial inputs, or what else the loss needs from the adversary; the state of the model is
-        restored."""
+        """The adversary's result for `loss`, such as adversarial inputs; the state of the model is restored."""
         return None
 
     def loss(

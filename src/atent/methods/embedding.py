@@ -87,8 +87,8 @@ class EmbeddingTerm(metaclass=Settings):
 
 @dataclass(frozen=True)
 class EmbeddingRegularised(Method):
-    """The loss of ``method`` plus lambda D(Q_Z, N(0, sigma^2 I)), Q_Z the distribution of the embeddings (after Li et
-    al. 2021).
+    """The loss of ``method`` plus lambda D(Q_Z, N(0, sigma^2 I)), Q_Z the embeddings' distribution (after Li et al.
+    2021).
 
     Z is the input of the network's last Linear, or the output of ``term.layer``, flattened. D is one of two:
 
@@ -341,8 +341,7 @@ def regularised(method: Method, term: EmbeddingTerm) -> Method:
 
 
 def apart(method: Method, term: EmbeddingTerm) -> tuple[Method, EmbeddingTerm]:
-    """The method inside an `EmbeddingRegularised`, and its term; for any other method, ``method`` and ``term``
-    unchanged.
+    """The method inside an `EmbeddingRegularised`, and its term; for others, ``method`` and ``term`` unchanged.
 
     ValueError if both have one.
     """

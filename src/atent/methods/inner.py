@@ -99,8 +99,7 @@ class LowInner(Method):
 
 
 def lowered(method: Method, precision: InnerPrecision) -> Method:
-    """The method with its inner chain in ``precision``; unchanged for float32, and for auto, which is resolved
-    later."""
+    """The method with its inner chain in ``precision``; unchanged for float32, and for auto, resolved later."""
     return LowInner(method) if precision == "bfloat16" else method
 
 

@@ -25,8 +25,7 @@ from atent.threat import Threat
 
 
 class Averaged(nn.Module):
-    """Log of the mean softmax over m noisy copies of each input: the smoothed classifier, estimated with m noise
-    samples.
+    """Log of the mean softmax over m noisy copies of each input: an estimate of the smoothed classifier.
 
     ``noise`` is (n m, ...), with a sample's copies adjacent; from inputs (n, ...) to log-probabilities (n, classes),
     whose cross-entropy is Salman et al.'s J. One batched forward for all copies; computed with logarithms, so that

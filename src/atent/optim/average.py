@@ -13,7 +13,7 @@ from atent.checks import check_choice, check_number
 
 
 class Average:
-    """An average of a model's parameters and buffers over the training, kept beside the model.
+    """An average of a model's parameters and buffers over the training.
 
     ``ema`` is updated at every step: mean <- d mean + (1 - d) w, d = min(decay, (1 + t) / (10 + t)) after t
     updates (the rule of TensorFlow's ExponentialMovingAverage), so that the initial weights are forgotten quickly.
@@ -66,7 +66,7 @@ class Average:
         check_choice("average", kind, ("ema", "swa"))
         check_average(decay, start)
         self.kind, self.decay, self.start, self.count = kind, decay, start, 0
-        # Sparse, quantised and lazily conjugated buffers are constants: there is no arithmetic for them.
+        # Sparse, quantised and lazily conjugated buffers are constants: arithmetic is not supported for them.
         every = [*model.parameters(), *model.buffers()]
         tensors = [t for t in every if t.layout == torch.strided and not (t.is_quantized or t.is_conj())]
         self._floats = [t.data for t in tensors if t.is_floating_point()]
@@ -95,7 +95,7 @@ class Average:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Context in which the model has the averaged weights; its own are restored bit for bit, also on exception."""
+        """Context in which the model has the averaged weights; its own are restored exactly, also on exception."""
         own = [t.clone() for t in (*self._floats, *self._others)]
         try:
             _copy([*self._floats, *self._others], [*self._mean, *self._last])

@@ -14,7 +14,7 @@ from atent.checks import check_choice, check_number
 from atent.optim.sgld import Closure, merge_group, normals
 from atent.sgld import langevin_move_
 
-# One walk moves all parameters, so these cannot differ between groups; the other settings can.
+# One walk updates all parameters, so these cannot differ between groups; the other settings can.
 _SHARED = ("inner_steps", "average", "scale", "inner_batches", "seed", "t")
 
 
@@ -27,31 +27,33 @@ class EntropySGD(torch.optim.Optimizer):
         w' <- w' + inner_lr (-grad L(w') + gamma_t (w - w')) + sqrt(2 inner_lr) noise N(0, I)
         mu <- (1 - alpha) mu + alpha w'
 
-    then a step of torch's SGD (momentum, Nesterov, weight decay) at w with gradient gamma_t (w - mu). Two misprints
-    of line 6 are corrected: the gradient is taken at w', and the anchor term pulls towards w. With
-    ``average="ergodic"`` mu is sum eta'_k w'_k / sum eta'_k, which is the plain mean, since eta' is constant inside
-    an outer step. ``inner_steps=0`` is torch.optim.SGD itself, bit for bit.
+    then a step of torch's SGD (momentum, Nesterov, weight decay) at w with gradient gamma_t (w - mu). Two misprints of
+    line 6 are corrected: the gradient is taken at w', and the anchor term attracts w' to w. With ``average="ergodic"``
+    mu is sum eta'_k w'_k / sum eta'_k, which is the arithmetic mean, since eta' is constant within an outer step.
+    ``inner_steps=0`` is torch.optim.SGD itself, bit for bit.
 
     Scale: line 11 has the factor gamma, and ``scale="gamma"`` keeps it. A short walk moves by about inner_lr times the
-    gradient, so a plain step then has the size lr gamma inner_lr: lr = 0.1 at gamma = 1e-3 barely trains. The PyTorch
-    code that Chaudhari et al. published (ucla-vision/entropy-sgd), and that Jagatap et al. ran, steps along w - mu:
+    gradient, so a step then has the size lr gamma inner_lr: lr = 0.1 at gamma = 1e-3 barely trains. The PyTorch code
+    that Chaudhari et al. published (ucla-vision/entropy-sgd), and that Jagatap et al. ran, steps along w - mu:
     ``scale="none"``. That code further has weight 0.25 on the newest w' (``alpha=0.25``; their paper says 0.75),
-    Nesterov momentum in the walk (``inner_momentum=0.9``, from rest at each outer step), an outer momentum whose buffer
-    is at first a copy of the loss's own gradient, not zero (``momentum_start="gradient"``), and a gamma that never
-    grows, since t stays 0 (``scoping=0``). Not offered here: weight decay in the walk, and one closure call more per
-    step, at w before the walk, of whose gradients the first fills that buffer and all others are dropped. Here the
-    buffer takes the gradient of the walk's first call, which is at w too: the same where the closure brings one batch
-    for the whole step, as that of Jagatap et al. does, and another batch's with ``inner_batches="next"``. Without inner
-    steps their buffer begins in the same way; here that is torch's SGD, whose buffer begins at the first gradient
-    itself. Their paper's noise lacks the factor sqrt(2), their code has it, and so has this.
+    Nesterov momentum in the walk (``inner_momentum=0.9``, reset at each outer step), an outer momentum whose buffer is
+    initially a copy of the loss's gradient, not zero (``momentum_start="gradient"``), and a constant gamma, since t
+    remains 0 (``scoping=0``). Not implemented here: weight decay in the walk, and an additional closure call per step,
+    at w before the walk, of whose gradients only the first is used, to initialise that buffer. Here the buffer is
+    initialised with the gradient of the walk's first call, which is at w too: the same gradient if the closure uses one
+    batch for the entire step, as that of Jagatap et al. does, and that of another batch with ``inner_batches="next"``.
+    Without inner steps their buffer is initialised in the same way; here that is torch's SGD, whose buffer is
+    initialised with the first gradient. Their paper's noise lacks the factor sqrt(2); their code and this one include
+    it.
 
-    Scoping: gamma_t = gamma (1 + scoping)^t, t counting outer steps, held at 1 / inner_lr. There a step's anchor term
-    ends on the anchor and gamma (w - w') is the plain gradient; beyond twice that the walk would diverge.
+    Scoping: gamma_t = gamma (1 + scoping)^t, t counting outer steps, at most 1 / inner_lr. At this value the anchor
+    term of a step returns to the anchor and gamma (w - w') is the gradient of the loss; above twice this value the walk
+    diverges.
 
-    Batches: the closure zeroes ``.grad``, leaves the gradient there and returns the loss; one outer step calls it
-    `calls_per_step` times. Whether it brings the same batch each time or the next one is the loop's to do:
-    ``inner_batches`` says which is wanted, and `batches_per_step` how many one step uses up. `step` returns the loss
-    of the first call, the one at w. After it ``.grad`` holds the outer gradient.
+    Batches: the closure zeroes ``.grad``, computes the gradient and returns the loss; one outer step calls it
+    `calls_per_step` times. The loop provides the batches: ``inner_batches`` states whether each call needs the same
+    batch or the next one, and `batches_per_step` how many one step consumes. `step` returns the loss of the first call,
+    the one at w. After it ``.grad`` is the outer gradient.
 
     The noise is a function of (seed, t, inner step), and t and the seed are in the state dict: a resumed run equals an
     uninterrupted one, and the global random state is unchanged. If the closure raises, weights, momentum and t are
@@ -60,11 +62,11 @@ class EntropySGD(torch.optim.Optimizer):
     Parameters
     ----------
     params
-        Tensors or groups, as for any optimizer of torch.
+        Tensors or groups, as for any torch optimizer.
     lr
         Rate of the outer step, above 0.
     momentum, nesterov, weight_decay
-        Of the outer step, as `torch.optim.SGD`.
+        Settings of the outer step, as `torch.optim.SGD`.
     inner_steps
         L: Langevin steps per outer step; 0 is `torch.optim.SGD`.
     gamma
@@ -154,7 +156,7 @@ class EntropySGD(torch.optim.Optimizer):
         super().add_param_group(param_group)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # A state saved by torch.optim.SGD has the momentum and lacks the rest: resume from it with our settings.
+        # A state saved by torch.optim.SGD has only the momentum: the other settings are those of this optimizer.
         super().__setstate__(state)
         for group in self.param_groups:
             for name, value in self.defaults.items():
@@ -162,20 +164,20 @@ class EntropySGD(torch.optim.Optimizer):
 
     @property
     def calls_per_step(self) -> int:
-        """How often one `step` calls the closure: ``inner_steps``, and once where that is 0."""
+        """Number of closure calls per `step`: ``inner_steps``, and 1 if that is 0."""
         steps: int = self.param_groups[0]["inner_steps"]
         return max(1, steps)
 
     @property
     def batches_per_step(self) -> int:
-        """How many batches one `step` uses up: 1 for ``inner_batches="same"``, else one per call."""
+        """Number of batches per `step`: 1 for ``inner_batches="same"``, else one per call."""
         return self.calls_per_step if self.param_groups[0]["inner_batches"] == "next" else 1
 
     @torch.no_grad()
     def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
         """One outer step; the loss at the weights before it. ValueError without a closure."""
         if closure is None:
-            raise ValueError("EntropySGD.step needs a closure: it takes the gradient at several points")
+            raise ValueError("EntropySGD.step needs a closure, got None: it evaluates the gradient at several points")
         if self.param_groups[0]["inner_steps"]:
             loss = self._walk(closure)
         else:
@@ -187,7 +189,7 @@ class EntropySGD(torch.optim.Optimizer):
         return loss
 
     def _walk(self, closure: Closure) -> Tensor:
-        """Walk by Langevin steps, return to the anchor, and leave the outer gradient in ``.grad``."""
+        """Walk by Langevin steps, return to the anchor, and store the outer gradient in ``.grad``."""
         groups, first = self.param_groups, self.param_groups[0]
         gammas = [scoped(g["gamma"], g["scoping"], g["t"], g["inner_lr"]) for g in groups]
         anchors = {p: p.clone() for g in groups for p in g["params"]}
@@ -216,7 +218,7 @@ class EntropySGD(torch.optim.Optimizer):
                     moved = [p for p in group["params"] if p in means]
                     share = group["alpha"] if group["average"] == "exponential" else 1 / (k + 1)
                     torch._foreach_lerp_([means[p] for p in moved], moved, share)
-                # Under the caller's autocast the next call would see the weights before this step.
+                # Under the caller's autocast the next call would use the cached weights before this step.
                 torch.clear_autocast_cache()
         finally:
             torch._foreach_copy_(list(anchors), list(anchors.values()))
@@ -234,12 +236,12 @@ class EntropySGD(torch.optim.Optimizer):
         return losses[0]
 
     def _starts(self, p: Tensor, group: dict[str, Any]) -> bool:
-        """Whether the outer momentum of ``p`` is to begin as the loss's own gradient."""
+        """Whether to initialise the outer momentum of ``p`` with the loss's gradient."""
         fresh = "momentum_buffer" not in self.state.get(p, {})
         return fresh and group["momentum"] > 0 and group["momentum_start"] == "gradient"
 
     def _descend(self, group: dict[str, Any]) -> None:
-        # torch's own function, so that without inner steps the bits are torch.optim.SGD's on every device.
+        # torch's function, so that without inner steps the result equals torch.optim.SGD's exactly on every device.
         params = [p for p in group["params"] if p.grad is not None]
         heavy = group["momentum"] != 0
         buffers = [self.state[p].get("momentum_buffer") if heavy else None for p in params]
@@ -254,7 +256,7 @@ class EntropySGD(torch.optim.Optimizer):
 
 
 def _ahead(params: list[Tensor], speeds: dict[Tensor, Tensor], inertia: float) -> list[Tensor]:
-    """The gradients with Nesterov's momentum, whose ``speeds`` are brought up to date."""
+    """The gradients with Nesterov momentum; ``speeds`` is updated."""
     grads = [p.grad for p in params if p.grad is not None]
     if not inertia:
         return grads
@@ -267,8 +269,8 @@ def _ahead(params: list[Tensor], speeds: dict[Tensor, Tensor], inertia: float) -
 
 
 def scoped(gamma: float, scoping: float, t: int, inner_lr: float) -> float:
-    """gamma (1 + scoping)^t, held at 1 / inner_lr."""
-    # The exponent is cut where math.exp would overflow; the hold has long taken over there.
+    """gamma (1 + scoping)^t, at most 1 / inner_lr."""
+    # The exponent is bounded to avoid an overflow of math.exp; the maximum applies far below.
     grown = gamma * math.exp(min(700.0, t * math.log1p(scoping)))
     return min(grown, max(gamma, 1 / inner_lr))
 
@@ -289,15 +291,15 @@ def _check(group: dict[str, Any]) -> None:
     if not isinstance(group["nesterov"], bool):
         raise ValueError(f"nesterov must be true or false, got {group['nesterov']!r}")
     if group["nesterov"] and not group["momentum"]:
-        raise ValueError("nesterov needs a momentum above 0")
+        raise ValueError("nesterov needs a momentum above 0: set momentum, such as 0.9")
     check_choice("average", group["average"], ("exponential", "ergodic"))
     check_choice("scale", group["scale"], ("gamma", "none"))
     check_choice("inner_batches", group["inner_batches"], ("same", "next"))
     check_choice("momentum_start", group["momentum_start"], ("zero", "gradient"))
     if group["inner_steps"] and group["scale"] == "gamma" and not group["gamma"]:
-        raise ValueError("gamma = 0 with scale 'gamma' never moves the weights: give a gamma, or scale 'none'")
+        raise ValueError("gamma = 0 with scale 'gamma' never moves the weights: set gamma above 0, or scale 'none'")
     if group["gamma"] * group["inner_lr"] > 1:
         raise ValueError(
-            f"gamma * inner_lr must be at most 1, or a step pulls past the anchor,"
+            f"gamma * inner_lr must be at most 1, since a step would overshoot the anchor,"
             f" got {group['gamma']:g} * {group['inner_lr']:g}"
         )

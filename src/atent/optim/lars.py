@@ -20,15 +20,15 @@ class LARS(torch.optim.Optimizer):
 
         r = trust ||w|| / (||g|| + weight_decay ||w||),  v <- momentum v + lr r (g + weight_decay w),  w <- w - v
 
-    so that a step has the length lr trust ||w||, whatever the scale of the gradient. Where ||w|| or ||g|| is 0, r is 1,
-    as for a bias that begins at 0. Every parameter is adapted, biases and the scales of batch-norm included, as in the
-    code of Jiang et al. 2020; other codes exclude those. Momentum accumulates steps that include the rate: a
-    schedule does not rescale past steps. ``trust=0`` is not allowed; without adaptation use SGD.
+    so a step has the length lr trust ||w|| for any scale of the gradient. If ||w|| or ||g|| is 0, r is 1, as for a bias
+    initialised at 0. Every parameter is adapted, including biases and the scales of batch-norm, as in the code of Jiang
+    et al. 2020; other implementations exclude these. Momentum accumulates steps that include the rate: a schedule does
+    not rescale past steps. ``trust=0`` is not allowed; without adaptation use SGD.
 
     Parameters
     ----------
     params
-        Tensors or groups, as for any optimizer of torch.
+        Tensors or groups, as for any torch optimizer.
     lr
         Rate before the schedule, above 0; 5.0 in Jiang et al. 2020.
     momentum
@@ -36,7 +36,7 @@ class LARS(torch.optim.Optimizer):
     weight_decay
         At least 0.
     trust
-        Share of a layer's norm that a step at lr = 1 takes, above 0.
+        Length of a step at lr = 1 as a share of a layer's norm, above 0.
 
     References
     ----------
@@ -51,7 +51,7 @@ class LARS(torch.optim.Optimizer):
     >>> optimizer = LARS(layer.parameters(), lr=1.0, momentum=0.0, trust=0.01)
     >>> layer(torch.ones(1, 4)).sum().backward()
     >>> optimizer.step()
-    >>> length = (layer.weight.detach() - before).norm() / before.norm()  # lr trust, whatever the gradient's length
+    >>> length = (layer.weight.detach() - before).norm() / before.norm()  # lr trust, for any gradient
     >>> round(float(length), 4)
     0.01
     """
@@ -72,7 +72,7 @@ class LARS(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Closure | None = None) -> Tensor | None:  # type: ignore[override]
-        """One step from the gradients that the closure leaves, or from those in place; the closure's loss."""
+        """One step with the gradients of the closure, or the current ones; returns the closure's loss."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -98,5 +98,5 @@ class LARS(torch.optim.Optimizer):
 
 @OPTIMIZERS.register("LARS")
 def _lars(settings: Optimizer, parameters: Parameters, seed: int, trust: float = 1e-3) -> torch.optim.Optimizer:
-    """Layer-wise adaptive rate scaling (You et al. 2017): SGD whose steps are in proportion to a layer's weights."""
+    """Layer-wise adaptive rate scaling (You et al. 2017): SGD with steps proportional to the weights' norm."""
     return LARS(parameters, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay, trust=trust)

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: a factor of the base rate as a pure function of where the training is."""
+"""Learning-rate schedules: a factor of the base rate as a pure function of the position in the training."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Schedule(metaclass=Settings):
     """constant; step (x factor every `every`); multistep (x factor at each milestone); cosine (to 0 at the end);
     cyclic (linearly from 0 to the base rate at `peak`, and back to 0 at the end)."""
     unit: Literal["epoch", "step"] = "epoch"
-    """Whether the schedule moves, and `every`, `milestones` and `warmup` count, by epoch or by step."""
+    """Unit of changes of the schedule, and of `every`, `milestones` and `warmup`: epoch or step."""
     every: int = 0
     """Period of the step schedule."""
     milestones: tuple[int, ...] = ()
-    """Epochs (or steps), counted from 0, from which each factor of the multistep schedule holds."""
+    """Epochs (or steps), counted from 0, from which each factor of the multistep schedule applies."""
     factor: float = 0.1
     """Factor of the step and multistep schedules."""
     factors: tuple[float, ...] = ()
@@ -54,9 +54,9 @@ class Schedule(metaclass=Settings):
             check_number(name, getattr(self, name), 0, whole=True)
         if not 0 < self.peak < 1:
             raise ValueError(f"peak must lie between 0 and 1, got {self.peak}")
-        # By epoch the whole first one would not move, at rate 0.
+        # By epoch the rate of the entire first epoch would be 0.
         if self.kind == "cyclic" and (self.unit == "epoch" or self.warmup):
-            raise ValueError("the cyclic schedule needs unit step, and no warmup: it begins at 0 itself")
+            raise ValueError("the cyclic schedule needs unit step and no warmup, since it starts at 0")
 
 
 def lr_factor(schedule: Schedule, step: int, steps_per_epoch: int, epochs: int) -> float:

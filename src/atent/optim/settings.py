@@ -1,4 +1,4 @@
-"""The optimizer of the weights."""
+"""Settings of the optimizer of the weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from atent.registry import Registry, first_line
 OPTIMIZERS: Registry[Callable[..., torch.optim.Optimizer]] = Registry(
     "optimizer", "atent.optim", "atent.optimizers", callable, "a torch.optim.Optimizer, or a function that makes one"
 )
-"""Name -> function (settings, parameters, seed) of a built-in optimizer, whose further parameters are those of
+"""Name -> function (settings, parameters, seed) of a built-in optimizer, whose other parameters are those of
 ``Optimizer.args``, or (parameters, lr, ...) of another."""
 
 
@@ -38,9 +38,9 @@ class Walk(metaclass=Settings):
     """
 
     inner_steps: int = 5
-    """L: Langevin steps per step of the weights; 0 is plain SGD."""
+    """L: Langevin steps per step of the weights; 0 is SGD."""
     gamma: float = 1e-3
-    """gamma of the quadratic penalty on the distance from the weights that the walk started from."""
+    """gamma of the quadratic penalty on the distance from the initial weights of the walk."""
     scoping: float = 0.0
     """Growth of gamma: gamma (1 + scoping)^t after t steps."""
     inner_lr: float = 0.1
@@ -58,8 +58,7 @@ class Walk(metaclass=Settings):
     inner_batches: Literal["same", "next"] = "same"
     """Batches of the walk: the same one L times (Algorithm 1), or the next L (Chaudhari)."""
     momentum_start: Literal["zero", "gradient"] = "zero"
-    """What the outer momentum's buffer holds before the first step: nothing, or the loss's own gradient there (the
-    published code)."""
+    """Initial buffer of the outer momentum: zero, or the loss's gradient (the published code)."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +77,8 @@ class Optimizer(metaclass=Settings):
     """
 
     name: str = "SGD"
-    """SGD, Adam, EntropySGD, SGLD, LARS, or your own as module:Class: a `torch.optim.Optimizer`, or a function that
-    makes one, called with the parameters, lr, and args."""
+    """SGD, Adam, EntropySGD, SGLD, LARS, or a custom optimizer as module:Class: a `torch.optim.Optimizer`, or a
+    function that returns one, called with the parameters, lr, and args."""
     lr: float = 0.1
     """Learning rate at the start, before the schedule."""
     momentum: float = 0.9
@@ -89,12 +88,12 @@ class Optimizer(metaclass=Settings):
     weight_decay: float = 0.0
     """L2 penalty added to the gradient."""
     clip_norm: float | None = None
-    """Longest gradient (l2, of all weights together, before weight decay): a longer one is scaled down to it, as by
-    `torch.nn.utils.clip_grad_norm_`; default: as it is."""
+    """Maximum l2 norm of the gradient of all weights, before weight decay, as in `torch.nn.utils.clip_grad_norm_`;
+    default: no clipping."""
     args: dict[str, float | bool | str] = field(default_factory=dict)
-    """Further keywords of LARS (trust) and of an optimizer of your own."""
+    """Further keywords of LARS (trust) and of a custom optimizer."""
     walk: Walk = field(default_factory=Walk)
-    """The walk of EntropySGD; SGLD takes its noise."""
+    """The walk of EntropySGD; SGLD uses its noise."""
 
     def __post_init__(self) -> None:
         try:
@@ -108,13 +107,13 @@ class Optimizer(metaclass=Settings):
         if self.clip_norm is not None:
             check_number("clip_norm", self.clip_norm, 0, above=True)
         if self.nesterov and not self.momentum:
-            raise ValueError("nesterov needs a momentum above 0")
+            raise ValueError("nesterov needs a momentum above 0: set momentum, such as 0.9")
         if self.nesterov and self.name not in ("SGD", "EntropySGD"):
             raise ValueError(f"nesterov is for SGD and EntropySGD, not for {self.name}: remove it")
         _check_args(build_one, self)
         if self.name not in ("EntropySGD", "SGLD") and self.walk != Walk():
             raise ValueError(f"optimizer.walk is for EntropySGD and SGLD, not for {self.name}: remove it")
-        # What the optimizer itself refuses is refused here, before anything is trained.
+        # Errors of the optimizer itself are raised here, before the training begins.
         _made(build_one, self, [nn.Parameter(torch.zeros(1))], 0)
 
 
@@ -124,7 +123,7 @@ def _check_args(entry: Callable[..., torch.optim.Optimizer], settings: Optimizer
         return
     known = list(inspect.signature(entry).parameters)[3:]
     if not known:
-        raise ValueError(f"optimizer.args is for an optimizer of your own, not for {settings.name}: remove it")
+        raise ValueError(f"optimizer.args is for a custom optimizer, not for {settings.name}: remove it")
     odd = next((key for key in settings.args if key not in known), None)
     if odd is not None:
         raise ValueError(unknown(f"argument of {settings.name}", odd, known))
@@ -135,7 +134,7 @@ Parameters = Iterable[nn.Parameter]
 
 @OPTIMIZERS.register("SGD")
 def _sgd(settings: Optimizer, parameters: Parameters, seed: int) -> torch.optim.Optimizer:
-    """Stochastic gradient descent with momentum, of torch."""
+    """Stochastic gradient descent with momentum (torch)."""
     return torch.optim.SGD(
         parameters,
         lr=settings.lr,
@@ -147,13 +146,13 @@ def _sgd(settings: Optimizer, parameters: Parameters, seed: int) -> torch.optim.
 
 @OPTIMIZERS.register("Adam")
 def _adam(settings: Optimizer, parameters: Parameters, seed: int) -> torch.optim.Optimizer:
-    """Adam (Kingma and Ba 2015), of torch."""
+    """Adam (Kingma and Ba 2015; torch)."""
     return torch.optim.Adam(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
 
 
 @OPTIMIZERS.register("EntropySGD")
 def _entropy_sgd(settings: Optimizer, parameters: Parameters, seed: int) -> torch.optim.Optimizer:
-    """Entropy-SGD (Chaudhari et al. 2017): descent of the local entropy, with a Langevin walk around the weights."""
+    """Entropy-SGD (Chaudhari et al. 2017): descent on the local entropy, with a Langevin walk around the weights."""
     return EntropySGD(
         parameters,
         settings.lr,
@@ -174,7 +173,7 @@ def _sgld(settings: Optimizer, parameters: Parameters, seed: int) -> torch.optim
 def _made(
     entry: Callable[..., torch.optim.Optimizer], settings: Optimizer, parameters: Parameters, seed: int
 ) -> torch.optim.Optimizer:
-    """The optimizer that an entry of `OPTIMIZERS` makes; ValueError, in one line, where one of the user's does not."""
+    """The optimizer of an entry of `OPTIMIZERS`; ValueError, in one line, if a custom one fails."""
     if OPTIMIZERS.origin(settings.name) == "built-in":
         return entry(settings, parameters, seed, **settings.args)
     given = {"weight_decay": settings.weight_decay} if settings.weight_decay else {}
@@ -183,7 +182,7 @@ def _made(
     except Exception as error:
         raise ValueError(f"optimizer {settings.name} raised {first_line(error)}") from error
     if not isinstance(made, torch.optim.Optimizer):
-        raise ValueError(f"optimizer {settings.name} gave a {type(made).__name__}, want a torch.optim.Optimizer")
+        raise ValueError(f"optimizer {settings.name} must be a torch.optim.Optimizer, got a {type(made).__name__}")
     return made
 
 
@@ -197,7 +196,7 @@ def build(settings: Optimizer, model: nn.Module, *, seed: int = 0) -> torch.opti
     model
         Network; parameters with ``requires_grad`` False are excluded.
     seed
-        Key of the optimizer's own noise (EntropySGD, SGLD).
+        Key of the optimizer's noise (EntropySGD, SGLD).
 
     Returns
     -------
@@ -207,7 +206,7 @@ def build(settings: Optimizer, model: nn.Module, *, seed: int = 0) -> torch.opti
     Raises
     ------
     ValueError
-        If no parameter is trainable, or an optimizer of your own cannot be made.
+        If no parameter is trainable, or a custom optimizer fails.
 
     Examples
     --------

@@ -18,16 +18,16 @@ Closure = Callable[[], Tensor]
 class SGLD(torch.optim.Optimizer):
     """Each step is theta <- theta + lr grad log p(theta) + sqrt(2 lr) noise N(0, I).
 
-    The closure leaves the gradient of -log p in ``.grad``, so a loss that is a negative log likelihood goes in as it
-    is: the sum over the data, or the batch mean times the size of the training set; the mean alone is the same target
-    at ``noise`` = 1 / sqrt(size). ``weight_decay`` is the precision of a Gaussian prior around 0, ``gamma`` that of one
-    around the weights before the first step. The chain samples
+    The closure stores the gradient of -log p in ``.grad``, so the loss is a negative log likelihood: the sum over the
+    data, or the batch mean times the size of the training set; the mean alone has the same target at ``noise`` = 1 /
+    sqrt(size). ``weight_decay`` is the precision of a Gaussian prior around 0, ``gamma`` that of one around the weights
+    before the first step. The chain samples
 
         exp(-(-log p + weight_decay/2 ||theta||^2 + gamma/2 ||theta - start||^2) / noise^2)
 
-    up to a bias of order lr; on a Gaussian of total precision a its variance is (noise^2 / a) / (1 - lr a / 2).
-    Welling and Teh write lr = epsilon / 2, and let it fall: the loop's schedule writes ``group["lr"]``. Eq. S3 of the
-    supplement of Jagatap et al. prints the gradient of p in place of that of log p; this is log p.
+    up to a bias of order lr; on a Gaussian of total precision a its variance is (noise^2 / a) / (1 - lr a / 2). Welling
+    and Teh use lr = epsilon / 2, which decreases: the loop's schedule sets ``group["lr"]``. Eq. S3 of the supplement of
+    Jagatap et al. has the gradient of p instead of that of log p; this implementation uses log p.
 
     The noise is a function of (seed, step), and the step is in the state dict: a resumed chain equals an uninterrupted
     one, and the global random state is unchanged.
@@ -35,7 +35,7 @@ class SGLD(torch.optim.Optimizer):
     Parameters
     ----------
     params
-        Tensors or groups, as for any optimizer of torch.
+        Tensors or groups, as for any torch optimizer.
     lr
         Step size, above 0.
     noise

@@ -35,7 +35,7 @@ from atent.runs.weights import (
 __all__ = ["PREVIOUS", "STATE"]
 
 _PARTS = {"mark", "model", "optimizer", "method", "meter"}
-"""What every version's checkpoint has."""
+"""Keys of the checkpoints of every version."""
 
 
 def save_weights(
@@ -43,10 +43,10 @@ def save_weights(
 ) -> None:
     """Parameters and buffers as safetensors, ``about`` (plain JSON) in the metadata; written atomically.
 
-    Tied weights are kept once, extra state that is JSON in the metadata, and names are those of the network inside
+    Tied weights are stored once, extra state that is JSON in the metadata, and names are those of the network inside
     `torch.compile`. With ``start``, the training's `Snapshot`, also buffers that have been added, resized, or changed
-    without being persistent. In a run folder the manifest gets the file's sum. ValueError for what such a
-    file cannot hold.
+    without being persistent. In a run folder the file's hash is added to the manifest. ValueError for values that such
+    a file cannot store.
     """
     with manifest.seal(path) as temporary:
         fill(temporary, model, about, start)
@@ -105,8 +105,8 @@ def read_weights(path: Path) -> tuple[dict[str, Any], State, Notes]:
 
 
 def read_states(path: Path) -> tuple[dict[str, Any], dict[str, State], Notes]:
-    """`read_weights` of a file of any format: the networks in it, each under its place (see `read_foreign`); only files
-    that training wrote have metadata and notes."""
+    """`read_weights` of a file of any format: the networks in it by key (see `read_foreign`); only files written by
+    training here have metadata and notes."""
     if not is_safetensors(path):
         return {}, read_foreign(path), {}
     about, state, notes = read_weights(path)
@@ -114,13 +114,13 @@ def read_states(path: Path) -> tuple[dict[str, Any], dict[str, State], Notes]:
 
 
 def check_best(run: Path) -> None:
-    """Check the best weights of a run folder without loading them, for those who show what was measured on them.
+    """Check the best weights of a run folder without loading them, for displays of their results.
 
     Raises
     ------
     ValueError
-        They are damaged according to the manifest, incomplete, of another run, or missing. A run that has not come to
-        any passes.
+        They are damaged according to the manifest, incomplete, of another run, or missing. Not raised for a run without
+        any weights so far.
     """
     path = run / BEST
     if not path.is_file():
@@ -132,12 +132,12 @@ def check_best(run: Path) -> None:
 
 
 def _absent(path: Path) -> FileNotFoundError:
-    """For weights that are not there."""
+    """The error for missing weights."""
     place = manifest.home(path)
     if place is None:
         return FileNotFoundError(f"no weights at {path}: give a run folder or a weights file")
     return FileNotFoundError(
-        f"{place[0]} has no {place[1]}: `atent train --resume {place[0]}` makes or restores it where it can, else copy"
+        f"{place[0]} has no {place[1]}: `atent train --resume {place[0]}` creates or restores it if possible, else copy"
         " it from a backup"
     )
 
@@ -154,7 +154,7 @@ def _about(path: Path) -> dict[str, Any]:
 
 
 def _check_sum(path: Path) -> None:
-    """`manifest.check_file`, where weights of another run are called that."""
+    """`manifest.check_file`, with a specific error for weights of another run."""
     try:
         manifest.check_file(path)
     except folder.Damaged:
@@ -173,15 +173,15 @@ def _check_run(path: Path, about: dict[str, Any]) -> None:
     own = manifest.run_id(place[0]) if place else None
     if place and own is not None and about.get("run") != own:
         made = f"run {about['run']}" if about.get("run") else "a run without id"
-        raise ValueError(f"{path} is of {made}, and {place[0]} is run {own}: copy the run's own file back")
+        raise ValueError(f"{path} is of {made}, and {place[0]} is run {own}: restore the run's own file")
 
 
 def check_architecture(
     model: nn.Module, state: Mapping[str, Any], path: Path, about: dict[str, Any], own: Collection[str] = ()
 ) -> None:
-    """ValueError unless the ``state`` of ``path`` fits ``model``, but for the buffers ``own``.
+    """ValueError unless the ``state`` of ``path`` fits ``model``, except for the buffers ``own``.
 
-    A network that makes layers in its first forward pass makes them here.
+    Lazy layers are initialised here by a forward pass.
     """
     mismatch = differences(visible(model), dict(state), own)
     if mismatch and about.get("shape"):
@@ -192,7 +192,7 @@ def check_architecture(
         made = (about.get("model") or {}).get("name")
         described = f" ({made}, {about.get('classes')} classes, inputs {tuple(about.get('shape', ()))})" if made else ""
         raise ValueError(
-            f"{path} holds another architecture: {mismatch[0]}{more}; build the model it was made with{described}"
+            f"{path} has another architecture: {mismatch[0]}{more}; build the model of its training{described}"
         )
 
 
@@ -202,16 +202,16 @@ def load_weights(model: nn.Module, path: str | Path, *, which: str = "best", key
     Parameters
     ----------
     model
-        The network. One that makes layers in its first forward pass makes them here, and one whose class knows the
-        names of other libraries (vision transformers: timm, transformers) takes their files.
+        The network. Lazy layers are initialised here by a forward pass. Networks whose class maps the names of other
+        libraries (vision transformers: timm, transformers) accept their files.
     path
-        A run folder, a .safetensors file, or what `torch.save` wrote, which is read without running code. float16 is
-        raised to the model's own type; prefixes of wrappers, counters and the names of published code (see
-        `atent.models.layouts`) are undone in files that training here did not write.
+        A run folder, a .safetensors file, or a file of `torch.save`, which is read without executing code. float16 is
+        converted to the model's dtype; in files that were not written by training here, prefixes of wrappers and the
+        names of published code are mapped, and counters are ignored (see `atent.models.layouts`).
     which
-        best, last, or of a run that averages its weights the best epoch of each kind, raw, ema or swa.
+        best, last, or, for a run that averages its weights, the best epoch of each kind: raw, ema or swa.
     key
-        The place of the network in a file that holds several, such as ema or state_dict.
+        The key of the network in a file that contains several, such as ema or state_dict.
 
     Returns
     -------
@@ -242,7 +242,7 @@ def put_states(
     model: nn.Module, states: Mapping[str, State], path: Path, about: dict[str, Any], notes: Notes,
     key: str | None = None,
 ) -> None:  # fmt: skip
-    """Load what `read_states` gave; ValueError as `load_weights`."""
+    """Load the result of `read_states`; ValueError as `load_weights`."""
     states = {place: translated(model, state) for place, state in states.items()}
     if not about and not notes:
         put(model, fitted(visible(model), match(model, states, path, key)))
@@ -255,7 +255,7 @@ def put_states(
 
 
 def weights_file(path: Path, which: str) -> Path:
-    """The weights of a run folder, or the file itself; a folder for others has one file of weights."""
+    """The weights of a run folder, or the file itself; an exported folder has one file of weights."""
     if not path.is_dir():
         return path
     if which == "best" and not (path / BEST).exists() and (path / WEIGHTS).is_file():
@@ -264,7 +264,7 @@ def weights_file(path: Path, which: str) -> Path:
 
 
 def _first_pass(model: nn.Module, shape: tuple[int, ...]) -> None:
-    """Let layers that are made in the first forward pass come into being; what else goes wrong shows later."""
+    """Initialise lazy layers by a forward pass; other errors are raised later."""
     first = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(0))
     with contextlib.suppress(Exception), guard(model, mode="eval"), torch.no_grad():
         model(torch.zeros(2, *shape, dtype=first.dtype, device=first.device))
@@ -313,7 +313,7 @@ def export(run: str | Path, out: str | Path) -> Path:
     """
     run = Path(run)
     if not (run / folder.CONFIG).is_file():
-        raise FileNotFoundError(f"{run} is not a run folder (no {folder.CONFIG}): give the path that training printed")
+        raise FileNotFoundError(f"{run} is not a run folder (no {folder.CONFIG}): give the path printed by training")
     about, state, notes = read_weights(run / BEST)
     tensors, packed = pack(state)
     exact = packed.get("complex", ())
@@ -321,7 +321,7 @@ def export(run: str | Path, out: str | Path) -> Path:
     floats = [k for k, v in halves.items() if v.is_floating_point()]
     lost = next((k for k in floats if (tensors[k].isfinite() & ~halves[k].isfinite()).any()), None)
     if lost:
-        raise ValueError(f"{lost} is too large for float16: keep {run / BEST} itself")
+        raise ValueError(f"{lost} is too large for float16: use {run / BEST} itself")
     kept = (folder.CONFIG, folder.METRICS)
     manifest.check(run, *kept)
     out = folder.create(out)
@@ -351,7 +351,7 @@ def add_state(files: manifest.Sealed, state: dict[str, Any]) -> None:
 
 
 def load_state(run: Path, device: torch.device) -> dict[str, Any]:
-    """The newest complete state that `save_state` wrote; raises as `find_state`."""
+    """The newest complete state of `save_state`; raises as `find_state`."""
     return find_state(run, device)[0]
 
 
@@ -363,12 +363,12 @@ def find_state(run: Path, device: torch.device) -> tuple[dict[str, Any], str | N
     FileNotFoundError
         There is no checkpoint.
     Damaged
-        No checkpoint is complete. Nothing is changed on the disk.
+        No checkpoint is complete. No file is changed.
     """
     newest, previous = (run / LAST / name for name in (STATE, PREVIOUS))
     if not newest.exists() and not previous.exists():
         raise FileNotFoundError(f"nothing to resume in {run}: it has no {LAST}/{STATE}")
-    manifest.sums(run)  # a damaged manifest is not the checkpoints' fault
+    manifest.sums(run)  # a damaged manifest is reported as such
     state = _whole_state(newest, device)
     if state is not None:
         return state, None
@@ -389,7 +389,7 @@ def _whole_state(path: Path, device: torch.device) -> dict[str, Any] | None:
         state = torch.load(path, map_location=device, weights_only=True)
     except (MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception:  # for any damaged file torch advises to load it unsafely
+    except Exception:  # for any damaged file torch suggests an unsafe load
         return None
     if not isinstance(state, dict) or not state.keys() >= _PARTS or not isinstance(state["mark"], dict):
         return None
