@@ -1,4 +1,4 @@
-"""Several processes at work on one job: who they are, and what they say to each other."""
+"""Jobs of several processes: ranks, communication, and sharding."""
 
 from atent.distributed.alone import alone, each, entered
 from atent.distributed.batch_shard import BatchShard, adjacent, shared, undivided

@@ -1,4 +1,4 @@
-"""What rank 0 does for all: files, locks, and choices that are measured by the clock."""
+"""Work of rank 0 for all ranks: files, locks, and choices that depend on timings."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ T = TypeVar("T")
 
 
 class Elsewhere(RuntimeError):
-    """An error of another rank whose own class cannot travel; its text."""
+    """An error of another rank whose class cannot be pickled, by its text."""
 
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What a function returned, or raised."""
+    """The result of a function, or its exception."""
 
     value: Any = None
     error: Exception | None = None
 
     def portable(self) -> _Outcome:
-        """The same for another process."""
+        """A picklable copy for another process."""
         return self if self.error is None else _Outcome(error=_portable(self.error))
 
 
@@ -38,7 +38,7 @@ def _outcome(function: Callable[[], Any]) -> _Outcome:
 
 
 def _value(own: _Outcome | None, found: _Outcome) -> Any:
-    """The value that was found; or its error is raised, by the rank whose own it is with its own traceback."""
+    """The value, or raise its error, with the original traceback on the rank where it occurred."""
     error = own.error if own is not None else found.error
     if error is not None:
         raise error
@@ -46,9 +46,9 @@ def _value(own: _Outcome | None, found: _Outcome) -> Any:
 
 
 def alone(function: Callable[[], T]) -> T:
-    """What ``function`` returns on rank 0, which alone calls it, on every rank; what it raises is raised on every rank.
+    """Call ``function`` on rank 0 only; its result is returned, and its exception raised, on every rank.
 
-    Inside, rank 0 is one process. The others wait as `World.wait` does. What is returned must be picklable, with its
+    Inside, `current` is a single process. The others wait as in `World.wait`. The result must be picklable, with its
     tensors on the CPU.
     """
     world = current()
@@ -61,8 +61,8 @@ def alone(function: Callable[[], T]) -> T:
 
 
 def each(function: Callable[[], T]) -> list[T]:
-    """What ``function`` returns on each rank, where it is called as in one process alone, by rank; where ranks raise,
-    the error of the first of them is raised on every rank. As `alone` otherwise."""
+    """The results of ``function`` by rank, called on each rank as in a single process; if it raises on any, the
+    exception of the first of these is raised on every rank. As `alone` otherwise."""
     world = current()
     if world.size == 1:
         return [function()]
@@ -77,9 +77,9 @@ def each(function: Callable[[], T]) -> list[T]:
 
 @contextmanager
 def entered(make: Callable[[], AbstractContextManager[T]]) -> Iterator[T]:
-    """The context that ``make`` gives, which rank 0 alone enters: what it yields there, on every rank.
+    """Enter the context of ``make`` on rank 0 only; every rank gets the value that it yields.
 
-    An error of entering it is raised on every rank.
+    An exception on entry is raised on every rank.
     """
     world = current()
     with ExitStack() as stack:
@@ -94,7 +94,7 @@ def entered(make: Callable[[], AbstractContextManager[T]]) -> Iterator[T]:
 
 
 def _portable(error: Exception) -> Exception:
-    """The error, where another process gets the same from it; else its text."""
+    """The error itself if pickling preserves it, else an `Elsewhere` with its text."""
     try:
         again = pickle.loads(pickle.dumps(error))
     except Exception:

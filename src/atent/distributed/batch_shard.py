@@ -1,4 +1,4 @@
-"""The part of a batch that a pass sees: which rows of the whole batch it has, and who has the others."""
+"""The part of a batch in a pass: its rows of the full batch, and the ranks that have the others."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from atent.distributed.world import SINGLE, World
 
 @dataclass(frozen=True)
 class BatchShard:
-    """The rows of a batch of ``n`` samples that this process has of a part of it, which the ranks share.
+    """The rows of this process in a part of a batch of ``n`` samples that the ranks share.
 
-    No rank has a single row where the part has two or more: batch-norm could not normalise it. Ranks that have none
-    take the first rows of the part, with weight 0, so that all ranks make the same passes and the same messages.
+    No rank has a single row if the part has two or more, since batch-norm cannot normalise a single row. Ranks without
+    rows use the first rows of the part, with weight 0, so that all ranks make the same passes and the same messages.
     """
 
     n: int
-    """Samples of the whole batch."""
+    """Samples of the full batch."""
     part: slice
-    """The rows that the ranks share: the whole batch, or one micro-batch of it."""
+    """The rows that the ranks share: the full batch, or one of its micro-batches."""
     world: World = SINGLE
     """The ranks that share them."""
     rows: slice = field(init=False)
-    """The rows of this rank, numbered in the whole batch."""
+    """The rows of this rank, as indices in the full batch."""
     counts: bool = field(init=False)
-    """Whether they are this rank's own; False for a rank that has none."""
+    """Whether the rows belong to this rank; False for a rank without rows."""
 
     def __post_init__(self) -> None:
         own = self.rows_of(self.world.rank)
@@ -37,7 +37,7 @@ class BatchShard:
         object.__setattr__(self, "rows", first if own is None else own)
 
     def rows_of(self, rank: int) -> slice | None:
-        """The rows of a rank; None where it has none."""
+        """The rows of a rank; None if it has none."""
         if rank >= self.ranks:
             return None
         rows = World(rank, self.ranks).rows(self.part.stop - self.part.start)
@@ -45,42 +45,42 @@ class BatchShard:
 
     @property
     def ranks(self) -> int:
-        """How many ranks have rows."""
+        """The number of ranks with rows."""
         return max(1, min(self.world.size, int(self.part.stop - self.part.start) // 2))
 
     @property
     def length(self) -> int:
-        """How many rows this rank passes through the network."""
+        """The number of rows that this rank passes through the network."""
         return int(self.rows.stop - self.rows.start)
 
     @property
     def weight(self) -> float:
-        """The share of the whole batch that counts here."""
+        """The weight of these rows: their share of the full batch."""
         return self.length / self.n if self.counts else 0.0
 
     @property
     def whole(self) -> bool:
-        """Whether this process has the whole batch."""
+        """Whether this process has the full batch."""
         return self.length == self.n and self.world.size == 1
 
 
 class Passing:
-    """A shard while a step passes it through the network, and how the rows of what is drawn are laid out.
+    """The shard of the current pass, and the layout of rows in random tensors.
 
-    A first dimension of m times the shard's rows holds m copies of it, one after the other, as ``cat([x] * m)`` does.
-    Inside a forward pass of the network the input tells how many copies there are: a longer first dimension, such as
-    that of attention heads, then has several rows for each sample. Where the copies of a sample lie side by side
-    (`adjacent`), all rows of a sample do.
+    A first dimension of m times the shard's rows contains m consecutive copies of it, as ``cat([x] * m)`` does. Inside
+    a forward pass of the network the input determines the number of copies: a longer first dimension, such as that of
+    attention heads, then has several rows for each sample. Within `adjacent` the rows of a sample are consecutive.
     """
 
     def __init__(self, shard: BatchShard) -> None:
         self.shard = shard
         self.inputs: list[int] = []
-        """Lengths of the inputs of the forward passes that are under way."""
+        """Lengths of the inputs of the current forward passes."""
         self.adjacent = self.undivided = self.by_hand = False
 
     def layout(self, length: int) -> tuple[int, int] | None:
-        """(copies of the batch, rows of each sample in a copy) of a first dimension; None: it holds no samples."""
+        """(copies of the batch, rows of each sample in a copy) of a first dimension; None if it is not a dimension of
+        samples."""
         own = self.shard.length
         if self.undivided or not length or length % own:
             return None
@@ -92,18 +92,18 @@ class Passing:
         return seen // own, length // seen
 
     def take(self, whole: Tensor, layout: tuple[int, int]) -> Tensor:
-        """The rows of the shard among those of the whole batch."""
+        """The rows of the shard, from those of the full batch."""
         copies, each = layout
         rows: Tensor = whole.unflatten(0, (copies, self.shard.n, each))
         return rows[:, self.shard.rows].flatten(0, 2)
 
 
 now: Passing | None = None
-"""The shard that is under way, read as an attribute of this module; None where the batch is whole."""
+"""The current shard, read as an attribute of this module; None for a full batch."""
 
 
 def shared() -> BatchShard | None:
-    """The shard that is under way, where other ranks have rows of its batch; None elsewhere."""
+    """The current shard if other ranks have rows of its batch, else None."""
     return now.shard if now is not None and now.shard.world.size > 1 else None
 
 
@@ -120,14 +120,14 @@ def under_way(shard: BatchShard) -> Iterator[Passing]:
 
 @contextmanager
 def adjacent() -> Iterator[None]:
-    """Inside, the copies of a sample lie side by side, as those of ``repeat_interleave`` do."""
+    """Inside, the copies of a sample are consecutive, as in ``repeat_interleave``."""
     with _set("adjacent"):
         yield
 
 
 @contextmanager
 def undivided() -> Iterator[None]:
-    """Inside, what is drawn has no dimension of samples: it is the same for all of them."""
+    """Inside, random tensors have no dimension of samples: they are the same for all samples."""
     with _set("undivided"):
         yield
 

@@ -1,4 +1,4 @@
-"""What a step says to the other ranks inside its passes: rows of all ranks, and batch-norm over the whole batch."""
+"""Communication within the passes of a step: rows of all ranks, and batch-norm over the full batch."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch.overrides import TorchFunctionMode
 
 from atent.distributed.batch_shard import BatchShard, shared
 
-Function: Any = torch.autograd.Function  # which has no types
+Function: Any = torch.autograd.Function  # untyped
 
 
 def gathered(t: Tensor, *, weighted: bool = True) -> Tensor:
-    """The rows of all ranks in the order of the batch, with their graph; ``t`` itself where one process has them all.
+    """The rows of all ranks in the order of the batch, with their graph; ``t`` itself if one process has all of them.
 
-    For losses that compare samples with each other. Every rank then computes the loss of the whole batch, and its
+    For losses that compare samples with each other. Every rank then computes the loss of the full batch, and its
     gradient reaches the rows of each rank there.
 
     Parameters
@@ -27,9 +27,9 @@ def gathered(t: Tensor, *, weighted: bool = True) -> Tensor:
     t
         A row for each sample of this rank, or for each of m copies of its samples, one copy after the other.
     weighted
-        Whether the loss is one that a method descends: the loop multiplies it by the share of the batch that a rank
-        has, and its gradient is divided by that share here. False where the gradient is wanted as it is, as by an
-        adversary that climbs the loss of the batch.
+        Whether the loss is that of a training step: the loop multiplies it by a rank's share of the batch, and its
+        gradient is divided by that share here. False for the unscaled gradient, for example of an adversary that
+        maximises the loss of the batch.
 
     Returns
     -------
@@ -64,12 +64,11 @@ class _Gathered(Function):  # type: ignore[misc]
 
 
 class Synchronised(TorchFunctionMode):
-    """Inside, batch-norm in train mode normalises by the statistics of the whole batch, in forward and backward.
+    """Inside, batch-norm in train mode normalises by the statistics of the full batch, in forward and backward.
 
-    `torch.nn.SyncBatchNorm` does so on CUDA alone. Means and sums of squares of the ranks are joined by Chan's formula.
-    A forward pass sends 2 C + 1 numbers, a backward pass 2 C, for C channels. The running statistics take the
-    unbiased variance of the whole batch, with the momentum that the layer has at the time. Second derivatives are
-    refused.
+    `torch.nn.SyncBatchNorm` does so on CUDA only. Means and sums of squares of the ranks are combined by Chan's
+    formula. A forward pass sends 2 C + 1 numbers, a backward pass 2 C, for C channels. The running statistics use the
+    unbiased variance of the full batch, with the layer's current momentum. Second derivatives raise an error.
 
     References
     ----------
@@ -105,7 +104,7 @@ class Synchronised(TorchFunctionMode):
 
 
 class _Normalised(Function):  # type: ignore[misc]
-    """Batch-norm of the rows of all ranks; rows that do not count are normalised, and add nothing."""
+    """Batch-norm of the rows of all ranks; rows with weight 0 are normalised but do not contribute to statistics."""
 
     @staticmethod
     def forward(
@@ -117,7 +116,7 @@ class _Normalised(Function):  # type: ignore[misc]
         var = squares / total
         if running_mean is not None and running_var is not None:
             running_mean.mul_(1 - momentum).add_(mean.to(running_mean.dtype), alpha=momentum)
-            # One value has no unbiased variance; torch itself refuses it.
+            # A single value has no unbiased variance; torch raises an error for it.
             unbiased = squares / (total - 1).clamp_min(1)
             running_var.mul_(1 - momentum).add_(unbiased.to(running_var.dtype), alpha=momentum)
         scale, shift = (None if t is None else t.to(wide.dtype) for t in (weight, bias))
@@ -131,7 +130,7 @@ class _Normalised(Function):  # type: ignore[misc]
     def backward(ctx: Any, slope: Tensor) -> tuple[Any, ...]:
         x, mean, var, total, scale = ctx.saved_tensors
         x, wide, aten = _wide(x), _wide(slope), torch.ops.aten
-        # As of a layer in eval mode, whose mean and variance are constants: the sums over the rows alone.
+        # As for a layer in eval mode, whose mean and variance are constants: only the sums over the rows.
         known = (scale, mean, var, None, None, False, ctx.eps, [False, True, True])
         _, along, flat = aten.native_batch_norm_backward(wide, x, *known)
         sums = torch.stack([flat, along])
@@ -152,7 +151,7 @@ class _Normalised(Function):  # type: ignore[misc]
 
 
 def _wide(t: Tensor) -> Tensor:
-    """In float32 at least."""
+    """Convert to at least float32."""
     return t.to(torch.promote_types(t.dtype, torch.float32))
 
 
@@ -161,7 +160,7 @@ def _moments(x: Tensor, shard: BatchShard) -> tuple[Tensor, Tensor, Tensor]:
     channels = x.shape[1]
     own = x.new_zeros(2 * channels + 1)
     if shard.counts:
-        # The kernel of batch-norm itself: `torch.var_mean` over the same dimensions takes several times as long.
+        # The kernel of batch-norm: `torch.var_mean` over the same dimensions takes several times as long.
         mean, var = torch.ops.aten.batch_norm_update_stats(x, None, None, 0.0)
         count = x.numel() // channels
         own = torch.cat([mean, var * count, mean.new_full((1,), count)])

@@ -1,8 +1,8 @@
-"""Random numbers of the whole batch for a part of it: a rank and a micro-batch draw what one process would, and take
+"""Random numbers of the full batch for a part of it: ranks and micro-batches sample as one process does, and select
 their rows.
 
-The streams of `atent.rng.Batch` ask `drawn`. What a network draws itself, such as dropout, and what a method draws from
-its generator, reaches `Catching`: a mode in which torch reports each operation before it runs.
+The streams of `atent.rng.Batch` call `drawn`. Random operations of a network, such as dropout, and of a method with its
+generator are intercepted by `Catching`, a dispatch mode of torch.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ _FILLING = {
 }  # fmt: skip
 """Operations that overwrite a tensor."""
 _ALIKE = {_aten.rand_like, _aten.randn_like, _aten.randint_like, _aten.bernoulli, _aten.normal, _aten.native_dropout}
-"""Operations whose numbers have the shape of a tensor, whose values may matter too."""
+"""Operations whose random numbers have the shape of a tensor and may depend on its values."""
 _RANDOM = _SIZED | _FILLING | _ALIKE
 
 
 def drawn(shape: Sequence[int], draw: Callable[[tuple[int, ...]], Tensor]) -> Tensor:
-    """``draw(shape)`` for a whole batch; for a part of it the rows of ``draw`` of the whole batch's shape.
+    """``draw(shape)`` for a full batch; for a part of it, its rows of ``draw`` at the full batch's shape.
 
     Parameters
     ----------
     shape
-        What is wanted here; the first dimension is one of samples where it is a multiple of the part's.
+        The shape of the result; the first dimension is one of samples if it is a multiple of the part's.
     draw
-        Draws numbers of a given shape.
+        Samples random numbers of a given shape.
     """
     now = batch_shard.now
     layout = now.layout(shape[0]) if now is not None and len(shape) else None
@@ -50,12 +50,12 @@ def drawn(shape: Sequence[int], draw: Callable[[tuple[int, ...]], Tensor]) -> Te
 
 
 class Catching(TorchDispatchMode):
-    """Inside, random operations with a dimension of samples draw for the whole batch and give the rows of its part.
+    """Inside, random operations with a dimension of samples sample for the full batch and return the rows of its part.
 
-    ``caught`` counts them, without those of `drawn`. Not caught is what draws inside a kernel of its own or as many
-    numbers as the values ask for: attention with dropout on CUDA, dropout between the layers of a recurrent network on
-    CUDA, ``rrelu``, ``poisson``, ``multinomial``. Each rank then draws these for itself, and so it does where
-    a module was compiled or scripted.
+    ``caught`` counts them, without those of `drawn`. Not intercepted are random numbers inside fused kernels and
+    operations that use a number of them that depends on values: attention with dropout on CUDA, dropout between the
+    layers of a recurrent network on CUDA, ``rrelu``, ``poisson``, ``multinomial``. These are sampled independently on
+    each rank, as are those of compiled or scripted modules.
     """
 
     def __init__(self, now: Passing) -> None:
@@ -84,9 +84,9 @@ class Catching(TorchDispatchMode):
         return self.now.take(found, layout)
 
     def _grown(self, t: Tensor, layout: tuple[int, int]) -> Tensor:
-        """A tensor of the whole batch in the memory order of ``t``, with its values in the part's rows: numbers are
-        drawn in the order of memory."""
-        # The samples stay outermost where they are one alone, whose stride says nothing.
+        """A tensor of the full batch in the memory order of ``t``, with its values in the part's rows: random numbers
+        are sampled in the order of memory."""
+        # The samples are outermost if there is only one, whose stride is arbitrary.
         strides = [2**62 if len(t) == 1 else t.stride(0), *t.stride()[1:]]
         order = sorted(range(t.dim()), key=lambda d: (-strides[d], d))
         sizes = [_rows(self.now, layout), *t.shape[1:]]
@@ -110,7 +110,7 @@ def _spans(given: Any, rows: int) -> bool:
 
 @contextmanager
 def _by_hand(now: Passing) -> Iterator[None]:
-    """Inside, numbers are drawn for the whole batch already."""
+    """Inside, random numbers are those of the full batch already."""
     before, now.by_hand = now.by_hand, True
     try:
         yield
@@ -120,7 +120,7 @@ def _by_hand(now: Passing) -> Iterator[None]:
 
 @contextmanager
 def caught(model: nn.Module, now: Passing) -> Iterator[Catching]:
-    """Inside, what the network and others draw is caught; its forward passes tell how long their inputs are."""
+    """Inside, random operations are intercepted; the network's forward passes record the lengths of their inputs."""
 
     def before(_: nn.Module, given: tuple[Any, ...]) -> None:
         now.inputs.append(len(given[0]) if given and isinstance(given[0], Tensor) and given[0].dim() else 0)

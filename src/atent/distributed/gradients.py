@@ -1,4 +1,4 @@
-"""One gradient from those of all ranks: a flat sum for each that is consumed."""
+"""Sums of gradients over the ranks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from atent.distributed.world import World
 def add_gradients(parameters: Iterable[Tensor], world: World, more: Sequence[Tensor] = ()) -> None:
     """Replace each ``.grad`` by its sum over the ranks, and so each tensor of ``more``, in one message.
 
-    A parameter without a gradient here has one after it where another rank has one, and none where no rank has one.
+    A parameter without a gradient on this rank gets one if another rank has one, and none otherwise.
     """
     leaves = [p for p in parameters if p.requires_grad]
     if world.size == 1 or not leaves:
@@ -24,15 +24,15 @@ def add_gradients(parameters: Iterable[Tensor], world: World, more: Sequence[Ten
     known = grads[0].new_tensor([p.grad is not None for p in leaves])
     world.add([*grads, known, *more])
     missing = [p.grad is None for p in leaves]
-    if any(missing):  # only then does this wait for the device
+    if any(missing):  # only then does this synchronise with the device
         for p, grad, ranks in zip(leaves, grads, known.tolist(), strict=True):
             if p.grad is None and ranks:
                 p.grad = grad
 
 
 def summed(parameters: Iterable[Tensor]) -> None:
-    """`add_gradients` inside a step, for a method that itself uses a gradient, as `AWP` does; nothing where one process
-    has the whole batch. Each rank has added its share of the batch times the gradient of its own rows."""
+    """`add_gradients` inside a step, for methods that use a gradient themselves, such as `AWP`; no effect if one
+    process has the full batch. Each rank's gradient is that of its own rows times their share of the batch."""
     shard = shared()
     if shard is not None:
         add_gradients(parameters, shard.world)

@@ -1,4 +1,4 @@
-"""The beginning of a job of several processes, as torchrun starts them, and its end."""
+"""Start and end of a job of several processes under torchrun."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ __all__ = ["Ending", "Job", "Unreachable", "described", "joined", "ranks", "reme
 
 
 def run(here: Place, work: Callable[[], Ending], report: Report) -> Ending:
-    """Do ``work`` as one rank of a job; ``report`` receives, on one rank, how it failed.
+    """Run ``work`` as one rank of a job; ``report`` receives the failure, on one rank.
 
-    Standard output and standard error of the other ranks are silent. Every rank returns the same status.
+    Standard output and standard error of the other ranks are suppressed. Every rank returns the same status.
 
     Raises
     ------
     ValueError
-        In one line: the ranks do not come together, or have other versions; `Unreachable` where this rank alone knows.
+        In one line: the ranks cannot connect, or have different versions; `Unreachable` if only this rank can report
+        it.
     """
     job = Job(here)
     job.begin()
@@ -51,8 +52,8 @@ def run(here: Place, work: Callable[[], Ending], report: Report) -> Ending:
 
 @contextmanager
 def joined() -> Iterator[World]:
-    """The world of a Python script: that of the block around it, of a process group that the script began, or of
-    torchrun's variables, whose process group then lasts until the process ends."""
+    """The world of a Python script: that of the enclosing context, of the script's process group, or of torchrun's
+    variables, whose process group exists until the process ends."""
     world = current()
     if world.size > 1:
         yield world
@@ -68,7 +69,7 @@ def joined() -> Iterator[World]:
 
 
 def _group() -> World | None:
-    """The world of a process group that the script began."""
+    """The world of the script's process group."""
     if "torch.distributed" not in sys.modules:
         return None
     import torch.distributed as dist
@@ -79,13 +80,13 @@ def _group() -> World | None:
 
 
 def remember(name: str, text: str | None = None) -> str | None:
-    """What this job noted under ``name`` before torchrun started it again, or notes now: ``text``; None where there is
-    nothing, or nothing to note it in."""
+    """The note of this job under ``name`` from before a restart by torchrun, or now ``text``; None if there is no note,
+    or no store for notes."""
     return _JOB.notes.kept(name, text) if _JOB is not None else None
 
 
 def described() -> dict[str, Any]:
-    """What a result records of the processes that made it; {} for one alone."""
+    """The record of a job's processes in a result; {} for a single process."""
     world = current()
     if world.size == 1:
         return {}
@@ -95,7 +96,7 @@ def described() -> dict[str, Any]:
 
 
 class Job:
-    """One rank's side of a job."""
+    """A job on one rank."""
 
     def __init__(self, here: Place) -> None:
         self.here, self.world, self.timeout = here, World(here.rank, here.size), timeout()
@@ -103,7 +104,7 @@ class Job:
         self._met = 0
 
     def begin(self) -> None:
-        """Come together with the other ranks, compare versions, begin the process group."""
+        """Connect to the other ranks, compare versions, and start the process group."""
         self.notes = Notes(self.here, self.timeout, opens=True)
         self.notes.write(f"here/{self.here.rank}", json.dumps(vars(Peer.own(_versions()))))
         peers = {rank: self._peer(rank) for rank in range(self.here.size)}
@@ -118,7 +119,7 @@ class Job:
             if found is not None:
                 return Peer(**json.loads(found))
         raise ValueError(
-            f"rank {rank} of {self.here.size} did not start within {self.timeout:g} s: start all of them, or set"
+            f"rank {rank} of {self.here.size} did not start within {self.timeout:g} s: start all ranks, or set"
             " ATENT_DISTRIBUTED_TIMEOUT"
         )
 
@@ -130,7 +131,7 @@ class Job:
         if torch.cuda.is_available():
             count = torch.cuda.device_count()
             torch.cuda.set_device(self.here.local_rank % count)
-            # NCCL refuses two processes on one GPU, and gloo takes tensors of a GPU through the CPU.
+            # NCCL does not support two processes on one GPU; gloo transfers tensors of a GPU through the CPU.
             self.accelerated = self.here.local_size <= count and dist.is_nccl_available()
             backend = "cpu:gloo,cuda:nccl" if self.accelerated else "gloo"
         store = Notes(self.here, self.timeout).below("group")
@@ -141,7 +142,7 @@ class Job:
             )  # fmt: skip
         except RuntimeError as error:
             text = " ".join(str(error).split())[:200]
-            raise ValueError(f"the process group of {self.here.size} ranks cannot begin: {text}") from error
+            raise ValueError(f"the process group of {self.here.size} ranks cannot start: {text}") from error
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
@@ -155,7 +156,7 @@ class Job:
             _JOB = None
 
     def meet(self) -> None:
-        """Wait until every rank is here, as long as none has failed."""
+        """Wait for every rank, unless one has failed."""
         self._met += 1
         with speaking():
             self.notes.write(f"met/{self._met}/{self.here.rank}")
@@ -163,7 +164,7 @@ class Job:
                 raise Lost("another rank has failed")
 
     def drop(self) -> None:
-        """Close the connections, so that ranks that wait for this one no longer do."""
+        """Close the connections, so that other ranks do not wait for this one."""
         import torch.distributed as dist
 
         with suppress(RuntimeError):
@@ -171,7 +172,7 @@ class Job:
                 dist.destroy_process_group()
 
     def end(self, *, failed: bool, status: int) -> None:
-        """End the process group, and with NCCL the process where the job failed: its end may wait for the dead."""
+        """End the process group; with NCCL after a failure end the process, since closing may wait for dead ranks."""
         import torch.distributed as dist
 
         if failed and self.accelerated:
@@ -186,11 +187,11 @@ class Job:
 
 
 _JOB: Job | None = None
-"""The job that `run` is at work on."""
+"""The current job of `run`."""
 
 
 def _versions() -> dict[str, str]:
-    """What every rank must have alike."""
+    """The versions that must be equal on every rank."""
     import numpy
     import torch
 
@@ -203,17 +204,17 @@ def _versions() -> dict[str, str]:
 
 
 def _same(found: dict[int, dict[str, str]]) -> None:
-    """ValueError, on every rank, for the first version that ranks do not share."""
+    """ValueError, on every rank, for the first version that differs between ranks."""
     for name, value in found[0].items():
         other = [rank for rank, versions in found.items() if versions.get(name) != value]
         if other:
             raise ValueError(
-                f"{name} {value} on rank 0 and {found[other[0]].get(name)} on {ranks(other)}: install the same"
-                " versions for all"
+                f"{name} {value} on rank 0 and {found[other[0]].get(name)} on {ranks(other)}: install equal"
+                " versions on all"
             )
 
 
 def ranks(numbers: list[int]) -> str:
-    """Ranks in words."""
+    """A text for rank numbers."""
     shown = ", ".join(map(str, numbers[:8])) + (" ..." if len(numbers) > 8 else "")
     return f"rank {shown}" if len(numbers) == 1 else f"ranks {shown}"

@@ -1,4 +1,4 @@
-"""Notes that the ranks of a job leave each other in a key-value store, beside the messages that carry tensors."""
+"""Notes of the ranks of a job in a key-value store, separate from messages with tensors."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from atent.torchrun import Place
 
 
 class Unreachable(ValueError):
-    """This rank cannot reach the others, which therefore cannot report it."""
+    """This rank cannot connect to the others, so they cannot report the error."""
 
 
 class Notes:
-    """A connection of this rank to the store of its job: torchrun's, or one that rank 0 opens.
+    """A connection of this rank to the store of its job: that of torchrun, or one opened by rank 0.
 
-    What is written belongs to one start of the job, as torchrun may start all ranks again beside the same store. Errors
-    of the connection are RuntimeErrors.
+    Notes belong to one start of the job, as torchrun may restart all ranks with the same store. Errors of the
+    connection are RuntimeErrors.
 
     Parameters
     ----------
     here
         The place of this rank.
     seconds
-        How long to wait for a connection, and for a note.
+        Timeout of connections and notes.
     opens
-        Whether rank 0 opens the store, where torchrun has none.
+        Whether rank 0 opens the store if torchrun has none.
 
     Raises
     ------
     ValueError
-        In one line: the port is in use; `Unreachable` where there is no connection.
+        In one line: the port is in use; `Unreachable` without a connection.
     """
 
     def __init__(self, here: Place, seconds: float, *, opens: bool = False) -> None:
@@ -51,29 +51,29 @@ class Notes:
             text = " ".join(str(error).split())
             if own and ("in use" in text or "EADDRINUSE" in text or "failed to listen" in text):
                 raise ValueError(
-                    f"port {here.port} of {here.host} is in use: give another (torchrun --standalone, torchrun"
+                    f"port {here.port} of {here.host} is in use: use another (torchrun --standalone, torchrun"
                     " --master-port, or MASTER_PORT)"
                 ) from None
             raise Unreachable(f"rank {here.rank} cannot reach {here.host}:{here.port}: {text[:200]}") from None
 
     def write(self, name: str, text: str = "") -> None:
-        """Leave a note."""
+        """Write a note."""
         self.store.set(self._prefix + name, text)
 
     def first(self, name: str, text: str) -> str:
-        """Leave a note unless it is there; the note."""
+        """Write a note unless it exists; returns the note."""
         return bytes(self.store.compare_set(self._prefix + name, "", text)).decode()
 
     def read(self, name: str) -> str | None:
-        """A note; None where there is none."""
+        """A note; None if it does not exist."""
         return bytes(self.store.get(self._prefix + name)).decode() if self.there([name]) else None
 
     def there(self, names: list[str]) -> bool:
-        """Whether all these notes are there."""
+        """Whether all these notes exist."""
         return bool(self.store.check([self._prefix + name for name in names]))
 
     def wait(self, name: str, seconds: float | None = None) -> str | None:
-        """A note, as soon as it is there; None where it does not come in time."""
+        """Wait for a note; None after the timeout."""
         end, pause = time.monotonic() + (self.seconds if seconds is None else seconds), 0.001
         while (found := self.read(name)) is None and time.monotonic() < end:
             time.sleep(pause)
@@ -81,8 +81,8 @@ class Notes:
         return found
 
     def kept(self, name: str, text: str | None = None) -> str | None:
-        """A note that outlives a restart of all ranks, which is written where ``text`` is given; None where there is
-        none, or where rank 0 holds the store."""
+        """A note that persists over restarts of all ranks, written if ``text`` is given; None if it does not exist, or
+        if rank 0 opened the store."""
         if not self.here.agent:
             return None
         key = f"atent/kept/{name}"
@@ -92,15 +92,15 @@ class Notes:
         return bytes(self.store.get(key)).decode() if self.store.check([key]) else None
 
     def below(self, name: str) -> Any:
-        """A store for a process group, apart from the notes."""
+        """A store for a process group, separate from the notes."""
         from torch._C._distributed_c10d import PrefixStore
 
         return PrefixStore(self._prefix + name, self.store)
 
 
 def _answered(connect: Callable[[], Any], seconds: float) -> Any:
-    """What ``connect`` returns or raises; TimeoutError where it does neither, as where something else listens there,
-    which never answers."""
+    """The result or exception of ``connect``; TimeoutError if it does not return, for example because another program
+    listens on the port."""
     found: list[Any] = []
     errors: list[Exception] = []
 
@@ -116,5 +116,5 @@ def _answered(connect: Callable[[], Any], seconds: float) -> Any:
     if errors:
         raise errors[0]
     if not found:
-        raise TimeoutError("something listens there, and does not answer as a store of ranks")
+        raise TimeoutError("another program listens on this port: no answer as a store of ranks")
     return found[0]

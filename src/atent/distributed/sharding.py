@@ -12,28 +12,28 @@ from atent.distributed.world import World
 
 Stack = nn.Sequential | nn.ModuleList
 _MOST = 0.5
-"""The share of all parameters that a block may have."""
+"""Maximum share of all parameters in a block."""
 
 
 def is_sharded(parameters: Iterable[Tensor]) -> bool:
-    """Whether the first parameter, and so each, has a part on each rank. Imports nothing."""
+    """Whether the first parameter, and therefore each, is sharded. Does not import FSDP2."""
     return hasattr(next(iter(parameters), None), "full_tensor")
 
 
 def local(t: Tensor) -> Tensor:
-    """The part that this rank has; ``t`` itself where that is not sharded."""
+    """The part of this rank; ``t`` itself if it is not sharded."""
     part: Tensor = t.to_local() if hasattr(t, "to_local") else t
     return part
 
 
 def full(t: Tensor) -> Tensor:
-    """The whole of it, which all ranks ask for; ``t`` itself where that is not sharded."""
+    """The full tensor, called on all ranks; ``t`` itself if it is not sharded."""
     whole: Tensor = t.full_tensor() if hasattr(t, "full_tensor") else t
     return whole.detach()
 
 
 def like(t: Tensor, parameter: Tensor) -> Tensor:
-    """A whole tensor, which every rank has, in parts as ``parameter`` is; ``t`` itself where shapes differ."""
+    """Shard a full tensor, equal on every rank, in the same way as ``parameter``; ``t`` itself if shapes differ."""
     if t.shape != parameter.shape or not is_sharded([parameter]):
         return t
     from torch.distributed.tensor import DTensor, distribute_tensor
@@ -46,8 +46,8 @@ def like(t: Tensor, parameter: Tensor) -> Tensor:
 def blocks(model: nn.Module) -> list[nn.Module]:
     """The modules that are gathered one at a time: children of the outermost ``Sequential`` and ``ModuleList``.
 
-    A child with more than half of all parameters is looked into instead. Only such children are sure to be called as
-    modules, which gathers their weights: attention reads the weights of its output layer without calling it.
+    A child with more than half of all parameters is replaced by its own children. Only such children are certain to be
+    called as modules, which gathers their weights: attention reads the weights of its output layer without calling it.
     """
     most = _MOST * _size(model)
 
@@ -63,11 +63,11 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 
 
 def shard(model: nn.Module, world: World) -> None:
-    """Give each rank a part of each parameter, in place; every rank has the same values before.
+    """Shard each parameter over the ranks, in place; the values must be equal on every rank before.
 
     A block's weights are gathered for its forward pass and again for its backward pass, which adds the sum of the
-    ranks' gradients to the parts. The sum is formed in every backward pass: gradients kept whole until the last one
-    would take the memory that sharding saves.
+    ranks' gradients to the parts. The sum is computed in every backward pass: unsharded gradients would take the memory
+    that sharding saves.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -79,7 +79,7 @@ def shard(model: nn.Module, world: World) -> None:
     fully_shard(model, mesh=mesh)
     for module in model.modules():
         if isinstance(module, FSDPModule):
-            # Each rank weighs its rows by their share of the batch: the gradients add up, they are no mean.
+            # Each rank weights its rows by their share of the batch: gradients are summed, not averaged.
             module.set_gradient_divide_factor(1.0)
 
 

@@ -1,4 +1,4 @@
-"""The pieces of a measurement that processes do which need no network: one shard of several."""
+"""Shards of a measurement for processes that do not communicate."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Shard:
-    """Piece ``index`` of a measurement, and every ``count``-th after it.
+    """Piece ``index`` of a measurement and every ``count``-th one after it.
 
-    Neighbours are alike in cost where a data set is sorted, so every shard has pieces from everywhere.
+    Neighbouring pieces have similar costs in a sorted data set, so the pieces of a shard are spread over all of it.
     """
 
     index: int = 0
-    """The number of the shard, from 0."""
+    """Index of the shard, from 0."""
     count: int = 1
-    """How many shards there are."""
+    """Number of shards."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.index < self.count:
-            raise ValueError(f"shard {self.index} of {self.count} is not one of 0 to {self.count - 1}")
+            raise ValueError(f"shard index must lie in 0 to {self.count - 1}, got {self.index}")
 
     @classmethod
     def parse(cls, text: str) -> Shard:
-        """The shard that "i/k" names, where i counts from 1; ValueError, in one line, for anything else."""
+        """The shard of the text "i/k", where i counts from 1; ValueError, in one line, for anything else."""
         found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
         number, count = map(int, found.groups()) if found else (0, 0)
         if 1 <= number <= count:
@@ -38,20 +38,20 @@ class Shard:
 
     @property
     def text(self) -> str:
-        """What `parse` reads."""
+        """The text for `parse`."""
         return f"{self.index + 1}/{self.count}"
 
     @property
     def name(self) -> str:
-        """The shard in the name of a file."""
+        """The shard as part of a file name."""
         return f"shard-{self.index + 1}-of-{self.count}"
 
     def has(self, piece: int) -> bool:
-        """Whether this shard has the piece of that number."""
+        """Whether this shard contains the piece of that index."""
         return piece % self.count == self.index
 
     def of(self, pieces: Sequence[T]) -> list[T]:
-        """Its own pieces."""
+        """The pieces of this shard."""
         return list(pieces[self.index :: self.count])
 
     def each(self) -> list[Shard]:
@@ -59,11 +59,11 @@ class Shard:
         return [Shard(index, self.count) for index in range(self.count)]
 
     def check(self, n: int, size: int) -> None:
-        """ValueError, in one line, where n samples in pieces of ``size`` leave a shard empty."""
+        """ValueError, in one line, if a shard of n samples in pieces of ``size`` would be empty."""
         pieces = -(-n // size)
         if self.count > pieces:
             smaller = f", or smaller batches, such as --batch-size {n // self.count}" if self.count <= n else ""
             raise ValueError(
-                f"{self.count} shards of {n} samples in batches of {size} leave one empty: take at most"
+                f"one of {self.count} shards of {n} samples in batches of {size} is empty: use at most"
                 f" {max(pieces, 1)} shards{smaller}"
             )

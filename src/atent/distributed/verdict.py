@@ -1,7 +1,7 @@
-"""How a job ends: one rank's failure ends all of them, with the same exit status and one report.
+"""The end of a job: the failure of one rank ends all of them, with the same exit status and one report.
 
-Every rank shows that it lives, and the first that fails leaves a note, which ends the others: at once where they ask,
-within `GRACE` seconds where they wait inside a message and never return to Python.
+Every rank sends heartbeats, and the first that fails writes a note, which ends the others: immediately if they check,
+within `GRACE` seconds if they are blocked in a message.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from atent.distributed.notes import Notes
 from atent.torchrun import Ending
 
 BEAT = 0.5
-"""Seconds between two signs of life."""
+"""Seconds between heartbeats."""
 GONE = 60.0
-"""Seconds without one, after which a rank is gone."""
+"""Seconds without a heartbeat after which a rank counts as lost."""
 GRACE = 10.0
-"""Seconds that a rank has to end by itself after another one failed."""
-_CAUSE = 5.0  # seconds in which the reason of a lost connection is looked for
+"""Seconds that a rank has to exit after the failure of another."""
+_CAUSE = 5.0  # seconds to find the reason of a lost connection
 
 Report = Callable[[Ending], object]
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A rank as the others know it."""
+    """The description of a rank for the others."""
 
     pid: int
     boot: str
-    """The machine and its kernel."""
+    """Identifier of the machine, its boot and its container."""
     versions: dict[str, str]
 
     @classmethod
@@ -46,46 +46,47 @@ class Peer:
         return cls(os.getpid(), _boot(), versions)
 
     def dead(self) -> bool:
-        """Whether it ran on this machine and is gone."""
+        """Whether its process ran on this machine and does not exist any more."""
         return self.boot == _boot() and not _alive(self.pid)
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a job fails, as the ranks note it."""
+    """The note on the failure of a job."""
 
     rank: int
     status: int
     text: str
     by: int
-    """The rank that noted it."""
+    """The rank that wrote the note."""
     raw: bool = False
     gone: bool = False
-    """The rank did not say so itself."""
+    """Whether another rank wrote the note."""
 
 
 class Verdict:
-    """One rank's view of the end of its job.
+    """The end of a job on one rank.
 
     Parameters
     ----------
     rank, peers
-        This rank, and all by number.
+        This rank, and all ranks by number.
     notes
         The connection of the main thread.
     watched
-        The connection of the thread that watches.
+        The connection of the monitoring thread.
     """
 
     def __init__(self, rank: int, peers: dict[int, Peer], notes: Notes, watched: Notes) -> None:
         self.rank, self.peers, self.notes, self.watched = rank, peers, notes, watched
         self._signs: dict[int, tuple[str, float]] = {}
 
-    # ---- while it works
+    # ---- during the work
 
     @contextmanager
     def watching(self, report: Report) -> Iterator[None]:
-        """Inside, a thread shows that this rank lives, and ends it where another has failed and it does not end."""
+        """Inside, a thread sends heartbeats of this rank, and ends its process if another has failed and it does not
+        end."""
         over = threading.Event()
         thread = threading.Thread(target=self._watch, args=(over, report), daemon=True)
         thread.start()
@@ -114,8 +115,8 @@ class Verdict:
                 os._exit(ending.status)
 
     def _silence(self) -> Failure | None:
-        """The failure of a rank of this machine whose process is gone, and of one without a sign of life for long:
-        rank 0 looks at all, the others at rank 0."""
+        """The failure of a rank of this machine whose process does not exist any more, or of one without a heartbeat
+        for `GONE` seconds: rank 0 checks all ranks, the others check rank 0."""
         dead = self._dead(self.watched)
         if dead is not None:
             return self._noted(self.watched, self._gone(dead))
@@ -130,7 +131,7 @@ class Verdict:
         return None
 
     def before(self, names: list[str]) -> Failure | None:
-        """Wait until these notes are all there; the failure of the job, where one comes before."""
+        """Wait until all these notes exist; returns the failure of the job if one occurs before."""
         pause = 0.001
         while not self.notes.there(names):
             failure = self._failure(self.notes)
@@ -143,16 +144,16 @@ class Verdict:
     # ---- the end
 
     def agreed(self, ending: Ending) -> Ending:
-        """The ending of the job, from that of this rank: the first failure of any, or that of rank 0. Its text is ""
-        where another rank reports it."""
+        """The ending of the job, given that of this rank: the first failure of any, or that of rank 0. Its text is ""
+        if another rank reports it."""
         try:
             return self._all_done(ending) if ending.text is None else self._all_failed(ending)
-        except RuntimeError:  # the store is gone with the one that held it
+        except RuntimeError:  # the store ended with the rank that opened it
             signals.ignored()
             return self._ending(self._gone(0) if self.rank else Failure(0, ending.status or 1, ending.text or "", 0))
         except KeyboardInterrupt as error:
             signals.ignored()
-            return Ending(128 + getattr(error, "signum", 2), "interrupted when all was done")
+            return Ending(128 + getattr(error, "signum", 2), "interrupted after the work was complete")
 
     def _all_done(self, ending: Ending) -> Ending:
         names = [f"done/{rank}" for rank in self.peers]
@@ -168,7 +169,8 @@ class Verdict:
         return self._ending(failure, ending.text)
 
     def _dead(self, notes: Notes, seconds: float = 0.0) -> int | None:
-        """A rank of this machine whose process is gone, looked for so long, unless a rank has said why it failed."""
+        """A rank of this machine whose process does not exist any more, found within ``seconds``, unless a rank has
+        reported a failure."""
         end = time.monotonic() + seconds
         while True:
             dead = next((rank for rank, peer in self.peers.items() if peer.dead()), None)
@@ -180,13 +182,13 @@ class Verdict:
 
     def _gone(self, rank: int) -> Failure:
         text = (
-            f"rank {rank} of {len(self.peers)} (process {self.peers[rank].pid}) is gone without an error of its own, as"
-            " one that was killed is: what was saved before stays, resume from it"
+            f"rank {rank} of {len(self.peers)} (process {self.peers[rank].pid}) ended without"
+            " reporting an error, for example killed: what was saved before remains, resume from it"
         )
         return Failure(rank, 1, text, self.rank, gone=True)
 
     def _noted(self, notes: Notes, failure: Failure) -> Failure:
-        """The failure of the job: this one, unless another was earlier."""
+        """The failure of the job: this one, unless another was noted before."""
         return Failure(**json.loads(notes.first("failed", json.dumps(vars(failure)))))
 
     def _failure(self, notes: Notes) -> Failure | None:
@@ -195,16 +197,16 @@ class Verdict:
 
     def _ending(self, failure: Failure, own: str | None = None) -> Ending:
         """The ending of this rank; ``own``: its error."""
-        # Rank 0 reports, or where that is gone the rank that noticed.
+        # Rank 0 reports, or, if it is lost, the rank that noticed.
         if self.rank != (failure.by if failure.gone and failure.rank == 0 else 0):
             return Ending(failure.status, "")
-        # What every rank meets is an error of the job, whoever met it first.
+        # An error on every rank is one of the job, whichever rank noted it first.
         named = failure.rank != 0 and not failure.gone and failure.text != own
         text = f"rank {failure.rank}: {failure.text}" if named else failure.text
         return Ending(failure.status, text, raw=failure.raw)
 
     def reported(self, ending: Ending, report: Report) -> None:
-        """Report the failure, or wait for that: torchrun ends all ranks when one has ended."""
+        """Report the failure, or wait for the report: torchrun ends all ranks as soon as one has ended."""
         with suppress(RuntimeError):
             if ending.text:
                 report(ending)
@@ -213,7 +215,7 @@ class Verdict:
                 self.notes.wait("reported", GRACE)
 
     def leave(self) -> None:
-        """Rank 0 is the last to leave where it holds the store that the others still read."""
+        """Rank 0 leaves last if it has opened the store, since the others still read it."""
         with suppress(RuntimeError):
             if self.rank:
                 self.notes.write(f"left/{self.rank}")
@@ -226,7 +228,7 @@ class Verdict:
 
 
 def _boot() -> str:
-    """Which machine, which start of it, and which container with processes of its own this process runs in."""
+    """Identifier of the machine, its boot, and the container (process namespace) of this process."""
     parts = [platform.node()]
     with suppress(OSError), open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         parts.append(file.read().strip())
@@ -236,7 +238,7 @@ def _boot() -> str:
 
 
 def _alive(pid: int) -> bool:
-    """Whether a process of this machine runs."""
+    """Whether a process exists on this machine."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

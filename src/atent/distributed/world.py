@@ -1,4 +1,4 @@
-"""The processes of one job, as each of them sees it: its rank, its rows of a batch, sums and values of all ranks."""
+"""The processes of a job: rank, rows of a batch, sums and values over all ranks."""
 
 from __future__ import annotations
 
@@ -12,52 +12,52 @@ from torch import Tensor
 
 
 class Lost(RuntimeError):
-    """Another rank did not answer: it ended, or the way to it broke, or it was late beyond the timeout."""
+    """Another rank did not answer: it ended, its connection failed, or it exceeded the timeout."""
 
 
 @dataclass
 class Traffic:
-    """What this process has added up with others, or shown to them, so far."""
+    """Messages of this process to others so far."""
 
     messages: int = 0
-    """How many."""
+    """Number of messages."""
     bytes: int = 0
-    """Of the tensors that this process gave to them."""
+    """Bytes of the tensors in them, on this process."""
 
     def count(self, given: Tensor) -> None:
-        """One more message."""
+        """Count a message."""
         self.messages += 1
         self.bytes += given.numel() * given.element_size()
 
 
 traffic = Traffic()
-"""Of this process; `World.add` and `World.stacked` count here."""
+"""Traffic of this process by `World.add` and `World.stacked`."""
 _FEW = 2**14
-"""Bytes up to which the ranks on CPUs exchange numbers to add them up."""
+"""Maximum bytes for which ranks on CPUs compute a sum by an all-gather."""
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among ``size`` processes; each function that communicates is called by all ranks, in one order."""
+    """This process among ``size`` processes; all ranks call functions that communicate, in the same order."""
 
     rank: int = 0
-    """The number of this process, from 0."""
+    """Rank of this process, from 0."""
     size: int = 1
-    """How many processes there are."""
+    """Number of processes."""
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes files and lines."""
+        """Whether this is rank 0, which writes files and output."""
         return self.rank == 0
 
     def rows(self, n: int, rank: int | None = None) -> slice:
-        """The rows of a batch of ``n`` that a rank has, by default this one: in order, their numbers differ by at most
-        one, and where n < size some have none."""
+        """The rows of a rank, by default this one, in a batch of ``n``: in order of ranks, with lengths that differ by
+        at most one; if n < size some have none."""
         rank = self.rank if rank is None else rank
         return slice(rank * n // self.size, (rank + 1) * n // self.size)
 
     def add(self, tensors: Iterable[Tensor]) -> None:
-        """Replace each tensor by its sum over the ranks, in place: one message for each dtype and device."""
+        """Replace each tensor by its sum over the ranks, in place, with one message for each dtype and device."""
         if self.size == 1:
             return
         kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
@@ -69,11 +69,11 @@ class World:
                 tensor.detach().copy_(part.view_as(tensor))
 
     def _sum(self, flat: Tensor) -> Tensor:
-        """The sum of a vector over the ranks, with the same bits on each."""
+        """The sum of a vector over the ranks, bitwise equal on each."""
         import torch.distributed as dist
 
-        # The ring of an all-reduce takes twice as many turns as that of an all-gather, which counts where the numbers
-        # are few. NCCL has other ways for these.
+        # A ring all-reduce takes twice as many rounds as an all-gather, which dominates for small messages. NCCL has
+        # other algorithms for these.
         if flat.device.type == "cpu" and flat.numel() * flat.element_size() <= _FEW:
             return self.stacked(flat).sum(0)
         with speaking():
@@ -94,7 +94,7 @@ class World:
         return found
 
     def most(self, numbers: list[float]) -> list[float]:
-        """The largest of each number over the ranks: one small message, which waits for no device."""
+        """The maximum of each number over the ranks: one small message without device synchronisation."""
         if self.size == 1:
             return numbers
         import torch.distributed as dist
@@ -107,7 +107,7 @@ class World:
         return found
 
     def gather(self, value: Any) -> list[Any]:
-        """The value of each rank, which can be pickled, by rank; every rank gets the list."""
+        """The values of all ranks, which must be picklable, by rank; every rank gets the list."""
         if self.size == 1:
             return [value]
         import torch.distributed as dist
@@ -129,8 +129,8 @@ class World:
         return held[0]
 
     def wait(self) -> None:
-        """Until every rank is here: those that `launch.run` began wait as long as the others are alive, others up to
-        the timeout of the process group. Call it before `gather` and `shared` where ranks come at different times."""
+        """Wait for every rank: in jobs of `launch.run` as long as the others are alive, otherwise up to the timeout of
+        the process group. Call it before `gather` and `shared` if ranks arrive at different times."""
         if self.size == 1:
             return
         if _meeting is not None:
@@ -143,20 +143,20 @@ class World:
 
 
 SINGLE = World()
-"""One process alone."""
+"""A single process."""
 _current = SINGLE
 _meeting: Callable[[], None] | None = None
-"""What waits for all ranks without a timeout."""
+"""The function that waits for all ranks without a timeout."""
 
 
 def current() -> World:
-    """The world of this process: `SINGLE` unless a job of several has begun."""
+    """The world of this process: `SINGLE` unless it is in a job of several processes."""
     return _current
 
 
 @contextmanager
 def within(world: World) -> Iterator[World]:
-    """``world`` is the current one inside the block."""
+    """Context in which ``world`` is the current one."""
     global _current
     before, _current = _current, world
     try:
@@ -167,7 +167,7 @@ def within(world: World) -> Iterator[World]:
 
 @contextmanager
 def meeting(wait: Callable[[], None]) -> Iterator[None]:
-    """Inside, `World.wait` is ``wait``."""
+    """Context in which `World.wait` calls ``wait``."""
     global _meeting
     before, _meeting = _meeting, wait
     try:
@@ -178,7 +178,7 @@ def meeting(wait: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def speaking() -> Iterator[None]:
-    """Inside, which is one message, an error of the communication is `Lost`."""
+    """Convert an error of the communication inside, which is one message, to `Lost`."""
     try:
         yield
     except torch.OutOfMemoryError:
