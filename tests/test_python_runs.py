@@ -175,7 +175,7 @@ def test_a_data_set_with_a_name_is_loaded_as_it_was(here, capsys, tmp_path):
             ["tensors", "--model", "entries_mine:net"],
             "on tensors, which are not saved: give --data module:function",
         ),
-        (["tensors", "--model", "entries_mine:wider", "--data", "entries_mine:data"], "holds another architecture"),
+        (["tensors", "--model", "entries_mine:wider", "--data", "entries_mine:data"], "has another architecture"),
         (["tensors", "--model", "entries_mine:net", "--data", "digits"], "--data digits has classes 10, tensors was"),
         (
             ["tensors", "--model", "entries_mine:net", "--data", "entries_mine:nothing"],
@@ -342,7 +342,7 @@ def test_it_is_resumed_to_the_same_bits(kind, here, capsys, tmp_path, monkeypatc
     for args, says in (
         ([], "give --model module:function"),
         (NAMED[:2], "give --data module:function"),
-        (["--model", "entries_mine:wider", *NAMED[2:]], "holds another architecture"),
+        (["--model", "entries_mine:wider", *NAMED[2:]], "has another architecture"),
         ([*NAMED[:2], "--data", "entries_mine:other"], "cannot be resumed: the digest of its data was"),
         ([*NAMED, "--baseline"], "--baseline needs a recipe"),
     ):
@@ -453,7 +453,7 @@ def test_a_run_that_names_its_builders_needs_no_options(here, capsys, tmp_path, 
     # A function that was renamed is named afterwards.
     status, _, err = said(capsys, "evaluate", tmp_path / "named", *NAMED, *SMALL)
     assert status == 2
-    assert "holds another architecture" in err
+    assert "has another architecture" in err
     # The names are no setting of the training: it resumes in Python without them.
     args.clear()
     train(tmp_path / "named", resume=True)

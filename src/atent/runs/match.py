@@ -255,7 +255,7 @@ def _misfit(own: State, states: Mapping[str, State], path: Path) -> str:
     first = next((line for line in lines if "has shape" in line), lines[0])
     more = f" and {count - 1} more" if count > 1 else ""
     where = f" (at {place})" if place and len(states) > 1 else ""
-    return f"{path} holds another architecture{where}: {first}{more}; {nearest(states)}"
+    return f"{path} has another architecture{where}: {first}{more}; {nearest(states)}"
 
 
 def _lines(own: State, state: State) -> Iterator[list[str]]:
