@@ -1,4 +1,4 @@
-"""The one training loop, its checkpoints, and loading what it made."""
+"""The training loop, its checkpoints, and loading of trained networks."""
 
 from atent.runs.checkpoint import export, load_weights
 from atent.runs.loading import load

@@ -1,4 +1,4 @@
-"""What the ranks of a training do alike: begin from the same, and stop, save and end at the same step."""
+"""Agreement of the ranks of a training: the same start, and stopping, saving and ending at the same step."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from atent.train.settings import TrainSettings
 
 CPU = torch.device("cpu")
 _UNNAMED = 1000.0
-"""A request to stop that no signal made."""
+"""A request to stop without a signal."""
 _EVERY = 0.1
-"""Seconds of steps between two messages."""
+"""Approximate seconds of steps between messages."""
 _FIRST = 30
-"""Steps that are measured, each with a message; `Compiling` decides by them too."""
+"""Measured first steps, each with a message; `Compiling` uses them too."""
 _MOST = 100
-"""Steps between two messages at most."""
+"""Maximum number of steps between messages."""
 
 
 class Agreement:
     """The decisions of a step that depend on the clock or on a signal: a message of three numbers.
 
-    Whoever was asked to stop, all stop; whether a checkpoint is due, and how long the training has taken, is what rank
-    0 says. A message comes after each of the first steps, and then about every `_EVERY` seconds of them, so that short
-    steps do not wait for it. One process alone decides when it is asked, and says nothing.
+    If any rank received a request to stop, all stop; rank 0 decides whether a checkpoint is due, and measures the time
+    of the training. A message follows each of the first steps, and then about every `_EVERY` seconds of steps, so that
+    short steps do not wait for it. A single process decides without messages.
     """
 
     def __init__(self, asked: Callable[[], bool], due: Callable[[], bool]) -> None:
@@ -45,7 +45,7 @@ class Agreement:
         self._marks: list[tuple[int, float]] = []
 
     def meet(self, clock: Clock) -> None:
-        """After a step, on every rank."""
+        """Exchange the decisions; called after a step, on every rank."""
         if self.world.size == 1:
             return
         self._found = (0.0, 0.0)
@@ -62,7 +62,7 @@ class Agreement:
             signals.passed_on(0 if number == _UNNAMED else int(number))
 
     def _pause(self, seconds: float) -> int:
-        """Steps until the next message: the same on every rank, as it follows from what rank 0 said."""
+        """Steps until the next message: equal on every rank, as computed from the values of rank 0."""
         self._marks = [*self._marks[-_FIRST:], (self._steps, seconds)]
         (first, begun), (last, ended) = self._marks[0], self._marks[-1]
         if self._steps < _FIRST or ended <= begun:
@@ -70,7 +70,7 @@ class Agreement:
         return max(1, min(_MOST, int(_EVERY * (last - first) / (ended - begun))))
 
     def asked(self) -> bool:
-        """Whether the training is to stop."""
+        """Whether the training should stop."""
         return self._asked() if self.world.size == 1 else bool(self._found[0])
 
     def due(self) -> bool:
@@ -79,7 +79,7 @@ class Agreement:
 
 
 def check(data: Data, settings: TrainSettings, config: Mapping[str, Any], fingerprint: str) -> None:
-    """ValueError, on every rank, where a rank would have no samples, or where the ranks do not do the same."""
+    """ValueError, on every rank, if a rank would have no samples, or if settings or data of the ranks differ."""
     world = current()
     if world.size == 1:
         return
@@ -88,7 +88,7 @@ def check(data: Data, settings: TrainSettings, config: Mapping[str, Any], finger
         ("images of a batch (train.batch_size)", settings.batch_size),
     ):
         if n < world.size:
-            raise ValueError(f"{n} {name} are fewer than the {world.size} processes: start at most {n}")
+            raise ValueError(f"{n} {name} are fewer than the {world.size} processes: start at most {n} processes")
     about = {key: value for key, value in config["about"]["data"].items() if key != "root"}
     own = _flat({**json.loads(fingerprint), "data as loaded": json.loads(json.dumps(about, default=str))})
     found = world.gather(own)
@@ -97,26 +97,26 @@ def check(data: Data, settings: TrainSettings, config: Mapping[str, Any], finger
         other = [rank for rank, value in enumerate(values) if value != values[0]]
         if other:
             raise ValueError(
-                f"{name} is {_short(values[0])} on rank 0 and {_short(values[other[0]])} on {ranks(other)}: give every"
-                " process the same settings and the same data"
+                f"{name} is {_short(values[0])} on rank 0 and {_short(values[other[0]])} on {ranks(other)}: use the"
+                " same settings and data on every process"
             )
 
 
 def same_start(model: nn.Module) -> None:
-    """The network of every rank gets the state of rank 0's: those that a script built may differ."""
+    """Copy the network's state from rank 0 to every rank, since networks built by a script may differ."""
     world = current()
     if world.size > 1:
         put(model, world.shared(to(copied(model), CPU) if world.first else None))
 
 
 def reloaded(model: nn.Module, path: Path, which: Literal["best", "last"]) -> None:
-    """The network of every rank gets weights of the run folder at ``path``, which rank 0 reads."""
+    """Load weights of the run folder at ``path`` on every rank; rank 0 reads them."""
     alone(lambda: load_weights(model, path, which=which))
     same_start(model)
 
 
 def to(value: Any, device: torch.device) -> Any:
-    """Plain containers with their tensors on a device."""
+    """Move the tensors in plain containers to a device."""
     if isinstance(value, torch.Tensor):
         return value.to(device)
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Which epoch is best."""
+"""Selection of the best epoch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from atent.train.watch import STOP
 
 
 class Best:
-    """The best epoch so far: of the raw weights, of the averaged ones, and over those that may be the best."""
+    """The best epoch so far: of the raw weights, of the averaged ones, and of those that may be selected."""
 
     def __init__(self, validation: Validation, settings: TrainSettings) -> None:
         self.validation, self.average = validation, settings.average
@@ -19,8 +19,8 @@ class Best:
         self.row: dict[str, Any] | None = None
 
     def add(self, row: dict[str, Any]) -> dict[str, str]:
-        """Marks the row; what is now to be kept: {"best", "raw", "ema" or "swa": of which weights}."""
-        if row.get("watch") == STOP:  # whatever it is selected by, a collapsed epoch is not the best
+        """Mark the row, and return the weights to keep: {"best", "raw", "ema" or "swa": their kind}."""
+        if row.get("watch") == STOP:  # a collapsed epoch is never the best
             row["best"] = False
             return {}
         scores = {"raw": self.validation.score(row)}
@@ -28,7 +28,7 @@ class Best:
             scores["average"] = self.validation.score(row, "average_")
         candidates = [kind for kind in self.allowed if kind in scores]
         if self.validation.select == "last":
-            candidates.reverse()  # who averages wants the average in the end
+            candidates.reverse()  # prefer averaged weights in a tie
         kept = {}
         row["best"] = False
         for kind in candidates:

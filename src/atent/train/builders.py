@@ -1,4 +1,4 @@
-"""What builds the network and the data of a run from Python again: named, tried once, and recorded."""
+"""Builders of the network and the data of a run from Python: named, tried once, and recorded."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from atent.runs.weights import differences, visible
 
 @dataclass(frozen=True)
 class Builders:
-    """The names that `fit` was given, and their keywords; ValueError for keywords that no JSON file keeps."""
+    """The builders given to `fit`, and their keywords; ValueError for keywords that are not JSON values."""
 
     model: str | None = None
-    """A function as module:function, or a network of `atent.models.MODELS`; None: not named."""
+    """A function as module:function, or a network of `atent.models.MODELS`; None: not given."""
     model_args: Mapping[str, Any] = field(default_factory=dict)
     """Its keywords."""
     data: str | None = None
-    """A function as module:function, or a data set by name; None: not named."""
+    """A function as module:function, or a data set by name; None: not given."""
     data_args: Mapping[str, Any] = field(default_factory=dict)
     """Its keywords."""
 
@@ -40,20 +40,20 @@ class Builders:
         if self.model is not None:
             with torch.random.fork_rng():
                 made = built_model(self.model, self.model_args, classes=data.classes, shape=data.shape)
-                # A network may make its layers in its first forward pass.
+                # A network may have lazy layers.
                 check_output(made, data.shape, data.classes, next((p.device for p in made.parameters()), "cpu"))
             found = differences(visible(model), visible(made))
             if found:
                 more = f" and {len(found) - 1} more" if len(found) > 1 else ""
                 raise ValueError(
-                    f"builder {self.model} gives another architecture: {found[0]}{more}: name what built the model, and"
-                    " its builder_args"
+                    f"builder {self.model} returns another architecture: {found[0]}{more}: give the function that built"
+                    " the model, and its builder_args"
                 )
         if self.data is not None:
             _check_data(self.data, built_data(self.data, self.data_args), data)
 
     def record(self, config: dict[str, Any]) -> dict[str, Any]:
-        """A run's configuration with the names."""
+        """A run's configuration with the builders."""
         out = dict(config)
         for section, name, args in (("model", self.model, self.model_args), ("data", self.data, self.data_args)):
             if name is not None:
@@ -62,13 +62,13 @@ class Builders:
 
 
 def _plain(option: str, name: Any, args: Any) -> dict[str, Any]:
-    """The keywords as JSON's own values."""
+    """The keywords as JSON values."""
     if name is not None and not isinstance(name, str):
-        raise ValueError(f"{option} is a text such as 'module:function', got a {type(name).__name__}")
+        raise ValueError(f"{option} must be a text such as 'module:function', got a {type(name).__name__}")
     if args and name is None:
-        raise ValueError(f"{option}_args needs {option}: name the function that takes them")
+        raise ValueError(f"{option}_args needs {option}: give the function that takes them")
     if not isinstance(args, Mapping) or not all(isinstance(key, str) for key in args):
-        raise ValueError(f"{option}_args is a dictionary of keywords, got a {type(args).__name__}")
+        raise ValueError(f"{option}_args must be a dictionary of keywords, got a {type(args).__name__}")
     try:
         plain: dict[str, Any] = folder.plain(dict(args))
     except ValueError as error:
@@ -80,12 +80,12 @@ def _check_data(name: str, made: Data, data: Data) -> None:
     for what in ("classes", "shape", "box"):
         if getattr(made, what) != getattr(data, what):
             raise ValueError(
-                f"data_builder {name} gives {what} {getattr(made, what)}, the data has {getattr(data, what)}: name what"
-                " built the data, and its data_builder_args"
+                f"data_builder {name} gives {what} {getattr(made, what)}, the data have {getattr(data, what)}: give the"
+                " function that built the data, and its data_builder_args"
             )
     for part in ("train", "validation", "test"):
         one, other = (getattr(d, part).to("cpu") for d in (made, data))
         if not all(torch.equal(getattr(one, k), getattr(other, k)) for k in ("x", "y", "ids")):
             raise ValueError(
-                f"data_builder {name} gives other {part} samples than the data: fix its seed, or name what built them"
+                f"data_builder {name} gives other {part} samples than the data: fix its seed, or give another"
             )

@@ -1,4 +1,4 @@
-"""A method that asks to be calibrated, resolved once, before the first step of a training."""
+"""Calibration of a method, once before the first step of a training."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from atent.methods.calibration import Calibration, Setting
 from atent.rng import fold
 from atent.train.settings import TrainSettings
 
-# Batches to calibrate on, of training images that hold every class, with the training's augmentation.
+# Batches of the calibration, of training images of every class, with the training's augmentation.
 _BATCHES = 2
 
 
 def calibrated(
     method: Method, model: nn.Module, data: Data, settings: TrainSettings, move: Callable[..., Tensor], *, joined: bool
 ) -> Calibration[ATENT] | None:
-    """What `ATENT.calibrate` finds for the untrained model at the threat's eps; None where it is not asked for.
+    """The result of `ATENT.calibrate` for the untrained model at the threat's eps; None if it is not requested.
 
-    ``joined``: the network cannot be seen on the one image that is left over, so that is left out.
+    ``joined``: the network cannot be evaluated on a single remaining image, so that image is omitted.
     """
     if not isinstance(method, ATENT) or not method.calibrated:
         return None
@@ -44,14 +44,14 @@ def calibrated(
 
 
 def stand_in(method: Method) -> Method:
-    """A method that needs no calibration any more, with some value, to try a step before one is found."""
+    """The method with a placeholder value, to try a step before the calibration."""
     if not isinstance(method, ATENT) or not method.calibrated:
         return method
     return adopt(method, {"setting": "noise" if method.calibrated == "noise" else "gamma", "value": 1e-3})
 
 
 def adopt(method: Method, found: dict[str, Any] | None) -> Method:
-    """The method with the value that `Calibration.describe` reports; itself for None."""
+    """The method with the value of `Calibration.describe`; unchanged for None."""
     if found is None:
         return method
     given: dict[str, Any] = {"calibrated": False, found["setting"]: found["value"]}
@@ -61,6 +61,6 @@ def adopt(method: Method, found: dict[str, Any] | None) -> Method:
 
 
 def recorded(config: dict[str, Any], found: Calibration[ATENT]) -> dict[str, Any]:
-    """The configuration with what was found."""
+    """The configuration with the calibrated value."""
     known = {"chain": found.method.chain().describe(), "calibration": found.describe()}
     return {**config, "about": {**config["about"], **known}}

@@ -1,4 +1,4 @@
-"""Hooks of a training: progress, early stopping, trackers, and your own."""
+"""Hooks of a training: progress, early stopping, trackers, and custom callbacks."""
 
 from __future__ import annotations
 
@@ -16,40 +16,40 @@ from atent.progress import MINUTE, Advance, bar, roughly, say
 from atent.train.settings import TrainSettings
 
 Row = dict[str, Any]
-# Seconds of steps from which the length of a training is estimated.
+# Seconds of steps for the estimate of a training's duration.
 _MEASURED = 5.0
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a training is, as a callback sees it."""
+    """The progress of a training, for callbacks."""
 
     model: nn.Module
-    """The network as it trains; changing it changes the training."""
+    """The network in training; changes to it affect the training."""
     settings: TrainSettings
     """The settings of the training."""
     config: dict[str, Any]
     """The run's configuration."""
     run: Path | None
-    """The run folder, where there is one."""
+    """The run folder; None without one."""
     history: tuple[Row, ...]
     """The rows of the epochs so far."""
     epoch: int
     """Number of the epoch, from 1; 0 before the first."""
     step: int = 0
-    """Steps of this epoch that are done."""
+    """Completed steps of this epoch."""
     steps: int = 0
-    """Steps of an epoch."""
+    """Steps per epoch."""
     share: float = 0.0
-    """Share of the training that is done, in [0, 1]."""
+    """Completed share of the training, in [0, 1]."""
     loss: float | None = None
-    """Mean loss of the epoch so far; None at steps where it is not read from the device."""
+    """Mean loss of the epoch so far; None at steps at which it is not read from the device."""
     last: bool = False
     """Whether this step ends its epoch."""
 
 
 class Callback:
-    """Hooks of a training, which do nothing by default; override those that you need.
+    """Hooks of a training, which do nothing by default; override the required ones.
 
     A text returned by `start` or `epoch` ends the training with that reason (`Fitted.stopped`). `validation`,
     `checkpoint` and `epoch` are called in this order after an epoch is saved, so that an exception, which ends the
@@ -72,13 +72,13 @@ class Callback:
     """
 
     def start(self, progress: Progress) -> str | None:
-        """Before the first step, also of a resumed training, which brings its ``progress.history``."""
+        """Before the first step, also of a resumed training, whose ``progress.history`` is restored."""
 
     def step(self, progress: Progress) -> None:
         """After each step."""
 
     def validation(self, progress: Progress, row: Row) -> None:
-        """After an epoch that was measured."""
+        """After an epoch with a validation."""
 
     def checkpoint(self, progress: Progress, row: Row) -> None:
         """After an epoch whose checkpoint was written."""
@@ -119,14 +119,14 @@ class EarlyStopping(Callback):
         self.patience, self.waited = patience, 0
 
     def start(self, progress: Progress) -> str | None:
-        """Count the epochs of a resumed training again."""
+        """Recount the epochs of a resumed training."""
         self.waited = 0
         for row in progress.history:
             self._count(row)
         return self._reason(progress)
 
     def epoch(self, progress: Progress, row: Row) -> str | None:
-        """Stop where the patience is over."""
+        """Stop after ``patience`` epochs without improvement."""
         self._count(row)
         return self._reason(progress)
 
@@ -137,7 +137,7 @@ class EarlyStopping(Callback):
     def _reason(self, progress: Progress) -> str | None:
         if self.waited < self.patience:
             return None
-        return f"stopped at epoch {progress.epoch}: no better epoch in the last {self.waited} that were measured"
+        return f"stopped at epoch {progress.epoch}: no improvement in the last {self.waited} measured epochs"
 
 
 class Report(Callback):
@@ -153,7 +153,7 @@ class Report(Callback):
 
 
 class Bar(Callback):
-    """A progress bar of each epoch, and once how long the training takes, from its first steps."""
+    """A progress bar of each epoch, and once an estimate of the training's duration from its first steps."""
 
     def __init__(self) -> None:
         self._begun: tuple[float, float] | None = None
@@ -174,7 +174,7 @@ class Bar(Callback):
             self.end(progress)
 
     def _estimate(self, progress: Progress) -> None:
-        """Say how long the training takes, after some seconds of steps; the first step prepares kernels."""
+        """Report the estimated duration after some seconds of steps; the first step prepares kernels."""
         now = time.perf_counter()
         if self._begun is None:
             self._begun = progress.share, now
@@ -193,6 +193,6 @@ class Bar(Callback):
 
 
 def first(reasons: Sequence[str | None]) -> str | None:
-    """The first reason to stop, where there is one: of several ranks that of rank 0, which alone has callbacks."""
+    """The first reason to stop, or None; with several ranks that of rank 0, the only one with callbacks."""
     reason: str | None = current().shared(next((reason for reason in reasons if reason is not None), None))
     return reason

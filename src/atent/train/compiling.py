@@ -1,4 +1,4 @@
-"""A training's network under torch.compile: asked for, or where the remaining steps are long enough to pay for it."""
+"""torch.compile in a training: on request, or if the remaining steps are long enough to compensate its cost."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from atent.train.clock import Clock
 from atent.train.settings import TrainSettings
 
 _MEASURED = 20
-"""Steps from which the remaining time is estimated; the first ones, which prepare kernels, are not among them."""
+"""Number of steps for the estimate of the remaining time, without the first ones, which prepare kernels."""
 _FIRST = 3
 _WORTH = 30 * 60.0
-"""Seconds of remaining steps above which compiling is worth its time."""
+"""Seconds of remaining steps above which compilation pays off."""
 
 
 def compiler_missing(device: torch.device) -> bool:
@@ -25,10 +25,10 @@ def compiler_missing(device: torch.device) -> bool:
 
 
 class Compiling:
-    """Compiles the forward pass of the network in place, so that its weights and their names stay as they are.
+    """Compiles the forward pass of the network in place; its weights and their names do not change.
 
-    A training that compiled resumes compiled: ``position`` keeps it. Without a C++ compiler, on a CPU, one line says
-    so, and the network stays as it is.
+    A compiled training resumes compiled: ``position`` records it. Without a C++ compiler, on a CPU, a warning is
+    reported, and the network is not compiled.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Compiling:
             self._compile()
 
     def after(self, clock: Clock, now: int, position: dict[str, Any]) -> None:
-        """After step ``now``: compile where the time of the steps so far says that it is worth it."""
+        """Called after step ``now``: compile if the estimated remaining time exceeds the threshold."""
         if not self._undecided:
             return
         self._marks.append((now, clock.seconds()))
@@ -59,13 +59,13 @@ class Compiling:
 
     def _compile(self) -> bool:
         if compiler_missing(self._device):
-            self._say("warning: compile needs a C++ compiler, such as g++: the network is trained without")
+            self._say("warning: compile needs a C++ compiler, such as g++: the network is not compiled")
             return False
         self._model.compile()
         self._compiled = True
         return True
 
     def end(self) -> None:
-        """The network is as it was: what follows sees shapes and modes that would be compiled anew."""
+        """Restore the network: later shapes and modes would be compiled again."""
         if self._compiled:
             self._model._compiled_call_impl = None

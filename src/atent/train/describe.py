@@ -1,4 +1,4 @@
-"""The configuration of a run that starts from Python, and what is recorded of any run."""
+"""The configuration of a run from Python, and the records of any run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def describe(
     model: nn.Module, data: Data, method: Method, optimizer: Optimizer, schedule: Schedule, settings: TrainSettings,
     augmentation: str, threat: Threat | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """A run's configuration from the settings alone, where no recipe gave one."""
+    """A run's configuration from the settings alone, for runs without a recipe."""
     evaluate = {}
     if threat and method.threat is None:
         evaluate = {"norm": threat.norm, "eps": float(threat.eps), **threat.extra()}
@@ -45,8 +45,8 @@ def describe(
 
 
 def facts(model: nn.Module, data: Data, method: Method) -> dict[str, Any]:
-    """What the settings imply: the data as loaded, the number of parameters, ATENT's resolved chain, and of a plug-in
-    where it comes from."""
+    """Facts implied by the settings: the loaded data, the number of parameters, ATENT's resolved chain, and the origin
+    of plug-ins."""
     found = plugin_of(METHODS, type(method))
     out: dict[str, Any] = {"plugins": [asdict(found)]} if found else {}
     out |= {
@@ -65,18 +65,18 @@ def facts(model: nn.Module, data: Data, method: Method) -> dict[str, Any]:
 
 
 def with_subsets(config: dict[str, Any], data: Data, subsets: dict[str, Any]) -> dict[str, Any]:
-    """A configuration that says by which rule samples are chosen, and which ones were."""
+    """A configuration with the rule of the subsets of samples, and the chosen ones."""
     about = {**config["about"], "subsets": subsets}
     return {**config, "data": {**config["data"], "subset": data.subset}, "about": about}
 
 
 def digest_of(data: Data) -> dict[str, str]:
-    """A hash of the training samples of data without files, by which a resumed training knows them again."""
+    """A hash of the training samples of data without files, by which a resumed training verifies them."""
     if data.about.get("files"):
         return {}
     digest = hashlib.sha256()
     for part in (data.train, data.validation):
-        # Samples that stay on disk do not come into memory all at once.
+        # Samples on disk are not loaded into memory all at once.
         for index in torch.arange(len(part), device=part.x.device).split(_AT_ONCE):
             digest.update(part.x.index_select(0, index).cpu().contiguous().numpy().tobytes())
         digest.update(part.y.cpu().numpy().tobytes())
@@ -84,7 +84,7 @@ def digest_of(data: Data) -> dict[str, str]:
 
 
 def summary(config: dict[str, Any]) -> dict[str, Any]:
-    """What a weights file should say of itself."""
+    """The metadata of a weights file."""
     data = config["about"]["data"]
     known = {"run": config["id"]} if "id" in config else {}
     return {

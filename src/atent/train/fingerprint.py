@@ -1,4 +1,4 @@
-"""Which settings a resumed run must share."""
+"""Comparison of the settings that a resumed run must share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from atent.runs.folder import BUILDER_KEYS
 from atent.runs.manifest import read_json
 from atent.train.settings import TrainSettings
 
-# What belongs to the machine: a run may resume with other values of these.
+# Settings of the machine: a run may resume with other values of these.
 _MACHINE = (
     "save_minutes", "threads", "device", "precision", "channels_last", "compile", "cuda_graphs", "deterministic",
     "shard",
@@ -25,40 +25,41 @@ _MACHINE = (
 
 
 def fingerprint(config: dict[str, Any]) -> str:
-    """The settings that a resumed run must share, as text; those of the machine may change, and so may the names of
-    what builds the network and the data: these are compared themselves."""
+    """The settings that a resumed run must share, as text; those of the machine may change, and so may the builders of
+    the network and the data, since these are compared directly."""
     parts = {k: config[k] for k in ("method", "optimizer", "schedule")}
     parts["model"] = {k: v for k, v in config["model"].items() if k not in BUILDER_KEYS}
     train = {k: v for k, v in config["train"].items() if k not in _MACHINE}
-    # Runs made before data.subset took the first samples; those before the other fields had what they say here.
+    # Runs from before data.subset used the first samples; runs from before the other fields had these values.
     former = (
         ("subset", "first"), ("size", None), ("generated", None), ("generated_share", None), ("label", None),
         ("box", None), ("units", "range"),
     )  # fmt: skip
     data = {k: v for k, v in config["data"].items() if k not in (*READING, *BUILDER_KEYS) and (k, v) not in former}
     about = config["about"]["data"]
-    # What a training from Python says of these nowhere else.
+    # For a training from Python these are recorded nowhere else.
     read = {name: about[name] for name in ("generated", "table") if name in about}
     return folder.dumps({**parts, "train": train, "data": data, "files": about.get("files"), **read})
 
 
 def difference(saved: str, now: str, method: Method) -> str | None:
-    """In words what keeps a run with the fingerprint ``saved`` from being resumed with ``now``; None where nothing."""
+    """The difference that prevents resuming a run with the fingerprint ``saved`` with ``now``, as text; None if there
+    is none."""
     before, after = json.loads(completed(saved, now, method)), json.loads(now)
     parts = [part for part in {**before, **after} if before.get(part) != after.get(part)]
     if parts == ["files"]:
-        return "data: its files have another SHA-256 today, give those of its training"
+        return "data: the SHA-256 of its files has changed, use those of its training"
     return f"settings: resume with those of its {folder.CONFIG}" if parts else None
 
 
 def completed(fingerprint: str, now: str, method: Method) -> str:
-    """A saved fingerprint without the settings of `_MACHINE`, of which earlier versions kept two, and with those of the
-    fingerprint ``now`` that came later, where they are at their defaults."""
+    """A saved fingerprint without the settings of `_MACHINE`, two of which earlier versions stored, and with newer
+    settings of the fingerprint ``now`` that have their defaults."""
     parts = folder.relocated(json.loads(fingerprint))
     parts["train"] = {k: v for k, v in parts["train"].items() if k not in _MACHINE}
     name, new = parts["method"]["name"], json.loads(now)["method"]["name"]
     if ":" not in name and new.rpartition(":")[2] == name:
-        # Earlier versions kept the bare name of a method of the user's own.
+        # Earlier versions stored only the class name of a custom method.
         parts["method"]["name"] = new
     known = {f.name: f.default for f in fields(method) if f.default is not MISSING}
     defaults = {
@@ -69,7 +70,7 @@ def completed(fingerprint: str, now: str, method: Method) -> str:
 
 
 def _completed(old: dict[str, Any], new: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """``old`` with the entries that only ``new`` has, where they equal ``defaults``."""
+    """``old`` with the entries that only ``new`` has, if they equal ``defaults``."""
     out = dict(old)
     for key, default in defaults.items():
         if isinstance(default, dict) and isinstance(old.get(key), dict) and isinstance(new.get(key), dict):
@@ -80,7 +81,7 @@ def _completed(old: dict[str, Any], new: dict[str, Any], defaults: dict[str, Any
 
 
 def as_begun(data: Data, run: Path) -> Data:
-    """The data as the run at ``run`` took its subsets: one made before runs recorded data.subset took the first
+    """The data with the subset rule of the run at ``run``: runs from before data.subset was recorded used the first
     samples in source order."""
     path = run / folder.CONFIG
     if data.subset == "first" or not path.is_file() or "subset" in read_json(path).get("data", {}):
