@@ -28,7 +28,7 @@ class Best:
             scores["average"] = self.validation.score(row, "average_")
         candidates = [kind for kind in self.allowed if kind in scores]
         if self.validation.select == "last":
-            candidates.reverse()  # prefer averaged weights in a tie
+            candidates.reverse()  # prefer the averaged weights
         kept = {}
         row["best"] = False
         for kind in candidates:

@@ -1,4 +1,4 @@
-"""A training whose numbers stop being finite: found before it is saved, and where it began."""
+"""Detection of values that are not finite in a training, before they are saved, and of their origin."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from atent.train.result import Diverged
 from atent.train.settings import TrainSettings
 
 MOST_SKIPPED = 50
-"""Steps in a row that may be skipped; after them the training ends."""
+"""Maximum number of consecutive skipped steps; after them the training ends."""
 
 
 class Skipped(Exception):
-    """A step whose gradient or loss is not finite, before the optimizer has changed anything."""
+    """A step with a gradient or loss that is not finite, raised before the optimizer's update."""
 
 
 class Finite:
-    """Remembers on the device the first step whose loss or gradient is not finite, and checks what would be saved.
+    """Records on the device the first step with a loss or gradient that is not finite, and checks the values to save.
 
-    `see` waits for nothing and leaves one number per tensor; `problem` looks through those of all steps since its last
-    call, waits twice where all is finite, and looks the names up where something is not.
-    Values that are not finite at the start, such as a mask of minus infinity, are left out.
+    `see` does not synchronise and stores one number per tensor; `problem` checks those of all steps since its last
+    call, with two synchronisations if all are finite, and determines the names otherwise. Values that are not finite at
+    the start, such as a mask of minus infinity, are ignored.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Finite:
         run: Path | None,
     ) -> None:  # fmt: skip
         if settings.on_nonfinite == "rollback" and run is None:
-            raise ValueError("on_nonfinite rollback goes back to a checkpoint: give run=..., or on_nonfinite skip")
+            raise ValueError("on_nonfinite rollback needs a checkpoint: give run=..., or use on_nonfinite skip")
         self.model, self.optimizer, self.average = model, optimizer, average
         self.skips = settings.on_nonfinite == "skip"
         self.parameters = list(model.named_parameters())
@@ -51,17 +51,17 @@ class Finite:
         self.reset()
 
     def reset(self) -> None:
-        """Forget what was seen: the training goes back to where all was finite."""
+        """Clear the records, for a rollback to a finite state."""
         self.seen: list[tuple[int, Tensor]] = []
         self.first: tuple[int, list[bool]] | None = None
 
     def see(self, step: int, losses: Sequence[Tensor]) -> None:
-        """Remember what a step's losses and gradients add up to. Where steps that are not finite are skipped, Skipped
-        is raised for one, and this waits for the device."""
+        """Record the sums of a step's losses and gradients. With on_nonfinite skip, Skipped is raised for a step that
+        is not finite, which synchronises with the device."""
         loss = losses[0] if len(losses) == 1 else torch.stack(list(losses)).sum()
-        # Detached: a loss of a plug-in may still have its graph.
+        # Detached: the loss of a plug-in may have a graph.
         grads = [p.grad for p in self.leaves]
-        if self.sharded:  # each rank looks at its part, and `problem` is asked of all
+        if self.sharded:  # each rank checks its part, and `problem` is called on all ranks
             grads = [None if grad is None else local(grad) for grad in grads]
         sums = _sums([loss, *grads]).detach()
         if not self.skips:
@@ -70,7 +70,7 @@ class Finite:
             raise Skipped
 
     def _settle(self) -> None:
-        """Look for the first bad step among those seen since the last call, in one reading for all of them."""
+        """Find the first step that is not finite since the last call, in one transfer from the device."""
         if self.seen and self.first is None:
             flags = torch.stack([sums for _, sums in self.seen]).isfinite().tolist()
             bad = ((step, row) for (step, _), row in zip(self.seen, flags, strict=True) if not all(row))
@@ -78,9 +78,9 @@ class Finite:
         self.seen.clear()
 
     def problem(self, steps: int) -> str | None:
-        """What is not finite and where it began, in a line without its end; None: all is finite.
+        """What is not finite and its origin, as the beginning of a line; None if all is finite.
 
-        ``steps``: the steps of an epoch, by which the number of a step is told.
+        ``steps``: the number of steps per epoch, for the position of a step.
         """
         self._settle()
         if self.first is not None:
@@ -96,7 +96,7 @@ class Finite:
         return f"the {kind} {name} is not finite, and every loss and gradient is"
 
     def _groups(self) -> list[tuple[str, list[tuple[str, Tensor]]]]:
-        """What would be saved, the likely origin first."""
+        """The values to save, the likely origin first."""
         groups = [
             (kind, [(name, value) for name, value in values if name not in self.ignored])
             for kind, values in (("weight", self.parameters), ("buffer", list(self.model.named_buffers())))
@@ -110,16 +110,16 @@ class Finite:
         ]
         groups.append(("optimizer's", state))
         if self.average and self.average.count:
-            # A mask of minus infinity is in the average too.
+            # The average also contains a mask of minus infinity.
             means = [(f"number {i}", v) for i, v in enumerate(self.average.state()["mean"])]
             groups.append(("averaged weight", [] if self.ignored else means))
         return groups
 
 
 def _sums(values: Sequence[Tensor | None]) -> Tensor:
-    """A number per tensor, on the device: finite exactly where all numbers of the tensor are, 0 for None.
+    """A number per tensor, on the device: finite if and only if all values of the tensor are, 0 for None.
 
-    On a CPU it is the sum, which takes a tenth of the time of a maximum and overflows only near the largest float.
+    On a CPU it is the sum, which is ten times faster than a maximum and overflows only near the largest float.
     """
     if all([v is not None and v.dtype is torch.float32 and v.is_cpu for v in values]):
         return torch.stack([v.sum() for v in cast("Sequence[Tensor]", values)])  # the common case, at each step
@@ -139,7 +139,7 @@ def _sums(values: Sequence[Tensor | None]) -> Tensor:
 
 @torch.no_grad()
 def finite(values: Sequence[Tensor]) -> bool:
-    """Whether all numbers are finite: one pass over them, and one wait for each device."""
+    """Whether all values are finite: one pass over them, and one synchronisation per device."""
     places: dict[torch.device, list[Tensor]] = {}
     for value in map(local, values):
         places.setdefault(value.device, []).append(value)
@@ -147,7 +147,7 @@ def finite(values: Sequence[Tensor]) -> bool:
 
 
 def _plain(value: Tensor) -> Tensor | None:
-    """The floating-point numbers of a tensor; None where it has none."""
+    """The floating-point values of a tensor; None if it has none."""
     if value.is_quantized or not value.numel():
         return None
     if value.layout != torch.strided:
@@ -162,17 +162,17 @@ def _named(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def line_of(problem: str | None, meter: Meter, lr: float) -> str | None:
-    """The line of a training that ends here; None where it continues."""
+    """The line with which the training ends; None if it continues."""
     if problem is not None:
-        return f"{problem}: lower optimizer.lr (now {lr:g}), warm eps up, or see train.on_nonfinite"
+        return f"{problem}: lower optimizer.lr (now {lr:g}), set eps_warmup, or see train.on_nonfinite"
     if meter.in_a_row >= MOST_SKIPPED:
-        return f"{meter.in_a_row} steps in a row had no finite loss and gradient: lower optimizer.lr (now {lr:g})"
+        return f"{meter.in_a_row} consecutive steps had no finite loss and gradient: lower optimizer.lr (now {lr:g})"
     return None
 
 
 @contextmanager
 def finite_logits(epoch: int, lr: float, run: Path | None) -> Iterator[None]:
-    """Inside, logits that are not finite end the training: weights may be finite and too large for a forward pass."""
+    """Inside, logits that are not finite end the training: finite weights may still overflow in a forward pass."""
     try:
         yield
     except NotFinite:
@@ -196,12 +196,12 @@ def order_of(
     rollbacks: Sequence[dict[str, Any]],
     generated: tuple[int, float] = (0, 0.0),
 ) -> Tensor:
-    """The order in which an epoch takes the n samples: a function of the seed and of where the training went back.
+    """The order of the n samples in an epoch: a function of the seed and of the position of rollbacks.
 
-    Epochs after a rollback have an order of their own; in the epoch of one, the samples before ``taken`` stay, which
-    the steps before the checkpoint have used, and those after it are mixed again. Samples that were
-    ``generated`` (their number, behind the n, and their share) take their share of the places, evenly, so that every
-    batch has it to one sample.
+    Epochs after a rollback have another order; in the epoch of a rollback, the samples before ``taken``, which were
+    used before the checkpoint, keep their order, and those after it are shuffled again. ``generated`` samples (their
+    number, with indices after the n, and their share) are spread evenly, so that their number in every batch matches
+    the share to one sample.
     """
     before = sum(mark["epoch"] < epoch for mark in rollbacks)
     found = _mixed(n, rng, seed, "order", epoch, *([before] if before else []))
@@ -223,7 +223,7 @@ def order_of(
 
 
 def _generated(n: int, m: int, rng: torch.Generator, *keys: int | str) -> Tensor | None:
-    """n of m generated samples, mixed, each of them taken k times before one is taken k + 1 times; None for m = 0."""
+    """n of m generated samples, shuffled, each used k times before any is used k + 1 times; None for m = 0."""
     rounds = [_mixed(m, rng, *keys, "generated", number) for number in range(-(-n // m))] if m else []
     return torch.cat(rounds)[:n] if rounds else None
 

@@ -1,4 +1,4 @@
-"""What a training measures before its first step, on its first batch: what its settings leave to be found."""
+"""Measurements on the first batch, before the first step of a training, for settings that depend on them."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from atent.train.finite import ordered
 from atent.train.settings import TrainSettings
 
 AGREEMENT = 0.1
-"""How far the inner objective after a low chain may be from that after the float32 chain, relative to the latter.
+"""Maximum relative difference of the inner objective between a bfloat16 chain and the float32 chain.
 
-On digits chains on the cross-entropy differ by 0.05 % at most. Chains on the KL divergence begin where it is nearly 0,
-with a first gradient that bfloat16 rounds to another direction: there up to 6.5 %, to either side."""
+On digits chains on the cross-entropy differ by at most 0.05 %. Chains on the KL divergence start where it is nearly 0,
+with a first gradient whose direction changes by rounding to bfloat16: there up to 6.5 %, of either sign."""
 _SECONDS = 3.0
 _REPEATS = 5
 
 
 @dataclass(frozen=True)
 class Dropped:
-    """What `ATENT.drop_below` leaves out of the first step's gradient."""
+    """The effect of `ATENT.drop_below` on the first step's gradient."""
 
     drop_below: float
     kept: int
-    """Number of iterates that remain."""
+    """Number of iterates used."""
     steps: int
     """Number of iterates of the chain."""
     difference: float
@@ -50,28 +50,28 @@ class Dropped:
     def __str__(self) -> str:
         return (
             f"drop_below {self.drop_below:g} keeps {self.kept} of {self.steps} iterates: the gradient differs by"
-            f" {self.difference:.2g} of its length on the first batch of {self.n}"
+            f" {self.difference:.2g} of its norm on the first batch of {self.n}"
         )
 
 
 @dataclass(frozen=True)
 class Inner:
-    """A bfloat16 inner chain beside the float32 one, on one batch, with the same random numbers and at full eps."""
+    """A bfloat16 inner chain compared with the float32 one, on a batch with equal random numbers and at full eps."""
 
     precision: str
-    """What was chosen: float32 or bfloat16."""
+    """The chosen precision: float32 or bfloat16."""
     float32: float
     """The inner objective after the float32 chain, evaluated in float32."""
     bfloat16: float
     """The inner objective after the bfloat16 chain, evaluated in float32."""
     ratio: float | None
-    """Time of a step with the bfloat16 chain by that of one with the float32 chain; None: it was not measured."""
+    """Ratio of the times of a step with the bfloat16 and the float32 chain; None if not measured."""
     n: int
     """Samples of the batch."""
 
     @property
     def difference(self) -> float:
-        """Of the two objectives, relative to the float32 one; NaN where one is not finite."""
+        """Difference of the objectives, relative to the float32 one; NaN if one is not finite."""
         gap = self.bfloat16 - self.float32
         return gap / abs(self.float32) if self.float32 else gap
 
@@ -89,7 +89,7 @@ class Inner:
 
 
 class Batch:
-    """The first batch of a training as its first step sees it, and a method's work on it that leaves no trace."""
+    """The first batch of a training as in its first step, for measurements of a method without side effects."""
 
     def __init__(
         self, model: nn.Module, data: Data, settings: TrainSettings, move: Callable[..., Tensor], state: State,
@@ -104,19 +104,20 @@ class Batch:
         self.x = move(x, self.rng).contiguous(memory_format=layout)
 
     def _given(self) -> dict[str, Any]:
-        """The arguments of a method's first call, the random numbers set to those of the first step."""
+        """The arguments of a method's first call; random numbers are set to those of the first step."""
         self.rng.manual_seed(fold(self.seed, "step", 0, 0))
         torch.manual_seed(fold(self.seed, "model", 0, 0))
         return {"rng": self.rng, "ids": self.ids, "state": copy.deepcopy(self.state), "progress": 1.0}
 
     def gradient(self, method: Method) -> Tensor:
-        """The gradient of the weights that a step leaves, in one vector."""
+        """The gradient of the weights after a step, as one vector."""
         with aside(self.model):
             method.backward(self.model, self.x, self.y, **self._given())
             return torch.cat([p.grad.flatten().double() for p in self.model.parameters() if p.grad is not None])
 
     def objective(self, method: Method, of: Method) -> float:
-        """The inner objective of ``of`` where the adversary of ``method`` ends; ValueError where that asks nothing."""
+        """The inner objective of ``of`` at the result of ``method``'s adversary; ValueError if that does not evaluate
+        the network."""
         asked: list[int] = []
         hook = self.model.register_forward_pre_hook(lambda *_: asked.append(1))
         given = self._given()
@@ -126,16 +127,16 @@ class Batch:
             hook.remove()
         if not asked:
             raise ValueError(
-                f"inner_precision has no effect with {type(of).__name__}, whose adversary does not ask the network:"
+                f"inner_precision has no effect with {type(of).__name__}, whose adversary does not use the network:"
                 " use inner_precision float32"
             )
         with guard(self.model, mode="as-is", seed=fold(self.seed, "model", 0, 1)), torch.no_grad():
             loss, metrics = of.loss(self.model, self.x, self.y, aux, progress=1.0, state=given["state"])
-        # The part that the adversary raises, where the loss has others beside it.
+        # The term that the adversary maximises, if the loss has others.
         return float(metrics.get("robust_loss", loss))
 
     def ratio(self, method: Method, other: Method) -> float:
-        """Time of a step of ``method`` by that of ``other``, the median of interleaved repeats."""
+        """Ratio of the times of a step of ``method`` and of ``other``, the median of interleaved repeats."""
         times: list[tuple[Method, list[float]]] = [(method, []), (other, [])]
         end = time.perf_counter() + _SECONDS
         for repeat in range(_REPEATS + 1):
@@ -158,7 +159,7 @@ class Batch:
 
 
 def dropped(batch: Batch, method: Any) -> Dropped:
-    """By how much the gradient of a method with ``drop_below`` differs from the exact one."""
+    """The difference between the gradient of a method with ``drop_below`` and the exact one."""
     g, full = batch.gradient(method), batch.gradient(exact(method))
     difference = float((g - full).norm() / full.norm())
     kept = sum(share > 0 for share in method.weights())
@@ -166,7 +167,7 @@ def dropped(batch: Batch, method: Any) -> Dropped:
 
 
 def inner(batch: Batch, method: Method, settings: TrainSettings) -> Inner:
-    """The check of a low inner chain, and for auto the choice; ValueError where bfloat16 is asked for and disagrees."""
+    """Check a bfloat16 inner chain, and for auto choose the precision; ValueError if bfloat16 is set and disagrees."""
     low, choose = LowInner(method), settings.inner_precision == "auto"
     exact_value, low_value = (batch.objective(m, method) for m in (method, low))
     found = Inner("bfloat16", exact_value, low_value, None, len(batch.y))
@@ -186,7 +187,7 @@ def measured(
     model: nn.Module, method: Method, data: Data, settings: TrainSettings, state: State, move: Callable[..., Tensor],
     layout: torch.memory_format, config: dict[str, Any], *, joined: bool, say: Callable[[str], None],
 ) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
-    """What is found for settings that leave it to the training, each with a line to ``say``: the entries for the
+    """Measure what the settings leave to the training, reporting each with a line to ``say``: the entries of the
     training's position, and the configuration that records them."""
     position: dict[str, Any] = {}
     calibrated = calibration.calibrated(method, model, data, settings, move, joined=joined)
@@ -213,6 +214,6 @@ def measured(
 
 
 def recorded(config: dict[str, Any], name: str, found: dict[str, Any]) -> dict[str, Any]:
-    """The configuration with what was found; JSON holds no numbers that are not finite."""
+    """The configuration with the result; JSON has no numbers that are not finite."""
     plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in found.items()}
     return {**config, "about": {**config["about"], name: plain}}

@@ -1,9 +1,9 @@
 """A training step as a CUDA graph: its launches are recorded once and replayed, so that the host no longer limits it.
 
-A graph repeats the same kernels on the same memory. So a batch is copied to where the recorded one lay, the gradients
-are those tensors that the recording left, and whatever else a step depends on (`_Key`) must be what it was. The random
-number streams are registered with the graph: each replay takes seed and offset from them, and draws what the step
-without a graph would.
+A graph repeats the same kernels on the same memory. So a batch is copied to the memory of the recorded one, the
+gradients are the tensors of the recording, and everything else that a step depends on (`_Key`) must be unchanged. The
+random number streams are registered with the graph: each replay uses their seed and offset, and samples the same
+numbers as the step without a graph.
 """
 
 from __future__ import annotations
@@ -23,43 +23,42 @@ from atent.methods.base import Metrics, State, in_force
 from atent.train.settings import TrainSettings
 
 WARM = 3
-"""Steps without a graph before one is recorded: kernels are chosen and libraries make their workspaces in them."""
+"""Steps without a graph before the recording: in these, kernels are selected and libraries allocate workspaces."""
 
 Backward = Callable[..., Metrics]
 """`Method.backward`."""
 
 
 class Recorded(NamedTuple):
-    """What a recording leaves."""
+    """The result of a recording."""
 
     metrics: Metrics
     """The metrics of the step, overwritten by each replay."""
     replay: Callable[[], None]
-    """Does the step again."""
+    """Replays the step."""
 
 
 class Record(Protocol):
-    """Records what ``body`` launches without doing it; ``rng`` is the stream that it draws from. RuntimeError where
-    ``body`` does what no graph can hold, such as waiting for the device."""
+    """Records the launches of ``body`` without executing them; ``rng`` is the stream that it uses. RuntimeError if
+    ``body`` has operations that a graph cannot record, such as synchronisation with the device."""
 
     def __call__(self, body: Callable[[], Metrics], rng: torch.Generator) -> Recorded: ...
 
 
 def graphed(method: Method, settings: TrainSettings, device: torch.device, say: Callable[[str], None]) -> Backward:
-    """The method's `backward`, by CUDA graphs where ``train.cuda_graphs`` asks for them; ValueError on other devices
-    than CUDA."""
+    """The method's `backward`, by CUDA graphs with ``train.cuda_graphs``; ValueError on devices other than CUDA."""
     if not settings.cuda_graphs:
         return method.backward
     if device.type != "cuda":
-        raise ValueError(f"train.cuda_graphs needs CUDA, the device is {device.type}: leave it out")
+        raise ValueError(f"train.cuda_graphs needs CUDA, the device is {device.type}: omit it")
     if in_force(method, 1.0) is None:
-        say(f"warning: no CUDA graph of {type(method).__name__}, which cannot be recorded: its steps run without")
+        say(f"warning: {type(method).__name__} cannot be recorded as a CUDA graph: its steps run without one")
         return method.backward
     return Graphs(method, record, say).backward
 
 
 class _Key(NamedTuple):
-    """All that a step depends on beside the values in memory."""
+    """Everything that a step depends on except the values in memory."""
 
     settings: Hashable
     inputs: tuple[Any, ...]
@@ -75,17 +74,17 @@ class _Graph:
 
     key: _Key
     inputs: tuple[Tensor, ...]
-    """Where it reads its batch."""
+    """The memory of its batch."""
     grads: list[tuple[nn.Parameter, Tensor]]
-    """Where it leaves its gradients."""
+    """Its gradients."""
     recorded: Recorded
 
 
 class Graphs:
-    """`Method.backward` with a graph of the step that comes most often: whole batches, at settings that stay.
+    """`Method.backward` with a graph of the most frequent step: full batches, with constant settings.
 
-    Steps of another shape (the last batch, micro-batches), and steps whose settings change from one to the next (a
-    growing eps), are done without a graph. So are all steps once a recording has failed, which ``say`` reports.
+    Steps of another shape (the last batch, micro-batches), and steps whose settings change (a growing eps), run without
+    a graph. So do all steps after a recording has failed, which ``say`` reports.
     """
 
     def __init__(self, method: Method, record: Record, say: Callable[[str], None]) -> None:
@@ -115,7 +114,7 @@ class Graphs:
     def _key(
         self, model: nn.Module, inputs: tuple[Tensor, ...], progress: float, state: State | None
     ) -> _Key | None:  # fmt: skip
-        """None for a step that no graph holds."""
+        """The key of a step; None for a step that cannot be recorded."""
         settings = in_force(self.method, progress)
         parameters = list(model.parameters())
         if settings is None or any(p.grad is not None for p in parameters):
@@ -129,8 +128,8 @@ class Graphs:
     def _capture(
         self, key: _Key, model: nn.Module, inputs: tuple[Tensor, ...], rng: torch.Generator, given: dict[str, Any]
     ) -> None:
-        """Record the step; where that fails, no step is recorded any more."""
-        self.graph = None  # its memory is free for the new one
+        """Record the step; if that fails, no further step is recorded."""
+        self.graph = None  # releases its memory for the new one
         x, y, ids = static = tuple(t.clone() for t in inputs)
         parameters, before = list(model.parameters()), rng.get_state()
         try:
@@ -144,11 +143,11 @@ class Graphs:
         except RuntimeError as error:
             self._failed = True
             reason = " ".join(str(_first(error)).split())[:200]
-            self.say(f"warning: no CUDA graph of {type(self.method).__name__} ({reason}): its steps run without")
+            self.say(f"warning: no CUDA graph of {type(self.method).__name__} ({reason}): its steps run without one")
         if self._failed:
             for p in parameters:
                 p.grad = None
-            release()  # what the exception's frames held
+            release()  # memory referenced by the exception's frames
         rng.set_state(before)
 
     def _replay(self, graph: _Graph, inputs: tuple[Tensor, ...]) -> Metrics:
@@ -162,7 +161,7 @@ class Graphs:
 
 
 def _first(error: BaseException) -> BaseException:
-    """What went wrong first: the end of a failed recording is an error of its own."""
+    """The first error: ending a failed recording raises another one."""
     return error if error.__context__ is None else _first(error.__context__)
 
 
@@ -173,15 +172,15 @@ def record(body: Callable[[], Metrics], rng: torch.Generator) -> Recorded:
     generators = [rng, torch.cuda.default_generators[device]]
     before = [generator.clone_state() for generator in generators]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # versions that register by themselves say so
+        warnings.simplefilter("ignore")  # some versions register automatically and warn
         graph.register_generator_state(rng)
-    # A weight that autocast has cast before the recording would keep its old value in every replay.
+    # A weight that autocast has cached before the recording would keep its old value in every replay.
     torch.clear_autocast_cache()
     try:
         with torch.cuda.graph(graph):
             metrics = body()
     except BaseException:
-        # A generator whose recording has failed may be left inside it, and then draws no more.
+        # After a failed recording a generator may remain in capture mode, and then cannot sample.
         for generator, state in zip(generators, before, strict=True):
             generator.graphsafe_set_state(state)
         raise

@@ -1,4 +1,4 @@
-"""A training that was stopped between two steps, and what resumes it."""
+"""Interruption of a training between two steps, and the command that resumes it."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class Interrupted(Exception):
 
 
 def how_to_resume(config: dict[str, Any], path: Path | None, epoch: int, step: int) -> str:
-    """The line of an interrupted training: where it stopped, and what resumes it."""
+    """The line of an interrupted training: its position, and the command that resumes it."""
     where = f"interrupted at epoch {epoch + 1}, step {step + 1}"
     if path is None:
-        return f"{where}; without a run folder nothing is kept"
+        return f"{where}; nothing was saved, since there is no run folder"
     return f"{where}: resume with {again(config, path)}"
 
 
 def again(config: dict[str, Any], path: Path) -> str:
-    """What resumes the run of a configuration."""
+    """The command or call that resumes the run of a configuration."""
     verb = "pretrain" if config["method"]["name"] == "ACL" else "train"
     command = f"`atent {verb} --resume {path}`"
     if not config["model"].get("name"):

@@ -1,4 +1,4 @@
-"""What the ranks of a job measured and changed in a step, as numbers that add up."""
+"""Metrics and changes of state of a step on several ranks, as values that can be summed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from atent.methods.base import Metrics
 
 
 class Packed:
-    """The metrics of a batch, of which each rank has its parts, as numbers that travel with the gradient.
+    """The metrics of a batch with parts on each rank, as values that are summed together with the gradient.
 
     A scalar has a place for each rank, in two numbers, which together hold 48 bits also in float32; a vector has one
     for each sample of the batch. Each rank fills its own places, so that the sums over the ranks are exact.
@@ -28,7 +28,7 @@ class Packed:
         self.numbers = torch.cat([part.reshape(-1) for part in parts])
 
     def _means(self, found: Sequence[tuple[Metrics, BatchShard]], dtype: torch.dtype) -> Tensor:
-        """(ranks, scalars, 2): in this rank's row its share of each mean."""
+        """(ranks, scalars, 2): this rank's row contains its share of each mean."""
         out = torch.zeros(self.world.size, len(self.scalars), 2, dtype=dtype, device=self.device)
         parts = [
             torch.stack([metrics[name].detach().double() for name in self.scalars]) * shard.weight
@@ -42,7 +42,7 @@ class Packed:
         return out
 
     def _rows(self, found: Sequence[tuple[Metrics, BatchShard]], name: str, dtype: torch.dtype) -> Tensor:
-        """(copies, samples of the batch): a vector, zero where other ranks have the samples."""
+        """(copies, samples of the batch): a vector, zero at samples of other ranks."""
         copies = self.vectors[name]
         out = torch.zeros(copies, self.n, dtype=dtype, device=self.device)
         for metrics, shard in found:
@@ -59,11 +59,10 @@ class Packed:
 
 
 class Changes:
-    """What a step changed in one tensor of a method's state on this rank, as sums over the ranks."""
+    """The change of one tensor of a method's state in a step on this rank, as values to sum over the ranks."""
 
     def __init__(self, value: Tensor, before: Tensor | None, weight: float) -> None:
-        """``before``: the tensor as all ranks had it; None: there was none. ``weight``: this rank's share of the
-        batch."""
+        """``before``: the previous tensor, equal on all ranks, or None. ``weight``: this rank's share of the batch."""
         new = value if value.is_floating_point() else value.double()
         self.before = torch.zeros_like(new)
         if before is not None and before.shape == value.shape:
@@ -71,12 +70,12 @@ class Changes:
         elif before is not None and before.shape[1:] == value.shape[1:] and len(before) < len(value):
             self.before[: len(before)] = before  # a table by position in the batch has grown
         changed = (new != self.before).to(new.dtype) * float(weight > 0)
-        # 0 times a number that is not finite would reach all ranks.
+        # 0 times a value that is not finite would propagate to all ranks.
         own = torch.where(changed > 0, new, torch.zeros_like(new))
         self.sums = [changed, own, own * weight]
 
     def agreed(self, ranks: int) -> Tensor:
-        """The tensor on all ranks; ``ranks``: how many have samples."""
+        """The tensor on all ranks; ``ranks``: the number of those with samples."""
         count, plain, weighted = self.sums
         several = torch.where(count == ranks, weighted, plain / count.clamp_min(1))
         return torch.where(count == 0, self.before, torch.where(count == 1, plain, several))

@@ -1,10 +1,9 @@
-"""What a training keeps in its run folder, and when: checkpoints, the weights of the best epochs, the history.
+"""Files of a training in its run folder: checkpoints, the weights of the best epochs, the history.
 
-A checkpoint holds all that an exact resume needs, the history included; the one before it is kept, and so are the best
-weights that it knows. At any moment, and after a kill at any moment, the folder has two checkpoints and the weights of
-the best epoch of each.
+A checkpoint contains everything for an exact resume, including the history; the previous one is kept, and so are its
+best weights. At any time, also after a kill, the folder has two checkpoints and the weights of the best epoch of each.
 
-Of several ranks, which have the same weights, rank 0 alone reads and writes it.
+With several ranks, which have equal weights, only rank 0 reads and writes it.
 """
 
 from __future__ import annotations
@@ -32,11 +31,11 @@ from atent.train.settings import TrainSettings
 
 _LEAST_SECONDS = 60.0
 _SHARE = 0.01
-"""Of the time between two checkpoints, what the saving of one may take."""
+"""Maximum share of the time between two checkpoints for saving one."""
 
 
 def identified(config: dict[str, Any], run: Path | None, resume: bool) -> dict[str, Any]:
-    """A configuration with the id of its run: a new one, or that of the run that resumes, if it has one."""
+    """A configuration with the id of its run: a new one, or that of the resumed run, if it has one."""
     return alone(lambda: _identified(config, run, resume))
 
 
@@ -57,11 +56,11 @@ class Keeper:
     path
         The run folder, or None.
     model, begun, average
-        The network, how its state looked at the start, and the average of its weights.
+        The network, a snapshot of its state at the start, and the average of its weights.
     settings
-        For `train.save_minutes` and the kind of the average.
+        Used for `train.save_minutes` and the kind of the average.
     device
-        Where the network trains.
+        The device of the training.
     say
         Called with a line for each file that a resume restores.
     """
@@ -84,7 +83,7 @@ class Keeper:
     # ---- saving
 
     def begin(self, config: dict[str, Any], state: Callable[[], dict[str, Any]]) -> None:
-        """Make the run folder, with the checkpoint of step 0 and, last, config.json, which makes it a run."""
+        """Create the run folder, with the checkpoint of step 0 and, last, config.json, which identifies it as a run."""
         if self.path is None:
             return
         path, found = self.path, self._with_history(state())
@@ -98,25 +97,25 @@ class Keeper:
         alone(write)
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Take the row of an epoch into the history, which the next checkpoint writes."""
+        """Add the row of an epoch to the history, which is written with the next checkpoint."""
         if self.path is not None:
             self._lines.append(json.dumps(folder.plain(row), allow_nan=False) + "\n")
 
     def due(self) -> bool:
-        """Whether the last checkpoint lies so far back that another one costs at most a hundredth of the time."""
+        """Whether the last checkpoint is so old that another one takes at most 1 % of the time since it."""
         minutes = self.settings.save_minutes
         least = max(_LEAST_SECONDS, self._seconds / _SHARE) if minutes is None else 60.0 * minutes
         return time.perf_counter() - self._saved_at >= least
 
     def affordable(self) -> bool:
-        """Whether all checkpoints, with another one, cost at most a hundredth of the time so far, or of a minute."""
+        """Whether all checkpoints, including another one, take at most 1 % of the time so far, or of a minute."""
         if self.settings.save_minutes is not None:
             return True
         budget = _SHARE * max(time.perf_counter() - self._begun, _LEAST_SECONDS)
         return bool(current().shared(self._spent + self._seconds <= budget))
 
     def start(self, *, fresh: bool = False) -> None:
-        """Count the time to the next checkpoint from now on; ``fresh``: also that of the training."""
+        """Restart the time to the next checkpoint; ``fresh``: also that of the training."""
         self._saved_at = time.perf_counter()
         if fresh:
             self._begun = self._saved_at
@@ -135,14 +134,14 @@ class Keeper:
         Parameters
         ----------
         state
-            Gives what `load_state_dict` takes.
+            Returns the state for `load_state_dict`.
         about
-            At an epoch's end: what its weights files record.
+            At an epoch's end: the metadata of its weights files.
         best
-            The files of the weights that are now the best, without their suffix: of which weights, raw or average.
+            The files of the new best weights, without their suffix, with the kind of weights, raw or average.
         """
         if self.path is not None:
-            if self.device.type == "cuda":  # the steps before are not what saving costs
+            if self.device.type == "cuda":  # do not count preceding steps as time of saving
                 torch.cuda.synchronize(self.device)
             begun = time.perf_counter()
             path, found = self.path, state()
@@ -156,7 +155,8 @@ class Keeper:
 
     def _write(self, path: Path, state: dict[str, Any], about: dict[str, Any] | None, best: Mapping[str, str]) -> None:
         with manifest.sealed(path, known=self._sums) as files:
-            # Before the checkpoint that names them: the one that is there finds its own under the other name.
+            # Written before the checkpoint that refers to them: the current checkpoint finds its own under the other
+            # name.
             for name in self._held.keys() | best.keys():
                 file = f"{name}.safetensors"
                 files.keep(file, _previous(file))
@@ -174,21 +174,21 @@ class Keeper:
         self._held.clear()
 
     def _last(self) -> dict[str, str]:
-        """The files of the last epoch's weights, and of which weights they are."""
+        """The files of the last epoch's weights, with the kind of weights."""
         averaged = self.average is not None and self.average.count
         files = {f"{LAST}/{WEIGHTS}": "raw"}
         return files | {f"{LAST}/{self.settings.average}.safetensors": "average"} if averaged else files
 
     def _weights(self, kind: str) -> AbstractContextManager[None]:
-        """Inside, the network has its raw or its averaged weights."""
+        """Context in which the network has its raw or its averaged weights."""
         return self.average.applied() if self.average and kind == "average" else nullcontext()
 
     def _with_history(self, state: dict[str, Any]) -> dict[str, Any]:
         return {**state, "metrics": "".join(self._lines)}
 
     def finish(self, epoch: int) -> None:
-        """End the series of checkpoints, and give the network the weights of the best epoch; Damaged where the run
-        folder has not got them."""
+        """Finish the checkpoints, and load the weights of the best epoch into the network; Damaged if the run folder
+        does not have them."""
         alone(lambda: self._finish(epoch))
         if (world := current()).size > 1:
             best = (to(copied(self.model), CPU), self.begun.own(self.model)) if world.first else None
@@ -202,22 +202,22 @@ class Keeper:
             about = load_weights(self.model, self.path)
             if about.get("epoch", epoch) != epoch:
                 raise folder.Damaged(
-                    f"{self.path / folder.BEST} is of epoch {about['epoch']}, and the best is epoch {epoch}: train"
+                    f"{self.path / folder.BEST} is of epoch {about['epoch']}, but the best is epoch {epoch}: train"
                     " again under another name"
                 )
 
     # ---- resuming
 
     def find(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """The checkpoint to resume from, and the rows of the epochs before it; nothing changes on the disk.
+        """The checkpoint to resume from, and the rows of the epochs before it; no file is changed.
 
-        Rank 0 reads it for all: no rank can take another file than the others.
+        Rank 0 reads it for all ranks, so that all use the same file.
 
         Raises
         ------
         FileNotFoundError, ValueError
-            In one line: there is no checkpoint, none is whole, or one without history is beside a metrics.jsonl that
-            does not have every epoch.
+            In one line: there is no checkpoint, none is complete, or one without history has a metrics.jsonl that does
+            not contain every epoch.
         """
         if current().size == 1:
             return self._find()
@@ -236,21 +236,21 @@ class Keeper:
         return state, folder.with_present_keys(rows)
 
     def restore(self, mark: Mapping[str, Any], best: Mapping[str, tuple[int, str]], about: dict[str, Any]) -> None:
-        """Put the run folder into the state of the checkpoint that was found, a line for each file that changes.
+        """Restore the run folder to the state of the checkpoint, reporting a line for each changed file.
 
         Parameters
         ----------
         mark
             The checkpoint's epoch and step; the network has its weights.
         best
-            The files of the best weights, without their suffix: of which epoch, and of which weights.
+            The files of the best weights, without their suffix, with their epoch and kind of weights.
         about
-            What weights files record, but for the epoch.
+            The metadata of weights files, except the epoch.
 
         Raises
         ------
         Damaged
-            Before anything changes: weights of the best epoch are not there, and the checkpoint is of another epoch.
+            Before any change: weights of the best epoch are missing, and the checkpoint is of another epoch.
         """
         alone(lambda: self._restore(mark, best, about))
 
@@ -262,14 +262,14 @@ class Keeper:
             file = f"{name}.safetensors"
             wrong = _wrong(path, file, epoch, mark["epoch"])
             if wrong is None or (name != "best" and manifest.sums(path) is None):
-                continue  # earlier versions kept the best alone
+                continue  # earlier versions stored only the best
             if not _wrong(path, _previous(file), epoch, epoch):
                 kept.append(file)
             elif epoch == ends:
                 built[file] = kind, {**about, "epoch": epoch, "weights": kind}
             else:
                 raise folder.Damaged(
-                    f"{path / file} {wrong}, and the checkpoint no longer has the weights of epoch {epoch}, the best:"
+                    f"{path / file} {wrong}, and the checkpoint does not have the weights of the best epoch, {epoch}:"
                     " copy the file from a backup, or train again under another name"
                 )
             lines.append(f"{path / file} {wrong}: restored")
@@ -301,12 +301,12 @@ class Keeper:
 
 
 def _previous(file: str) -> str:
-    """Where the best weights before those in ``file`` stay: the checkpoint before the newest may name them."""
+    """The file of the best weights before those in ``file``: the previous checkpoint may refer to them."""
     return f"{LAST}/previous-{file}"
 
 
 def _wrong(run: Path, file: str, epoch: int, reached: int) -> str | None:
-    """Why a file does not have the weights of an epoch; None where it has."""
+    """Why a file does not have the weights of an epoch; None if it has them."""
     if not (run / file).is_file():
         return "is missing"
     try:
@@ -315,14 +315,14 @@ def _wrong(run: Path, file: str, epoch: int, reached: int) -> str | None:
         return "is damaged"
     except ValueError:
         return "is of another run"
-    # Earlier versions wrote the weights before the checkpoint: the resumed training comes to their epoch again.
+    # Earlier versions wrote the weights before the checkpoint: the resumed training reaches their epoch again.
     if found == epoch or (found > reached and manifest.sums(run) is None):
         return None
     return f"is of epoch {found}"
 
 
 def _unsettled(run: Path) -> dict[str, manifest.Sum]:
-    """The sums of the files that a killed training was replacing."""
+    """The hashes of the files that a killed training was replacing."""
     known = manifest.sums(run) or {}
     found = {
         name: manifest.settled(run, name, known)
@@ -333,16 +333,16 @@ def _unsettled(run: Path) -> dict[str, manifest.Sum]:
 
 
 def _text(path: Path) -> str:
-    """The content of a file, "" where it is absent."""
+    """The content of a file, "" if it does not exist."""
     return path.read_bytes().decode(errors="replace") if path.is_file() else ""
 
 
 def _history(path: Path, epochs: int) -> str:
-    """The rows of so many epochs from a metrics.jsonl beside a checkpoint of an earlier version, which has none."""
+    """The rows of ``epochs`` epochs from the metrics.jsonl of a checkpoint of an earlier version, without history."""
     rows = folder.read_jsonl(path)[:epochs] if path.is_file() else []
     if [row.get("epoch") for row in rows] != list(range(1, epochs + 1)):
         raise folder.Damaged(
-            f"{path} does not have each of the {epochs} epochs of the checkpoint, which an earlier version wrote"
+            f"{path} does not have all {epochs} epochs of the checkpoint, which an earlier version wrote"
             " without the history: copy it from a backup, or train again under another name"
         )
     return "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)

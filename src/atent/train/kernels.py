@@ -1,4 +1,4 @@
-"""What of the process a training changes, and gives back: the random states, and which kernels a GPU takes."""
+"""Process-wide settings of a training, restored after it: random states, and the selection of GPU kernels."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from atent.train.settings import TrainSettings
 
 @contextmanager
 def chosen(settings: TrainSettings, device: torch.device) -> Iterator[None]:
-    """Inside, a GPU takes the fastest of the kernels that cuDNN measures, or with ``train.deterministic`` those that
-    give the same bits each time; a CPU's always do. After, these switches and the global random states are as before.
+    """Select the fastest kernels measured by cuDNN, or with ``train.deterministic`` deterministic ones (those of a CPU
+    always are). On exit, the switches and the global random states are restored.
     """
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         if device.type == "cuda":
