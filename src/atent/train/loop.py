@@ -61,15 +61,15 @@ def fit(
     model
         The network; it is trained in place.
     data
-        See `atent.data.load`, and `atent.data.from_tensors` for your own arrays. If only a subset is measured, it is
-        that of `Data.sample`, the same for every method and seed.
+        See `atent.data.load`, and `atent.data.from_tensors` for arrays. If only a subset is measured, it is that of
+        `Data.sample`, the same for every method and seed.
     method
         A training method. ``AWP(method)`` equals ``method`` with ``settings.awp``, `EmbeddingRegularised` with
         ``settings.embedding``.
     optimizer, schedule, settings
         Default: ``Optimizer()``, ``Schedule()``, ``TrainSettings()``.
     augmentation
-        Of the training images: "none" or a name of `atent.data.augment`.
+        Augmentation of the training images: "none" or a name of `atent.data.augment`.
     threat
         Threat of the robust validation, for methods without one.
     run
@@ -83,13 +83,13 @@ def fit(
     report
         Called with the row of each epoch.
     say
-        Called with one line on what a calibrated method found, on warnings of the watch (`atent.train.watch`), which
-        may end the training early, and on mistakes that the validation indicates.
+        Called with one line on the result of a calibration, on warnings of the watch (`atent.train.watch`), which may
+        end the training early, and on mistakes indicated by the validation.
     callbacks
         Called during the training, see `Callback`; they may end it.
     builder, builder_args
-        What builds the network again, as module:function or a name of `atent.models.MODELS`, and its arguments. It is
-        tried before the training and recorded, so that commands accept the run without ``--model``.
+        Builder of the network, as module:function or a name of `atent.models.MODELS`, and its arguments. It is tried
+        before the training and recorded, so that commands accept the run without ``--model``.
     data_builder, data_builder_args
         The same for the data and ``--data``; data of `atent.data.load` need none.
 
@@ -124,22 +124,24 @@ def fit(
     """
     if not isinstance(data, Data):
         raise ValueError(
-            f"data is a {type(data).__name__}, fit needs Data: make it by atent.data.from_tensors(x_train, y_train,"
-            " x_test, y_test), of DataLoaders by from_tensors(*collect(train_loader), *collect(test_loader))"
+            f"data must be Data, got a {type(data).__name__}: create it by atent.data.from_tensors(x_train, y_train,"
+            " x_test, y_test), from DataLoaders by from_tensors(*collect(train_loader), *collect(test_loader))"
         )
     if not isinstance(method, Method):
         given = method.__name__ if isinstance(method, type) else repr(method)
-        raise ValueError(f"method is {given}, fit needs a method such as atent.methods.PGDAT(Threat('linf', 8/255))")
+        raise ValueError(f"method must be a method such as atent.methods.PGDAT(Threat('linf', 8/255)), got {given}")
     for name, value, kind in (
         ("settings", settings, TrainSettings), ("optimizer", optimizer, Optimizer), ("schedule", schedule, Schedule),
     ):  # fmt: skip
         if value is not None and not isinstance(value, kind):
-            raise ValueError(f"{name} is a {type(value).__name__}, fit needs a {kind.__name__}: {kind.__name__}(...)")
+            raise ValueError(f"{name} must be {kind.__name__}(...), got a {type(value).__name__}")
     if isinstance(callbacks, Callback):
-        raise ValueError(f"callbacks is one {type(callbacks).__name__}: give a list of them")
+        raise ValueError(f"callbacks must be a list, got a {type(callbacks).__name__}: give a list of Callback")
     wrong = next((c for c in callbacks if not isinstance(c, Callback)), None)
     if wrong is not None:
-        raise ValueError(f"callbacks has a {type(wrong).__name__}: derive it from atent.train.Callback")
+        raise ValueError(
+            f"each of callbacks must be an atent.train.Callback, got a {type(wrong).__name__}: inherit from it"
+        )
     method, settings = apart(method, settings or TrainSettings())
     stopping = [EarlyStopping(settings.patience)] if settings.patience else []
     every = [*([Bar()] if progress else []), *([Report(report)] if report else []), *stopping, *callbacks]

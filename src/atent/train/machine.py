@@ -1,4 +1,4 @@
-"""What a training adapts to its machine: precision, memory layout, threads."""
+"""Adaptation of a training to its machine: precision, memory layout, threads."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from atent.train import agreement, preflight
 from atent.train.settings import TrainSettings
 
 _CHOSEN = ("precision", "channels_last")
-"""The settings that "auto" leaves to the machine."""
+"""The settings with "auto"."""
 
 
 def resolved(
     model: nn.Module, data: Data, settings: TrainSettings, device: torch.device, say: Callable[[str], None],
     run: Path | None,
 ) -> TrainSettings:  # fmt: skip
-    """The settings with a precision and a memory format in the place of "auto": those of the ``run`` that resumes, or
-    what is measured here, of several ranks on rank 0, in one line.
+    """The settings with "auto" replaced by a precision and a memory format: those of the resumed ``run``, or those
+    measured here (with several ranks on rank 0), reported in one line.
 
-    ValueError where a precision that is named does not pay on a CPU, and for tf32 elsewhere than on CUDA.
+    ValueError if an explicit precision is slower or less accurate on a CPU, and for tf32 on devices other than CUDA.
     """
     found = alone(lambda: _resolved(model, data, settings, device, say, run))
     return replace(settings, **{name: getattr(found, name) for name in _CHOSEN})
@@ -44,8 +44,8 @@ def placed(
     model: nn.Module, data: Data, settings: TrainSettings, device: torch.device, threat: Threat | None,
     before: Path | None, say: Callable[[str], None],
 ) -> tuple[TrainSettings, torch.memory_format]:  # fmt: skip
-    """The network, checked, where it trains; the settings, which resume the choices of the run ``before``, and the
-    memory format of the network."""
+    """Check the network and move it to the device; returns the settings, with the choices of the run ``before``, and
+    the memory format of the network."""
     preflight.check_threat(threat, data)
     preflight.move(model, device, torch.contiguous_format)
     preflight.check_views(model)
@@ -85,7 +85,7 @@ def _resolved(
 
 
 def recorded(config: dict[str, Any], settings: TrainSettings) -> dict[str, Any]:
-    """The configuration with what `resolved` chose."""
+    """The configuration with the choices of `resolved`."""
     chosen = {name: getattr(settings, name) for name in _CHOSEN}
     return {**config, "train": {**config["train"], **chosen}} if "train" in config else config
 
@@ -93,14 +93,14 @@ def recorded(config: dict[str, Any], settings: TrainSettings) -> dict[str, Any]:
 def prepare(
     model: nn.Module, data: Data, settings: TrainSettings, position: dict[str, Any], say: Callable[[str], None]
 ) -> None:
-    """Set the CPU threads, which ``position`` keeps for a resume."""
+    """Set the number of CPU threads, recorded in ``position`` for a resume."""
     if settings.threads is not None:
         position["threads"] = alone(lambda: threads(model, data, settings, position.get("threads"), say))
         torch.set_num_threads(position["threads"])
 
 
 def check_bfloat16(model: nn.Module, data: Data, settings: TrainSettings, device: torch.device) -> None:
-    """ValueError, with what was measured, unless bfloat16 is faster here and agrees with float32."""
+    """ValueError, with the measurements, unless bfloat16 is faster here and agrees with float32."""
     x, _ = data.train.batch(torch.arange(min(len(data.train), settings.batch_size), device=data.train.x.device))
     timing = bfloat16_pays(model, data.shape, device, x=x.to(device), channels_last=bool(settings.channels_last))
     if not timing.pays:
@@ -111,7 +111,8 @@ def check_bfloat16(model: nn.Module, data: Data, settings: TrainSettings, device
 def channels_last(
     model: nn.Module, data: Data, device: torch.device, say: Callable[[str], None]
 ) -> torch.memory_format:
-    """Channels-last, with the model's kernels, where the network takes it; else the usual layout, with a warning."""
+    """Channels-last, also for the model's kernels, if the network supports it; else the default layout, with a
+    warning."""
     refused = refuses_channels_last(model, data.validation.batch([0, 0])[0].to(device))
     if refused is None:
         preflight.move(model, device, torch.channels_last)
@@ -123,7 +124,7 @@ def channels_last(
 def threads(
     model: nn.Module, data: Data, settings: TrainSettings, before: int | None, say: Callable[[str], None]
 ) -> int:
-    """The number of CPU threads; "auto" is measured once, and a resumed run keeps it where there are as many cores."""
+    """The number of CPU threads; "auto" is measured once, and reused by a resumed run with the same number of cores."""
     if isinstance(settings.threads, int):
         return settings.threads
     most = cores()
@@ -136,7 +137,7 @@ def threads(
 
 
 def peak_memory(device: torch.device) -> float | None:
-    """MiB: the most that torch has allocated on a GPU, or that this process has held; None where nothing counts it."""
+    """Peak memory in MiB: allocated by torch on a GPU, or resident in this process; None if unavailable."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
     try:

@@ -1,4 +1,4 @@
-"""A step whose batch is taken in parts, and in smaller ones where memory runs out; their gradients add up."""
+"""Gradient accumulation over parts of a batch, and over smaller parts if memory runs out."""
 
 from __future__ import annotations
 
@@ -17,52 +17,51 @@ from atent.train.parallel import Parallel
 from atent.train.settings import TrainSettings
 
 Part = Callable[[slice, float], Metrics]
-"""The gradient of some rows of a batch, times a weight, added to ``.grad``; what was measured on them."""
+"""Adds the gradient of some rows of a batch, times a weight, to ``.grad``; returns their metrics."""
 
 
 class MicroBatches:
-    """Batches as a whole until memory runs out, then in micro-batches of half as many samples, and half again.
+    """Full batches until memory runs out, then micro-batches of half as many samples, and so on.
 
-    The step that failed is repeated from its start: the weights are untouched, the buffers and the method's state are
-    put back, and its random numbers are a function of the step. Each micro-batch weighs its share of the batch and has
-    the random numbers that its samples have in the whole batch, so that the gradient is that of the batch, up to
-    rounding. Batch-norm normalises each micro-batch by its own statistics, and its running ones take one update from
-    each.
+    The failed step is repeated from its start: the weights are unchanged, the buffers and the method's state are
+    restored, and its random numbers are a function of the step. Each micro-batch is weighted by its share of the batch
+    and has the random numbers of its samples in the full batch, so that the gradient is that of the batch, up to
+    rounding. Batch-norm normalises each micro-batch by its own statistics, and each updates the running statistics.
 
-    The size is recorded in the run's position, and a resumed run continues with it. `train.accumulate` asks for
-    micro-batches from the start. Several ranks share each of them (`Parallel`); memory that runs out on one of them
-    ends the training, since the others are waiting in the middle of the step.
+    The size is recorded in the run's position, and a resumed run continues with it. `train.accumulate` sets
+    micro-batches from the start. Several ranks share each of them (`Parallel`); if memory runs out on one rank, the
+    training ends, since the others are within the step.
     """
 
     def __init__(
         self, model: nn.Module, method: Method, say: Callable[[str], None], settings: TrainSettings | None = None,
         world: World | None = None,
     ) -> None:  # fmt: skip
-        """``world``: the ranks that share the batches; default: those of this job."""
+        """``world``: the ranks that share the batches; default: all ranks of this job."""
         self.model, self.method, self.say = model, method, say
         self.parallel = Parallel(model, method, settings or TrainSettings(), say, world)
         self.begun: Begun | None = None
         self.shards: list[BatchShard] = []
 
     def undo(self) -> None:
-        """Put the buffers and the method's state back to before the last batch, whose step is not taken."""
+        """Restore the buffers and the method's state from before the last batch, whose step is skipped."""
         assert self.begun is not None, "a batch has passed"
         self.begun.restore()
 
     def agree(self, state: dict[str, Any]) -> None:
-        """Make what the last batch left in the buffers and in the method's state the same on all ranks."""
+        """Synchronise the buffers and the method's state over all ranks after the last batch."""
         assert self.begun is not None, "a batch has passed"
         self.parallel.agree(self.shards, self.begun, state)
 
     def accumulate(
         self, n: int, position: dict[str, Any], state: dict[str, Any], clear: Callable[[], None], part: Part
     ) -> list[tuple[Metrics, int]]:
-        """The gradient of a batch of ``n`` samples, after ``clear``; the metrics and the number of samples of each
-        part, of several ranks those of the batch. ``position["micro_batch"]`` is the most samples of a part, where
-        memory has run out.
+        """Accumulate the gradient of a batch of ``n`` samples, after ``clear``; returns the metrics and the number of
+        samples of each part, with several ranks those of the batch. ``position["micro_batch"]`` is the maximum number
+        of samples of a part, if memory has run out.
 
-        OutOfMemory, in one line, where a single sample does not fit, where the method needs the batch as a whole, and
-        where other ranks have rows of it.
+        OutOfMemory, in one line, if a single sample does not fit, if the method needs the full batch, and if other
+        ranks have rows of it.
         """
         while True:
             self.begun = Begun(self.model, state)
@@ -79,7 +78,7 @@ class MicroBatches:
             self.say(f"out of memory at {most} samples: the steps continue in micro-batches of {smaller}")
 
     def _tried(self, most: int, position: dict[str, Any], part: Part) -> list[tuple[Metrics, BatchShard]] | None:
-        """Every part; None where memory ran out and ``position`` has a smaller size."""
+        """The results of all parts; None if memory ran out and ``position`` has a smaller size."""
         found = []
         try:
             for shard in self.shards:
@@ -93,17 +92,17 @@ class MicroBatches:
         return found
 
     def _check_divisible(self, most: int, error: Exception) -> None:
-        """OutOfMemory where the step cannot continue in smaller parts."""
+        """OutOfMemory if the step cannot continue in smaller parts."""
         size = self.parallel.world.size
         if size > 1:
             raise OutOfMemory(
-                f"out of memory at {most} samples on one of {size} processes, whose step the others are in: raise"
+                f"out of memory at {most} samples on one of {size} processes, during a step of all: raise"
                 " train.accumulate, or lower train.batch_size"
             ) from error
         if not self.method.divisible:
             name = type(self.method).__name__
             raise OutOfMemory(
-                f"out of memory at {most} samples: {name} needs a batch as a whole, so lower train.batch_size"
+                f"out of memory at {most} samples: {name} needs the full batch, so lower train.batch_size"
             ) from error
 
 
@@ -114,7 +113,7 @@ class Begun:
         buffers = list(model.buffers())
         self.buffers = Values(buffers)
         self.state, self.kept = state, {key: _copied(value) for key, value in state.items()}
-        # Inference tensors have no version, and no step writes to them.
+        # Inference tensors have no version, and are not written to by a step.
         self.versions = {(id(t), t._version) for t in buffers if not t.is_inference()}
         self.marks = {key: (id(t), t._version) for key, t in state.items() if isinstance(t, Tensor)}
 
@@ -123,7 +122,7 @@ class Begun:
         return self.marks.get(key) != (id(value), value._version)
 
     def restore(self) -> None:
-        """Put them back."""
+        """Restore them."""
         self.buffers.restore()
         self.state.clear()
         self.state.update(self.kept)

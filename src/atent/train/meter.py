@@ -17,12 +17,12 @@ class Meter:
     def __init__(self) -> None:
         self.count = 0
         self.skipped = self.in_a_row = 0
-        """Steps that were not taken, of this epoch and since the last that was."""
+        """Skipped steps of this epoch, and since the last step that was taken."""
         self.sums: dict[str, Tensor] = {}
         self.values: dict[str, list[Tensor]] = {}
 
     def skip(self) -> None:
-        """Count a step that was not taken."""
+        """Count a skipped step."""
         self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
 
     def take(self) -> None:
@@ -30,7 +30,7 @@ class Meter:
         self.in_a_row = 0
 
     def add(self, metrics: dict[str, Tensor], n: int) -> None:
-        """The metrics of a batch of n samples."""
+        """Add the metrics of a batch of n samples."""
         self.count += n
         for name, value in metrics.items():
             if value.dim():
@@ -42,7 +42,7 @@ class Meter:
     def summary(self) -> dict[str, float | None]:
         """Means, and the 10, 50 and 90 % quantiles of vectors as ``name_q10``, ``name_median``, ``name_q90``.
 
-        None where a figure is not finite, which JSON cannot hold: a metric is no reason to lose an epoch.
+        None for values that are not finite, which JSON does not support; they do not raise an error.
         """
         out = {name: float(total) / self.count for name, total in self.sums.items()}
         for name, parts in self.values.items():
@@ -52,17 +52,17 @@ class Meter:
         return {name: value if math.isfinite(value) else None for name, value in out.items()}
 
     def state(self) -> dict[str, object]:
-        """What `restore` takes."""
+        """The state for `restore`."""
         values = {k: torch.cat(v) for k, v in self.values.items()}
         skipped = {"skipped": self.skipped, "in_a_row": self.in_a_row}
         return {"count": self.count, "sums": self.sums, "values": values, **skipped}
 
     @classmethod
     def restore(cls, state: dict[str, Any]) -> Meter:
-        """The meter as it was saved."""
+        """The meter of a saved state."""
         meter = cls()
         meter.count, meter.sums = state["count"], dict(state["sums"])
         meter.values = {k: [v] for k, v in state["values"].items()}
-        # Earlier versions skipped nothing.
+        # Earlier versions did not skip steps.
         meter.skipped, meter.in_a_row = state.get("skipped", 0), state.get("in_a_row", 0)
         return meter

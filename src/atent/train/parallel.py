@@ -1,4 +1,4 @@
-"""A step whose batch is divided, into micro-batches and among the ranks of a job, and what joins its parts again."""
+"""Division of a step's batch into micro-batches and among the ranks of a job, and the sum of their gradients."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from atent.train.settings import TrainSettings
 if TYPE_CHECKING:
     from atent.train.memory import Begun
 
-# Steps between two that look for random numbers drawn outside `atent.rng.Batch`.
+# Interval of steps that detect random numbers sampled outside `atent.rng.Batch`.
 _LOOK = 100
 
 
 class Parallel:
-    """How the batch of a step is divided, and how its parts become one gradient.
+    """The division of a step's batch, and the combination of the gradients of its parts.
 
     Each part is a `BatchShard`: of `train.accumulate` micro-batches, the rows of this rank. A shard has the random
-    numbers that its rows have in the whole batch. The gradients of all parts and ranks add up once, with the metrics,
-    in one message; what the step leaves in buffers and in the method's state is made the same on all ranks.
+    numbers of its rows in the full batch. The gradients of all parts and ranks are summed once, together with the
+    metrics, in one message; buffers and the method's state are synchronised over all ranks after the step.
 
     A method whose loss of a batch is not the mean over its samples, and that does not gather what couples them, gets
-    the whole batch on every rank.
+    the full batch on every rank.
     """
 
     def __init__(
@@ -48,39 +48,37 @@ class Parallel:
         self.synchronised = settings.batch_norm == "sync" and self.world.size > 1
         self.alike, name = method.alike, type(method).__name__
         if self.parts > 1 and not method.divisible:
-            raise ValueError(
-                f"train.accumulate {self.parts} divides a batch, and {name} needs a batch as a whole: leave it out"
-            )
+            raise ValueError(f"train.accumulate {self.parts} divides a batch, but {name} needs the full batch: omit it")
         self.replicated = self.world.size > 1 and not (method.divisible or method.gathers)
         if self.replicated:
             say(
-                f"warning: {name} needs a batch as a whole, so each of the {self.world.size} processes computes all of"
-                " it: no step is faster (see Method.gathers)"
+                f"warning: {name} needs the full batch, so each of the {self.world.size} processes computes all of"
+                " it: steps are not faster (see Method.gathers)"
             )
-        # The backward passes of a sharded network add up the gradients of all ranks.
+        # The backward passes of a sharded network sum the gradients of all ranks.
         self.sharded = is_sharded(model.parameters())
         self.steps, self.catches = 0, False
 
     def shards(self, n: int, most: int) -> list[BatchShard]:
         """The parts of a batch of ``n`` that this process passes through the network, each of at most ``most`` rows."""
-        # Parts of equal length: none is left with a single sample, which batch-norm could not normalise.
+        # Parts of equal length: none has a single sample, which batch-norm cannot normalise.
         count = max(-(-n // most), min(self.parts, n))
         cuts = [0, n] if count == 1 else torch.linspace(0, n, count + 1).round().long().tolist()
         world = World() if self.replicated else self.world
         return [BatchShard(n, slice(begin, end), world) for begin, end in itertools.pairwise(cuts)]
 
     def weight(self, shard: BatchShard) -> float:
-        """The factor of a shard's gradient, with which those of all parts and ranks add up to the batch's."""
+        """The factor of a shard's gradient, such that those of all parts and ranks sum to the batch's."""
         return shard.weight / self.world.size if self.replicated else shard.weight
 
     @contextmanager
     def passing(self, shard: BatchShard) -> Iterator[None]:
-        """Inside, the passes and the random numbers are those of the shard; a whole batch is left alone."""
+        """Inside, the passes and the random numbers are those of the shard; no effect for a full batch."""
         if shard.whole:
             yield
             return
-        # Reporting each operation takes time: where a network and a method draw nothing beside `atent.rng.Batch`, most
-        # steps do without.
+        # Interception of operations takes time: if a network and a method use only `atent.rng.Batch`, most steps omit
+        # it.
         looks = self.catches or self.steps % _LOOK == 0
         with under_way(shard) as now, Synchronised(shard) if self.synchronised else nullcontext():
             if looks:
@@ -91,8 +89,8 @@ class Parallel:
                 yield
 
     def joined(self, found: Sequence[tuple[Metrics, BatchShard]], n: int) -> list[tuple[Metrics, int]]:
-        """The gradients of all ranks, added up in ``.grad``; the metrics of each part, of all ranks those of the batch,
-        with the number of their samples."""
+        """Sum the gradients of all ranks in ``.grad``; returns the metrics of each part, with several ranks those of
+        the batch, with their number of samples."""
         self.steps += 1
         if self.world.size == 1:
             return [(metrics, shard.length) for metrics, shard in found]
@@ -105,15 +103,15 @@ class Parallel:
         return [(packed.metrics(), n)]
 
     def _leaves(self) -> Iterable[Tensor]:
-        """The parameters whose gradients are added up after the step."""
+        """The parameters whose gradients are summed after the step."""
         return () if self.sharded else self.model.parameters()
 
     def agree(self, shards: Sequence[BatchShard], begun: Begun, state: dict[str, Any]) -> None:
-        """Make buffers and the method's state the same on all ranks.
+        """Synchronise buffers and the method's state over all ranks.
 
-        Batch-norm's statistics are so already where it is synchronised. Others, and buffers that forward passes have
-        written, become the mean over the ranks, weighted by their rows. An entry of the state that one rank has changed
-        becomes what it is there; one that several have, the mean.
+        Statistics of synchronised batch-norm are equal already. Others, and buffers that forward passes have written,
+        become the mean over the ranks, weighted by their rows. An entry of the state that one rank has changed gets the
+        value of that rank; one that several have changed, the mean.
         """
         if self.world.size == 1 or self.replicated:
             return
@@ -133,7 +131,7 @@ class Parallel:
                 value.copy_(table.agreed(shards[0].ranks))
 
     def _written(self, begun: Begun) -> list[Tensor]:
-        """The buffers that the ranks may see differently."""
+        """The buffers that may differ between ranks."""
         own: dict[int, bool] = {}
         for module in self.model.modules():
             if isinstance(module, _NormBase):

@@ -1,6 +1,6 @@
-"""What would end a training late is found before its first step: each error is one true line, and nothing is written.
+"""Checks before the first step of a training for later errors: each is reported in one line, and nothing is written.
 
-Everything is tried on a copy of the network, so that the training begins from where it would have begun.
+All checks use a copy of the network, so that the start of the training does not change.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def check(
     model: nn.Module, data: Data, method: Method, state: Any, attacks: Mapping[str, Attack], begun: Snapshot,
     run: Path | None, amp: AbstractContextManager[Any], batch_size: int,
 ) -> bool:  # fmt: skip
-    """ValueError for what would end the training later; whether a last batch of one image joins the one before."""
+    """ValueError for later errors of the training; returns whether a last batch of one image joins the previous one."""
     check_attacks(model, data, attacks)
     made = twin(model)
     x, _ = data.train.batch(torch.arange(min(2, len(data.train)), device=data.train.x.device))
@@ -45,7 +45,7 @@ def check(
 
 
 def check_threat(threat: Threat | None, data: Data) -> None:
-    """ValueError for a threat that is not over the data's box, or has an eps that the data do not allow."""
+    """ValueError for a threat with a box other than the data's, or an eps that the data do not allow."""
     if threat is None:
         return
     if threat.box != Threat("linf", 0.0, data.box).box:
@@ -54,11 +54,11 @@ def check_threat(threat: Threat | None, data: Data) -> None:
 
 
 def move(model: nn.Module, device: torch.device, layout: torch.memory_format) -> None:
-    """The network to where it trains; ValueError where that is impossible, or would part weights that share memory."""
+    """Move the network to the device; ValueError if that is impossible, or would separate weights that share memory."""
     values = [*model.named_parameters(), *model.named_buffers()]
     lost = next((k for k, v in values if v.is_meta and device.type != "meta"), None)
     if lost:
-        raise ValueError(f"the network's {lost} is on the meta device, without values: build it on a real one")
+        raise ValueError(f"the network's {lost} is on the meta device, without values: build it on another device")
     before = aliases(model)
     model.to(device)
     if layout is torch.channels_last:
@@ -68,15 +68,15 @@ def move(model: nn.Module, device: torch.device, layout: torch.memory_format) ->
         parted = sorted(name for name in group if not group <= after.get(name, frozenset()))
         if parted:
             raise ValueError(
-                f"{parted[0]} and {parted[1]} share memory, which the move to {device.type} or channels_last would end:"
-                " tie the Parameter itself (b.weight = a.weight)"
+                f"{parted[0]} and {parted[1]} share memory, which the move to {device.type} or channels_last would"
+                " break: tie the Parameter itself (b.weight = a.weight)"
             )
 
 
 def begin(method: Method, data: Data, device: torch.device, *, resume: bool) -> Any:
-    """The method's first state; ValueError in one line where its ``init`` or ``prepare`` fails.
+    """The method's initial state; ValueError in one line if its ``init`` or ``prepare`` fails.
 
-    A resumed training has what was prepared in its checkpoint.
+    A resumed training has the result of ``prepare`` in its checkpoint.
     """
     n, shape = len(data.train), data.shape
     try:
@@ -86,7 +86,7 @@ def begin(method: Method, data: Data, device: torch.device, *, resume: bool) -> 
         return state
     except Exception as error:
         text = " ".join(str(error).split()) if isinstance(error, ValueError | OSError) else _line(error)
-        raise ValueError(f"{type(method).__name__} cannot begin on {n} images of shape {shape}: {text}") from error
+        raise ValueError(f"{type(method).__name__} cannot start on {n} images of shape {shape}: {text}") from error
 
 
 def check_views(model: nn.Module) -> None:
@@ -94,30 +94,31 @@ def check_views(model: nn.Module) -> None:
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
         known = not is_lazy(value) and value.layout == torch.strided
         if known and any(n > 1 and s == 0 for n, s in zip(value.shape, value.stride())):
-            raise ValueError(f"the network's {name} is an expanded view, which cannot be written to: .clone() it")
+            raise ValueError(f"the network's {name} is an expanded view, which cannot be written to: use .clone()")
 
 
 def check_lazy(model: nn.Module) -> None:
-    """ValueError for weights that a forward pass has not made."""
+    """ValueError for lazy weights that a forward pass has not initialised."""
     name = next((k for k, v in [*model.named_parameters(), *model.named_buffers()] if is_lazy(v)), None)
     if name is not None:
         raise ValueError(f"the network's {name} is not initialised after a forward pass: give its size, or remove it")
 
 
 def twin(model: nn.Module) -> nn.Module | None:
-    """A copy of a network to try things on; None where it cannot be copied."""
+    """A copy of a network for checks; None if it cannot be copied."""
     try:
         with random_state():
             return copy.deepcopy(model)
-    except Exception:  # a user's own __deepcopy__ may raise anything, and a network without a copy can still train
+    except Exception:  # a custom __deepcopy__ may raise any error, and a network without a copy can still train
         return None
 
 
 def check_pass(model: nn.Module, x: Tensor, classes: int) -> None:
-    """One pass of a copy in train mode; ValueError where it fails, or makes parameters that no optimizer would see."""
+    """One pass of a copy in train mode; ValueError if it fails, or adds parameters that the optimizer would not
+    have."""
     own = next((p.dtype for p in model.parameters() if p.is_floating_point()), x.dtype)
     if own != x.dtype:
-        raise ValueError(f"the network is {own} and the data {x.dtype}: train it in {x.dtype}, by model.float()")
+        raise ValueError(f"the network is {own} and the data {x.dtype}: convert it to {x.dtype} by model.float()")
     before = {k: id(p) for k, p in model.named_parameters()}
     try:
         with random_state(), torch.no_grad():
@@ -126,26 +127,24 @@ def check_pass(model: nn.Module, x: Tensor, classes: int) -> None:
         raise ValueError(f"the network cannot take {len(x)} training images: {_line(error)}") from error
     if not isinstance(out, Tensor) or out.shape != (len(x), classes):
         seen = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else f"a {type(out).__name__}"
-        raise ValueError(f"the network gives {seen} in train mode, want logits of shape {(len(x), classes)}")
+        raise ValueError(f"the network must return logits of shape {(len(x), classes)} in train mode, got {seen}")
     new = next((k for k, p in model.named_parameters() if before.get(k) != id(p)), None)
     if new:
-        raise ValueError(
-            f"the network makes its parameter {new} in a forward pass, after the optimizer: make it before"
-        )
+        raise ValueError(f"the network adds its parameter {new} in a forward pass, after the optimizer: add it before")
 
 
 def check_files(model: nn.Module, start: Snapshot, state: Any) -> None:
-    """Pack a copy's weights and the method's ``state`` as an epoch's end does, and load them again; ValueError where
-    a run folder could not hold them."""
+    """Pack a copy's weights and the method's ``state`` as at the end of an epoch, and load them again; ValueError if a
+    run folder cannot store them."""
     own = start.own(model)
     tensors, notes = pack(whole(model, own))
-    first = {k: v.flatten()[:1].clone() for k, v in tensors.items()}  # types matter here, not sizes
+    first = {k: v.flatten()[:1].clone() for k, v in tensors.items()}  # only types matter here
     try:
         from safetensors.torch import save
 
         save(first)
     except Exception as error:
-        raise ValueError(f"the network's weights do not fit into a safetensors file ({_line(error)})") from error
+        raise ValueError(f"the network's weights cannot be stored in a safetensors file ({_line(error)})") from error
     put(model, unpack(tensors, notes), own)
     try:
         buffer = io.BytesIO()
@@ -153,12 +152,12 @@ def check_files(model: nn.Module, start: Snapshot, state: Any) -> None:
         torch.load(io.BytesIO(buffer.getvalue()), weights_only=True)
     except Exception as error:
         raise ValueError(
-            f"the method's state does not come back from a file ({_line(error)}): keep tensors in it"
+            f"the method's state cannot be restored from a file ({_line(error)}): use tensors only"
         ) from error
 
 
 def check_folder(path: Path) -> None:
-    """OSError unless a run folder that exists can be written to."""
+    """OSError for an existing run folder that cannot be written to."""
     for place in (path, path / folder.LAST):
         if place.is_dir():
             try:
@@ -168,10 +167,10 @@ def check_folder(path: Path) -> None:
 
 
 def last_joins(n: int, batch_size: int, step: Callable[[int], None]) -> bool:
-    """Whether a last batch of one image must join the batch before: where a step on one image fails, and on two works.
+    """Whether a last batch of one image must join the previous batch: a step on one image fails, and on two succeeds.
 
-    Batch-norm on one value per channel has no variance, and a network that squeezes loses its batch. ValueError where
-    such a network has no other batch.
+    Batch-norm on one value per channel has no variance, and a network that squeezes loses its batch dimension.
+    ValueError if such a network has no other batch.
     """
     if batch_size > 1 and n % batch_size != 1:
         return False
@@ -181,7 +180,7 @@ def last_joins(n: int, batch_size: int, step: Callable[[int], None]) -> bool:
         if n > 1:
             try:
                 step(2)
-            except Exception:  # not for want of images: the first step reports it
+            except Exception:  # not caused by the number of images: the first step reports it
                 return False
         if n == 1 or batch_size == 1:
             fix = "give more training images" if n == 1 else "use batch_size 2 or more"
@@ -191,7 +190,7 @@ def last_joins(n: int, batch_size: int, step: Callable[[int], None]) -> bool:
 
 
 def check_attacks(model: nn.Module, data: Data, attacks: Mapping[str, Attack]) -> None:
-    """The first passes of each attack and its parts on two validation images; ValueError where one cannot run."""
+    """The first passes of each attack and its parts on two validation images; ValueError if one fails."""
     some = data.validation.first(2)
     x, y = some.batch(torch.arange(len(some), device=some.x.device))
     for name, attack in attacks.items():
@@ -199,18 +198,18 @@ def check_attacks(model: nn.Module, data: Data, attacks: Mapping[str, Attack]) -
             try:
                 attack.run(_Brief(model), x, y, part=part)
             except _Enough:
-                pass  # it ran as far as it was asked to
+                pass  # the limit of passes was reached
             except Exception as error:
                 text = " ".join(str(error).split()) if isinstance(error, ValueError) else _line(error)
                 raise ValueError(f"{name} cannot run here: {text}") from error
 
 
 class _Enough(Exception):
-    """The attack has begun, and would continue."""
+    """The limit of passes is reached."""
 
 
 class _Brief(nn.Module):
-    """A network that answers three times."""
+    """A network that allows three forward passes."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -226,7 +225,7 @@ class _Brief(nn.Module):
 
 @contextmanager
 def random_state() -> Iterator[None]:
-    """Inside, random numbers are free: all global random states come back."""
+    """Restore all global random states on exit."""
     cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     with guard(nn.Module()), torch.random.fork_rng(devices=cuda):
         yield
@@ -235,8 +234,8 @@ def random_state() -> Iterator[None]:
 def gradient_of(
     method: Method, data: Data, state: Any, amp: AbstractContextManager[Any], model: nn.Module
 ) -> Callable[[int], None]:
-    """A step of ``method`` on the first n training images, with copies of the network and of the method's state; of a
-    network that cannot be copied the forward pass."""
+    """A step of ``method`` on the first n training images, with copies of the network and of the method's state; only
+    the forward pass for a network that cannot be copied."""
 
     def step(n: int) -> None:
         index = torch.arange(n, device=data.train.x.device)

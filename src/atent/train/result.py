@@ -15,7 +15,7 @@ class Diverged(ValueError):
     Parameters
     ----------
     why
-        What became so, and where, in one line.
+        What is not finite, and where, in one line.
     run
         The run folder with the state saved before; None without one.
 
@@ -27,9 +27,9 @@ class Diverged(ValueError):
     """
 
     def __init__(self, why: str, run: Path | None) -> None:
-        super().__init__(f"{why}; " + (f"what was saved before stays in {run}" if run else "nothing was written"))
+        super().__init__(f"{why}; " + (f"what was saved before remains in {run}" if run else "nothing was written"))
         self.why = why
-        """What became so and where, in one line."""
+        """What is not finite, and where, in one line."""
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from atent.train.settings import TrainSettings
 
 
 def parts_of(n: int, size: int, *, joined: bool) -> list[slice]:
-    """Where each batch of an epoch over ``n`` samples lies in its order; ``joined``: a last one is part of the one
-    before."""
+    """The slices of the batches of an epoch over ``n`` samples in its order; ``joined``: a single last sample joins the
+    previous batch."""
     batches = -(-n // size) - joined
     return [slice(i * size, n if i == batches - 1 else (i + 1) * size) for i in range(batches)]
 
@@ -23,7 +23,7 @@ def row_of(
     epoch: int, passes: float, *, lr: float, clock: Clock, meter: Meter, settings: TrainSettings,
     position: dict[str, Any], device: torch.device, layout: torch.memory_format,
 ) -> dict[str, Any]:  # fmt: skip
-    """What the steps of ``epoch`` (from 1) took and measured, after so many ``passes`` over the training set."""
+    """The time and metrics of the steps of ``epoch`` (from 1), after ``passes`` over the training set."""
     row = {
         "epoch": epoch,
         "lr": lr,

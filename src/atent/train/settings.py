@@ -35,88 +35,89 @@ class TrainSettings(metaclass=Settings):
     FORMER_VALUES: ClassVar[dict[str, dict[str, str]]] = {"select": {"natural": "clean"}}
 
     epochs: int = 10
-    """Passes over the training set; with minutes, the length that the schedules are written for."""
+    """Passes over the training set; with minutes, the length for which the schedules are defined."""
     minutes: float | None = None
-    """Time that the steps of the training may take, instead of epochs; schedules are stretched to fit."""
+    """Time limit of the training's steps, instead of epochs; schedules are rescaled to it."""
     batch_size: int = 128
-    """Samples per step. One that is left over joins the batch before where the network cannot train on it alone."""
+    """Samples per step. A single remaining sample joins the previous batch if the network cannot train on it alone."""
     accumulate: int = 1
-    """Take each batch in that many micro-batches, whose gradients add up: less memory, and the weights of whole batches
-    up to rounding. Batch-norm normalises each micro-batch by its own statistics."""
+    """Number of micro-batches per batch, whose gradients are summed: less memory, and the weights of full batches up to
+    rounding. Batch-norm normalises each micro-batch by its own statistics."""
     batch_norm: Literal["sync", "local"] = "sync"
-    """Batch-norm of several processes: sync by the statistics of the whole batch, as one process would, or local by
-    those of each process's samples, without messages between its layers. Running statistics are the same on all."""
+    """Batch-norm with several processes: sync uses the statistics of the full batch, as in one process, local those of
+    each process's samples, without messages within a pass. Running statistics are the same on all."""
     shard: Literal["none", "full"] = "none"
-    """full: the processes share the weights, gradients and optimizer state (FSDP2), for networks past the memory of one
-    GPU; the file formats and, up to rounding, the weights are those of none. Needs torchrun."""
+    """full: the processes share the weights, gradients and optimizer state (FSDP2), for networks that exceed the memory
+    of one GPU; file formats and, up to rounding, the weights are those of none. Needs torchrun."""
     seed: int = 0
     """Seed of the weights, the order, the augmentation, the adversaries and dropout."""
     device: str = "auto"
-    """auto (CUDA where there is one), cpu, cuda, cuda:1 ..."""
+    """auto (CUDA if available), cpu, cuda, cuda:1 ..."""
     threads: Threads = None
-    """CPU threads: a number, or auto (one where the network gains nothing from more, measured). Default: all cores."""
+    """CPU threads: a number, or auto (measured; one if more are not faster). Default: all cores."""
     precision: Literal["float32", "bfloat16", "tf32", "auto"] = "float32"
-    """bfloat16 runs the network under autocast; a CPU is measured first, and refused where that is not faster. tf32 is
-    for CUDA. auto: the fastest that agrees with float32, as measured; the run keeps the choice."""
+    """bfloat16 runs the network under autocast; on a CPU it is measured first, and an error if not faster. tf32 is for
+    CUDA. auto: the fastest that agrees with float32, as measured; the choice is recorded in the run."""
     channels_last: bool | Literal["auto"] = False
-    """Keep images and kernels channels-last in memory: often faster, equal up to rounding; auto: as measured, the run
-    keeps the choice."""
+    """Store images and kernels channels-last in memory: often faster, equal up to rounding; auto: as measured; the
+    choice is recorded in the run."""
     compile: Literal["off", "model", "step", "auto"] = "off"
-    """Compile the network: its first steps take minutes, and its numbers round differently; auto: where the remaining
-    steps would take more than half an hour. A step cannot be compiled whole: its generators of random numbers."""
+    """Compile the network: its first steps take minutes, and rounding differs; auto: if the remaining steps would take
+    more than half an hour. Entire steps cannot be compiled because of their random number generators."""
     inner_precision: InnerPrecision = "float32"
-    """bfloat16 runs the method's inner chain, and not the gradient of the weights, under autocast; it is checked on the
-    first batch, and refused where it disagrees. auto: bfloat16 where it also makes a step faster."""
+    """bfloat16 runs the method's inner chain, but not the gradient of the weights, under autocast; it is checked on the
+    first batch, and an error if it disagrees. auto: bfloat16 if it also makes a step faster."""
     cuda_graphs: bool = False
-    """Record the step of a whole batch as a CUDA graph and replay it; methods that cannot be recorded run without."""
+    """Record the step of a full batch as a CUDA graph and replay it; methods that cannot be recorded run without
+    one."""
     deterministic: bool = False
-    """On CUDA, kernels that give the same bits each time, at some cost in speed: an interrupted run that is resumed
-    then equals the unbroken one. Without effect on a CPU, where that is always so."""
+    """On CUDA, deterministic kernels, at some cost in speed: a resumed run then equals the uninterrupted one. No effect
+    on a CPU, where this is always the case."""
     select: Literal["auto", "robust", "clean", "last"] = "auto"
-    """Which epoch is best, by validation accuracy; auto: robust where the method has a threat, else clean."""
+    """Validation accuracy that selects the best epoch; auto: robust if the method has a threat, else clean."""
     validate_attack: str = "PGD(steps=10)"
     """Attack of each epoch's robust validation accuracy; none: no robust validation."""
     validate_limit: int | Literal["all"] = 500
     """Validation images, and as many training images, measured at each epoch, by data.subset; all, or 0: all of the
     validation set."""
     validate_every: int = 1
-    """Epochs between measurements; the last epoch is always measured."""
+    """Epochs between validations; the last epoch always has one."""
     validations: int = 20
-    """With minutes, in place of validate_every: how many measurements, evenly spread over the time."""
+    """With minutes, instead of validate_every: number of validations, evenly spread over the time."""
     average: Literal["none", "ema", "swa"] = "none"
     """Also average the weights: ema (exponentially, at each step) or swa (the mean of the epochs)."""
     average_decay: float = 0.995
-    """Share of the old average that a step of ema keeps; less in the first steps."""
+    """Decay of ema per step; lower in the first steps."""
     average_start: float = 0.0
     """Share of the training before the average begins."""
     awp: Perturbation = field(default=Perturbation())
-    """Adversarial weight perturbation: each step takes its gradient at weights that were moved along it."""
+    """Adversarial weight perturbation: each step uses the gradient at perturbed weights."""
     embedding: EmbeddingTerm = field(default=EmbeddingTerm())
-    """Embedding regularisation: each step also draws the embeddings towards a Gaussian."""
+    """Embedding regularisation: a loss term that makes the embeddings approximately Gaussian."""
     select_weights: Literal["both", "raw", "average"] = "both"
-    """Which weights may be the best: the raw ones, the averaged ones, or both."""
+    """Weights among which the best are selected: raw, averaged, or both."""
     patience: int | None = None
-    """Stop after this many measured epochs in a row that were not the best so far. Default: train to the end."""
+    """Stop after this many consecutive measured epochs that are not the best so far. Default: train to the end."""
     watch: Literal["auto", "on", "off"] = "auto"
-    """Watch for catastrophic overfitting, and stop at it; auto: for methods of a single step, such as FGSMRS, Free."""
+    """Detect catastrophic overfitting, and stop; auto: for single-step methods, such as FGSMRS, Free."""
     watch_limit: int | Literal["all"] = 200
-    """Validation images that the watch attacks after each epoch, by data.subset; all: the validation set."""
+    """Validation images attacked by the watch after each epoch, by data.subset; all: the validation set."""
     watch_steps: int = 10
     """Steps of the watch's PGD."""
     watch_drop: float = 0.2
-    """Fall of the accuracy under that PGD, and not under the training's attack, that stops; half of it warns."""
+    """Fall of the accuracy under that PGD, but not under the training's attack, that stops; half of it warns."""
     watch_gap: float = 0.15
-    """Accuracy under the training's attack above that under PGD, lower limit, that warns; 1: never."""
+    """Lower limit of the accuracy under the training's attack minus that under PGD, above which to warn; 1: never."""
     watch_window: int = 3
-    """Watched epochs in a row with that gap, none of them the best so far, before it warns."""
+    """Consecutive watched epochs with that gap, none of them the best so far, before a warning."""
     on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
-    """What a loss, gradient or weight that is not finite does: ends the training; skips each step whose gradient is
-    not finite; or goes back to the last checkpoint and takes the batches in another order."""
+    """Response to a loss, gradient or weight that is not finite: stop the training; skip each step whose gradient is
+    not finite; or roll back to the last checkpoint and continue with another order of the batches."""
     rollbacks: int = 3
-    """How often on_nonfinite rollback goes back in all, before it ends the training."""
+    """Maximum number of rollbacks of on_nonfinite rollback, before it ends the training."""
     save_minutes: float | None = None
-    """Minutes between checkpoints inside an epoch, and each epoch's end has one; 0: at every step. Default: one minute,
-    and the ends of epochs, as long as saving takes at most 1 % of the time."""
+    """Minutes between checkpoints within an epoch, in addition to one at each epoch's end; 0: at every step. Default:
+    one minute, and the ends of epochs, as long as saving takes at most 1 % of the time."""
 
     def __post_init__(self) -> None:
         if everything(self.validate_limit) is None:
@@ -145,12 +146,12 @@ class TrainSettings(metaclass=Settings):
         check_average(self.average_decay, self.average_start)
         if not isinstance(self.awp, Perturbation):
             raise ValueError(
-                f"awp is a Perturbation, got a {type(self.awp).__name__}: write Perturbation(0.005), from atent.methods"
+                f"awp must be a Perturbation, got a {type(self.awp).__name__}: use atent.methods.Perturbation(0.005)"
             )
         if not isinstance(self.embedding, EmbeddingTerm):
             raise ValueError(
-                f"embedding is an EmbeddingTerm, got a {type(self.embedding).__name__}: write"
-                " EmbeddingTerm(weight=0.1), from atent.methods"
+                f"embedding must be an EmbeddingTerm, got a {type(self.embedding).__name__}: use"
+                " atent.methods.EmbeddingTerm(weight=0.1)"
             )
         if self.inner_precision != "float32" and self.precision == "bfloat16":
             raise ValueError(
@@ -159,7 +160,7 @@ class TrainSettings(metaclass=Settings):
         if self.patience is not None:
             check_number("patience", self.patience, 1, whole=True)
         if self.average == "none" and self.select_weights == "average":
-            raise ValueError("select_weights average needs an average: give average ema or swa")
+            raise ValueError("select_weights average needs an average: set average to ema or swa")
         if not 0 < self.watch_drop <= 1:
             raise ValueError(f"watch_drop must be above 0 and at most 1, got {self.watch_drop}")
         if not 0 < self.watch_gap <= 1:
@@ -167,13 +168,13 @@ class TrainSettings(metaclass=Settings):
         check_threads(self.threads)
         if self.compile == "step":
             raise ValueError(
-                "compile step is impossible: a step draws from torch.Generator objects, which torch.compile does not"
+                "compile step is not supported: a step uses torch.Generator objects, which torch.compile does not"
                 " trace: use compile model"
             )
 
 
 def pick_device(name: str) -> torch.device:
-    """The device that ``name`` means; ValueError where there is none such here."""
+    """The device of ``name``; ValueError if it is unavailable."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -1,4 +1,4 @@
-"""`train.shard`: a training whose network the ranks share, and the whole network that its files are written from."""
+"""`train.shard`: a training with a sharded network, and the full network for its files."""
 
 from __future__ import annotations
 
@@ -17,47 +17,49 @@ from atent.optim import Optimizer, build
 from atent.train.settings import TrainSettings
 
 OPTIMIZERS = ("SGD", "Adam")
-"""Those whose rule is the same for each number of a parameter, and which torch has for sharded ones."""
+"""Optimizers with an elementwise rule, which torch supports for sharded parameters."""
 
 
 def check(settings: TrainSettings, optimizer: Optimizer, method: Method, *, watched: bool) -> None:
-    """ValueError, in one line, for a training that cannot share its network."""
+    """ValueError, in one line, for a training that does not support sharding."""
     if settings.shard == "none":
         return
     if current().size == 1:
         raise ValueError(
-            "train.shard full shares the network among several processes, and this is one: start them by torchrun, or"
+            "train.shard full needs several processes, and this is a single one: start them by torchrun, or"
             " set train.shard none, which also resumes a run that was sharded"
         )
     if optimizer.name not in OPTIMIZERS:
         raise ValueError(f"train.shard full works with {' and '.join(OPTIMIZERS)}, got optimizer {optimizer.name}")
     if not method.shardable:
         raise ValueError(
-            f"train.shard full does not work with {type(method).__name__}, which is not known to leave its gradient by"
+            f"train.shard full does not support {type(method).__name__}, which is not known to compute its gradient by"
             " backward() alone (Method.shardable): set train.shard none"
         )
     plain = TrainSettings()
     for name in ("precision", "inner_precision", "compile", "cuda_graphs", "average", "awp", "embedding",
                  "on_nonfinite"):  # fmt: skip
         if getattr(settings, name) != getattr(plain, name):
-            raise ValueError(f"train.shard full works with the default of train.{name} alone: leave it out")
+            raise ValueError(f"train.shard full needs the default of train.{name}: omit it")
     if watched:
-        raise ValueError("train.shard full has no watch for catastrophic overfitting: set train.watch off")
+        raise ValueError(
+            "train.shard full does not support the watch for catastrophic overfitting: set train.watch off"
+        )
 
 
 class Sharded:
-    """A copy of the network that the ranks share, with its optimizer; the network itself moves to the CPU.
+    """A sharded copy of the network, with its optimizer; the network itself moves to the CPU.
 
-    There it is what rank 0 writes to files and what callbacks see, with the values of the last `collect`.
+    There it has the values of the last `collect`, for the files of rank 0 and for callbacks.
 
     Parameters
     ----------
     whole
         The network, the same on all ranks.
     optimizer
-        Its optimizer, with the state to begin with.
+        Its optimizer, with the initial state.
     settings, seed
-        From which that was built.
+        The settings and the seed of the optimizer.
     """
 
     def __init__(self, whole: nn.Module, optimizer: torch.optim.Optimizer, settings: Optimizer, seed: int) -> None:
@@ -74,8 +76,8 @@ class Sharded:
         self.optimizer.load_state_dict(saved)
 
     def collect(self) -> dict[str, Any]:
-        """Bring the whole network up to date on rank 0; the optimizer's state there, as one process has it. All ranks
-        call it, and one tensor at a time is whole on the device."""
+        """Update the full network on rank 0, and return the optimizer's state there, as in a single process. All ranks
+        call it; one tensor at a time is gathered on the device."""
         first = self.world.first
         gather(self.model, self.whole, keep=first)
 
@@ -87,7 +89,7 @@ class Sharded:
         return {**found, "state": {key: _mapped(values, kept) for key, values in found["state"].items()}}
 
     def end(self) -> nn.Module:
-        """The whole network, where it was at the start."""
+        """The full network, on its original device."""
         return self.whole.to(self.device)
 
 

@@ -1,4 +1,4 @@
-"""Evaluations during a training: each rank evaluates its samples, and all get what was found on all of them."""
+"""Evaluations during a training: each rank evaluates its samples, and all ranks get the combined results."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from atent.progress import Advance
 
 @dataclass(frozen=True)
 class Found:
-    """What became of the samples."""
+    """The results on the samples."""
 
     counts: dict[str, int]
-    """How many are classified correctly: "clean", and under each attack."""
+    """Number of correctly classified samples: "clean", and under each attack."""
     flags: dict[str, str]
     """By attack: a character per sample, as in `Evaluation.outcomes`."""
     hint: str | None
-    """One line on a mistake that the figures suggest."""
+    """One line on a mistake indicated by the results, or None."""
 
 
 def evaluated(
     model: nn.Module, part: Split, attacks: Mapping[str, Attack], *, seed: int, advance: Advance | None = None
 ) -> Found:
-    """Each attack alone on the samples of ``part``. Every sample has its own random numbers, so that the ranks find
-    what one process finds, up to the rounding of another batch size; an error of one rank is raised on all."""
+    """Each attack alone on the samples of ``part``. Every sample has its own random numbers, so that the results are
+    those of a single process, up to the rounding of another batch size; an error of one rank is raised on all."""
     rows, size = current().rows(len(part)), current().size
 
     def found(some: slice, attacks: Mapping[str, Attack]) -> Found:
@@ -49,7 +49,7 @@ def evaluated(
     parts = each(lambda: found(rows, attacks))
     hint = parts[0].hint
     if size > 1 and any(one.hint for one in parts):
-        # A share may have one class where the whole has all.
+        # A share may have a single class although all samples have several.
         hint = alone(lambda: found(slice(0, len(part)), {}).hint)
     names = parts[0].counts
     return Found(

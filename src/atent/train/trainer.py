@@ -1,7 +1,7 @@
 """The training, from top to bottom: `Trainer.train`, `train_step`, `validate`, `state_dict`, `load_state_dict`.
 
 All randomness of a step is a function of (seed, step): the order of an epoch, the augmentation, the adversary's samples
-and dropout. So a checkpoint needs no random states, and a run that was killed and resumed equals the unbroken one.
+and dropout. So a checkpoint needs no random states, and a killed and resumed run equals the uninterrupted one.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from atent.train.step import around
 from atent.train.validation import Validation
 from atent.train.watch import STOP, watch
 
-# Steps between two readings of the loss: each waits for the device.
+# Steps between reads of the loss: each synchronises with the device.
 _READ_LOSS = 50
 
 
@@ -98,7 +98,7 @@ class Trainer:
         self._begin(resume)
 
     def _check(self) -> bool:
-        """ValueError for what would end the training later; whether a last batch of one image joins the one before."""
+        """ValueError for later errors of the training; whether a last batch of one image joins the previous one."""
         named = {f"validate_attack {self.settings.validate_attack}": a for a in self.validation.attacks.values()}
         method, size = around(calibration.stand_in(self.bare), self.settings), self.settings.batch_size
         path = self.path if current().first else None
@@ -107,13 +107,13 @@ class Trainer:
     def _count_steps(self) -> None:
         self.parts = parts_of(self.data.epoch, self.settings.batch_size, joined=self._joined)
         self.batches = len(self.parts)
-        # An optimizer may use up several batches per step (Entropy-SGD).
+        # An optimizer may consume several batches per step (Entropy-SGD).
         self.batches_per_step = getattr(self.optimizer, "batches_per_step", 1)
         self.steps = -(-self.batches // self.batches_per_step) * self.method.replays
         self.clock = Clock(self.settings.epochs, self.steps, self.settings.minutes)
 
     def _begin(self, resume: bool) -> None:
-        """The state to begin or to resume from, and the run folder."""
+        """Initialise or resume the state and the run folder."""
         if resume:
             self._resume()
         machine.prepare(self.model, self.data, self.settings, self.position, self.say)
@@ -124,7 +124,7 @@ class Trainer:
             self.keeper.begin(self.config, self.state_dict)
         method = calibration.adopt(self.bare, self.position.get("calibration"))
         self.method = around(method, self.settings, self.position.get("inner_precision"))
-        if self.settings.shard == "full":  # what came before needed the whole network
+        if self.settings.shard == "full":  # the code before needs the full network
             self.shared = sharded.Sharded(self.model, self.optimizer, self.optimizer_settings, self.settings.seed)
             self.model, self.optimizer = self.shared.model, self.shared.optimizer
             self.finite = Finite(self.model, self.optimizer, None, self.settings, self.path)
@@ -161,7 +161,7 @@ class Trainer:
             try:
                 self.stopped = first([self.stopped, *[c.start(self._progress()) for c in self.callbacks]])
                 epoch = self.position["epoch"]
-                # A step that was saved after the time was over still has its epoch to end.
+                # A step saved after the end of the time still has to complete its epoch.
                 while not self.stopped and (not self.clock.over(epoch) or self.position["step"]):
                     try:
                         self._train_epoch(epoch)
@@ -181,7 +181,7 @@ class Trainer:
         )
 
     def _back(self, error: Diverged) -> int:
-        """Go back to the last checkpoint, where the settings say so, for another order of the batches; its epoch."""
+        """Roll back to the last checkpoint, if so set, with another order of the batches; returns its epoch."""
         marks, settings = self.position.get("rollbacks", []), self.settings
         if settings.on_nonfinite != "rollback" or len(marks) == settings.rollbacks:
             raise error
@@ -192,7 +192,7 @@ class Trainer:
         epoch, step = self.position["epoch"], self.position["step"]
         taken = -(-step // self.method.replays) * self.batches_per_step * settings.batch_size
         self.position["rollbacks"] = [*marks, {"epoch": epoch, "step": step, "taken": taken, "why": error.why}]
-        self.say(f"{error.why}; back to epoch {epoch + 1}, step {step + 1}, with another order of the batches")
+        self.say(f"{error.why}; rolled back to epoch {epoch + 1}, step {step + 1}, with another order of the batches")
         self._save(epoch, step)
         return int(epoch)
 
@@ -250,14 +250,14 @@ class Trainer:
             self.average.after_step(self.clock.progress(now + 1))
 
     def _closure(self, order: Tensor, now: int, done: float, part: range) -> Callable[[], Tensor]:
-        """The gradient for one optimizer step: each call takes the next of its batches."""
+        """The gradient for one optimizer step: each call uses the next of its batches."""
         calls, seed = itertools.count(), self.settings.seed
 
         def gradient() -> Tensor:
             call = next(calls)
             position = part[call % len(part)]
             index = order[self.parts[position]]
-            # A batch that comes again, within a step or as a replay, has the same augmentation, and new noise.
+            # A batch that is repeated, within a step or as a replay, has the same augmentation and new noise.
             self.rng.manual_seed(fold(seed, "augment", now - now % self.method.replays, position))
             x, y = self.data.train.batch(index)
             x = self.augment(x, self.rng).contiguous(memory_format=self.layout)
@@ -285,13 +285,13 @@ class Trainer:
         return gradient
 
     def _problem(self) -> str | None:
-        """What has diverged, in one line; waits for the device."""
+        """What has diverged, in one line; synchronises with the device."""
         lr = self.optimizer.param_groups[0]["lr"]
         line = self.method.diverged(self.state) or line_of(self.finite.problem(self.steps), self.meter, lr)
         return next(filter(None, current().gather(line)), None)
 
     def _read_loss(self, last: bool) -> float | None:
-        """The epoch's mean loss so far, None where no step was taken; Diverged where something is not finite."""
+        """The epoch's mean loss so far, None if no step was taken; Diverged if something is not finite."""
         line = self._problem()
         if line is None and last and not self.meter.count:
             line = "no step of the epoch had a finite loss and gradient: lower optimizer.lr"
@@ -300,17 +300,17 @@ class Trainer:
         return float(self.meter.sums["loss"]) / self.meter.count if self.meter.count else None
 
     def validate(self, row: dict[str, Any]) -> bool:
-        """Add the validation of an epoch to its row, where one is due; whether it was."""
+        """Add the validation of an epoch to its row, if one is due; returns whether it was."""
         settings, model, earlier = self.settings, self.model, [r for r in self.history if "validation_clean" in r]
         before = earlier[-1].get("elapsed", 0.0) if earlier else 0.0
         measured = self.clock.due(row["epoch"], settings.validate_every, settings.validations, before)
         if measured:
-            # Each forward pass of a shared network is one of all ranks: they evaluate the same samples.
+            # All ranks take part in each forward pass of a sharded network: they evaluate the same samples.
             with within(SINGLE if self.shared else current()):
                 measures = self.validation.measure(model, progress=self.progress)
             accuracies, hint = current().shared(measures) if self.shared else measures
             row |= accuracies
-            # At its first validation a network may not have begun to separate classes.
+            # At its first validation a network may not separate classes yet.
             if hint and not self._hinted and earlier:
                 self.say(f"warning at epoch {row['epoch']}: {hint}")
                 self._hinted = True
@@ -326,13 +326,13 @@ class Trainer:
         return measured
 
     def _keep(self, row: dict[str, Any], measured: bool) -> None:
-        """Keep the epoch, where it is best, and its checkpoint; then call the callbacks."""
+        """Save the epoch's checkpoint, and its weights if it is the best; then call the callbacks."""
         if self.shared:
             self.shared.collect()
         best, about = self.best.add(row), {"epoch": row["epoch"], **summary(self.config)}
         self.history.append(row)
         self.keeper.add(row)
-        # Many epochs may fit between two measurements in a given time: not each is worth a checkpoint.
+        # In a time-limited training many epochs may lie between two validations: not each gets a checkpoint.
         worth = (measured or self.settings.minutes is None) and self.keeper.affordable()
         written = self.path is None or worth or self.clock.over(row["epoch"])
         if written:
@@ -351,7 +351,7 @@ class Trainer:
             self._save(row["epoch"], 0, about)
 
     def _save_in_time(self, epoch: int, step: int, last: bool) -> None:
-        """A checkpoint inside an epoch, where one is due; Interrupted where the training was asked to stop."""
+        """A checkpoint within an epoch, if one is due; Interrupted if a stop was requested."""
         if self.agreed.asked() or (not last and self.agreed.due()):
             self.clock.stop()
             if self._problem() is None:
@@ -368,7 +368,7 @@ class Trainer:
         self.keeper.save(self.state_dict, about, best)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that an exact resume needs; the keys are those of state.pt."""
+        """Everything for an exact resume; the keys are those of state.pt."""
         optimizer = self.shared.collect() if self.shared else self.optimizer.state_dict()
         own = self.begun.own(self.keeper.model)
         return {
@@ -378,7 +378,7 @@ class Trainer:
         }  # fmt: skip
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
+        """Restore a `state_dict`."""
         self.position = saved["mark"]
         put(self.model, saved["model"], saved.get("own", ()))
         self.optimizer.load_state_dict(saved["optimizer"])
@@ -390,7 +390,7 @@ class Trainer:
     def _progress(
         self, epoch: int | None = None, step: int = 0, loss: float | None = None, last: bool = False
     ) -> Progress:
-        """What the callbacks see."""
+        """The progress for the callbacks."""
         done = self.history[-1]["epoch"] if self.history else 0
         epoch = done if epoch is None else epoch
         share = self.clock.progress(max(epoch - 1, 0) * self.steps + step)

@@ -40,15 +40,15 @@ class Validation:
         self.seed = settings.seed
         select = settings.select
         if select == "robust" and not wanted:
-            raise ValueError("select robust needs a robust validation: give validate_attack, and a threat")
+            raise ValueError("select robust needs a robust validation: set validate_attack, and a threat")
         self.select = select if select != "auto" else ("robust" if wanted and robust else "clean")
 
     def subsets(self, data: Data) -> dict[str, Any]:
-        """Which samples are measured, for the record."""
+        """The measured samples, for the configuration."""
         return {name: described(data, name, part) for name, part in self.parts.items()}
 
     def measure(self, model: nn.Module, *, progress: bool) -> tuple[dict[str, float], str | None]:
-        """The accuracies, and what the evaluation hints at on the validation split."""
+        """The accuracies, and the hint of the evaluation on the validation split."""
         row: dict[str, float] = {}
         hint = None
         total = sum(len(range(len(p))[current().rows(len(p))]) for p in self.parts.values()) * len(self.attacks)
@@ -65,7 +65,8 @@ class Validation:
         return row, hint
 
     def score(self, row: dict[str, Any], prefix: str = "") -> tuple[float, float]:
-        """What the best epoch has most of; ties go to the other accuracy, then to the earlier epoch."""
+        """The score that the best epoch maximises; ties are decided by the other accuracy, then by the earlier
+        epoch."""
         if self.select == "last":
             return row["epoch"], 0.0
         kinds = ("robust", "clean") if self.select == "robust" else ("clean", "robust")

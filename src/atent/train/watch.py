@@ -1,4 +1,4 @@
-"""The watch for catastrophic overfitting: a network that learns to fool its training's attack and falls to others."""
+"""Detection of catastrophic overfitting: a network that is robust only to the attack of its training."""
 
 from __future__ import annotations
 
@@ -24,43 +24,43 @@ from atent.train.settings import TrainSettings
 from atent.train.shares import evaluated
 
 OK, WARNING, STOP = "ok", "warning", "stop"
-"""What the row of a watched epoch says under ``watch``."""
+"""Verdicts: the values of ``watch`` in the row of a watched epoch."""
 
 ALIGNED, MISALIGNED = 0.6, 0.4
-"""A warning where the alignment of the gradients has been above the first and is now below the second."""
+"""Warn if the alignment of the gradients has been above the first value and is now below the second."""
 
 
 class Watch:
     """Three signals on held-out images after each epoch; `assess` turns them into a verdict.
 
     Wong, Rice and Kolter (2020) found that FGSM training can lose its robustness to PGD within an epoch or two, while
-    accuracy under FGSM stays or grows (Kim, Lee and Lee 2021). All is measured on ``watch_limit`` validation images by
-    `Data.sample`, the same with the same random numbers each time, in eval mode:
+    accuracy under FGSM is constant or grows (Kim, Lee and Lee 2021). All signals are measured on ``watch_limit``
+    validation images by `Data.sample`, with the same images and random numbers each time, in eval mode:
 
     - ``watch_robust``: accuracy under PGD with ``watch_steps`` steps of 2.5 eps / steps from a uniform start.
-    - ``watch_training``: accuracy under the training's attack, which is the method's own where it has one that runs
-      alone (FGSMRS, PGDAT, TRADES, MART), and FGSM for the others, such as Free.
+    - ``watch_training``: accuracy under the training's attack, which is that of the method if it can run separately
+    (FGSMRS, PGDAT, TRADES, MART), and FGSM for the others, such as Free.
     - ``watch_gap_low``: lower limit of the paired 95 % interval of the difference of these two.
     - ``watch_alignment``: mean cosine between the gradients of the loss at x and at a uniform point of the ball (the
-      quantity that Andriushchenko and Flammarion 2020 regularise); images without a gradient do not count.
+      quantity that Andriushchenko and Flammarion 2020 regularise); images without a gradient are excluded.
 
-    Three rules read them.
+    There are three rules.
 
-    *Fall.* ``watch_robust`` has fallen from its best epoch, and by more than what ``watch_training`` has lost since
-    then: a network that is worse at the end of an epoch, or a training that diverges, loses both. A fall above
-    ``watch_drop`` stops the training, above half of it is a warning. (Wong et al. stop where the accuracy of a training
-    batch under five steps of 2/255 falls by more than 20 points from one epoch to the next; here two smaller steps are
-    one fall.)
+    **Fall.* ``watch_robust`` has fallen since its best epoch, and by more than ``watch_training`` has since then: for a
+    network that is worse at the end of an epoch, or a training that diverges, both fall. A fall above ``watch_drop``
+    stops the training, above half of it is a warning. (Wong et al. stop if the accuracy of a training batch under five
+    steps of 2/255 falls by more than 20 points from one epoch to the next; here several smaller decreases count as one
+    fall.)
 
-    *Gap.* A network that has been fooling its attack from the start has nowhere to fall from: ``watch_gap_low`` above
-    ``watch_gap`` in each of the last ``watch_window`` watched epochs is a warning, where none of them is the best so
-    far by ``watch_robust``: while that grows, a training only begins.
+    **Gap.* A network that has been robust only to its training's attack from the start does not show a fall:
+    ``watch_gap_low`` above ``watch_gap`` in each of the last ``watch_window`` watched epochs is a warning, unless one
+    of them is the best so far by ``watch_robust``: early in a training that accuracy still grows.
 
-    *Alignment.* ``watch_alignment`` below 0.4 after it has been above 0.6 is a warning: one step no longer points where
-    several lead.
+    *Alignment.* ``watch_alignment`` below 0.4 after it has been above 0.6 is a warning: the direction of a single step
+    differs from that of several.
 
-    A network may recover by itself (Li, Wang, Jana and Carin 2020), and collapse again. The watch does not wait for
-    that. The measured rates of false alarms and of catches are on the page *reliability*.
+    A network may recover (Li, Wang, Jana and Carin 2020), and collapse again. The watch does not wait for that. The
+    measured rates of false alarms and of detections are on the page *reliability*.
     """
 
     def __init__(self, method: Method, data: Data, settings: TrainSettings, threat: Threat) -> None:
@@ -77,17 +77,17 @@ class Watch:
         self.reasons: list[str] = []
 
     def fresh(self) -> Watch:
-        """The same watch before its first epoch."""
+        """A copy in the state before the first epoch."""
         again = copy.copy(self)
         again.best, again.wide, again.aligned, again.reasons = None, 0, False, []
         return again
 
     def subsets(self, data: Data) -> dict[str, Any]:
-        """Which samples are measured, for the record."""
+        """The measured samples, for the configuration."""
         return {"watch": described(data, "validation", self.part)}
 
     def measure(self, model: nn.Module) -> dict[str, float | None]:
-        """The four figures of an epoch; ``watch_alignment`` is None where no image has a gradient."""
+        """The four values of an epoch; ``watch_alignment`` is None if no image has a gradient."""
         found = evaluated(model, self.part, self.attacks, seed=self.seed)
         shares = {name: found.counts[name] / len(self.part) for name in self.attacks}
         robust, training = (
@@ -106,10 +106,10 @@ class Watch:
         return _mean(torch.cat(each(own)))
 
     def assess(self, row: dict[str, Any]) -> str:
-        """The verdict on an epoch's row, from what `measure` found; rows come in the order of their epochs."""
+        """The verdict on an epoch's row with the values of `measure`; called in the order of epochs."""
         verdict = self._fall(row)
         self.reasons = ["fall"] if verdict != OK else []
-        # Rows of earlier versions have neither a gap nor an alignment.
+        # Rows of earlier versions have no gap and no alignment.
         wide = (row.get("watch_gap_low") or 0.0) > self.gap and self.best is not row
         self.wide = self.wide + 1 if wide else 0
         if self.wide >= self.window:
@@ -130,9 +130,9 @@ class Watch:
         return STOP if fall > self.drop else WARNING if fall > self.drop / 2 else OK
 
     def update(self, row: dict[str, Any], model: nn.Module) -> str | None:
-        """Adds what `measure` finds and ``watch``, the verdict, to the row; a line for the user, where there is one.
+        """Add the values of `measure` and ``watch``, the verdict, to the row; returns a line for the user, or None.
 
-        A gap or a misalignment that lasts is said once.
+        A persistent gap or misalignment is reported once.
         """
         before = set(self.reasons) - {"fall"}
         row |= self.measure(model)
@@ -140,13 +140,13 @@ class Watch:
         return self.line(row) if set(self.reasons) - before else None
 
     def line(self, row: dict[str, Any]) -> str:
-        """What has happened, in one line."""
+        """The reason of the verdict, in one line."""
         assert self.best is not None
         then, now = ({k: f"{100 * r[k]:.1f} %" for k in self.attacks} for r in (self.best, row))
         if "fall" in self.reasons:
             text = (
                 f"at epoch {row['epoch']}: {now['watch_robust']} of {len(self.part)} held-out images are robust to PGD,"
-                f" {then['watch_robust']} did after epoch {self.best['epoch']}; under the training's attack"
+                f" {then['watch_robust']} were after epoch {self.best['epoch']}; under the training's attack"
                 f" {then['watch_training']} became {now['watch_training']}"
             )
         elif "gap" in self.reasons:
@@ -158,8 +158,8 @@ class Watch:
         else:
             text = (
                 f"at epoch {row['epoch']}: the gradients at an image and at a random point near it have a mean"
-                f" cosine of {row['watch_alignment']:.2f}, after more than {ALIGNED:g}: one step does not lead where"
-                f" several do"
+                f" cosine of {row['watch_alignment']:.2f}, after more than {ALIGNED:g}: the direction of one step"
+                " differs from that of several"
             )
         if row["watch"] == STOP:
             return f"stopped {text}: catastrophic overfitting; the best epoch's weights are kept"
@@ -167,13 +167,13 @@ class Watch:
 
 
 def alignment(model: nn.Module, threat: Threat, x: Tensor, y: Tensor, *, seed: int, ids: Tensor) -> float | None:
-    """Mean of `cosines`; None where there are none."""
+    """Mean of `cosines`; None if there are none."""
     return _mean(cosines(model, threat, x, y, seed=seed, ids=ids))
 
 
 def cosines(model: nn.Module, threat: Threat, x: Tensor, y: Tensor, *, seed: int, ids: Tensor) -> Tensor:
     """The cosine between the input gradients of the cross-entropy at each image of ``x`` (n, ...) and at a uniform
-    point of its ball, with the model in eval mode; of the images that have both, float64."""
+    point of its ball, with the model in eval mode; for the images with both gradients, float64."""
     if not len(x):
         return x.new_zeros(0, dtype=torch.float64)
     near = threat.clamp(start(threat, "uniform", x, PerSample(seed, ids, "watch")))
@@ -189,9 +189,9 @@ def _mean(values: Tensor) -> float | None:
 
 
 def watch(method: Method, data: Data, settings: TrainSettings, threat: Threat | None) -> Watch | None:
-    """The watch that the settings ask for: auto watches methods whose adversary takes a single step.
+    """The watch of the settings: auto watches methods with a single-step adversary.
 
-    ValueError where a watch is asked for that has nothing to evaluate: without a threat.
+    ValueError for a watch of a method without a threat.
     """
     if settings.watch == "off" or (settings.watch == "auto" and not method.single_step):
         return None
