@@ -241,11 +241,11 @@ def test_what_has_no_low_chain_is_refused(digits):
 
     for method in (Free(LINF), ACL(LINF), ATENT(Threat("l2", 1.0), variant="published", objective="data-entropy",
                                                 noise=0.1)):  # fmt: skip
-        with pytest.raises(ValueError, match="inner_precision bfloat16 is not for this method"):
+        with pytest.raises(ValueError, match="inner_precision bfloat16 does not support this method"):
             LowInner(method)
-    with pytest.raises(ValueError, match="Standard, whose adversary does not ask the network"):
+    with pytest.raises(ValueError, match="Standard, whose adversary does not use the network"):
         trained(digits, Standard(), inner_precision="bfloat16")
     with pytest.raises(ValueError, match="no effect with precision bfloat16"):
         TrainSettings(inner_precision="bfloat16", precision="bfloat16")
-    with pytest.raises(ValueError, match=r"for a float32 network, this one is torch\.float64"):
+    with pytest.raises(ValueError, match=r"needs a float32 network, this one is torch\.float64"):
         LowInner(PGDAT(LINF)).backward(network(), *batch(), rng=stream())

@@ -131,7 +131,7 @@ def test_the_model_and_the_random_state_come_back():
         (
             {},
             {"target": 5.0},
-            r"no gamma brings the median distance to 5: it goes from 1\.\d+ at gamma .* to 0\.\d+ at 1",
+            r"no gamma gives a median distance of 5: it ranges from 1\.\d+ at gamma .* to 0\.\d+ at 1",
         ),
         ({}, {"target": 0.01}, r"no gamma brings .* change steps, step_size, start or noise"),
         ({}, {"target": 0.01, "setting": "noise"}, r"no noise brings .* start or gamma"),
@@ -139,9 +139,9 @@ def test_the_model_and_the_random_state_come_back():
         ({}, {"target": math.inf}, "target must be"),
         ({}, {"setting": "alpha"}, "setting 'alpha' is not known: use one of gamma, noise"),
         ({}, {"batch": 0}, "batch must be at least 1, got 0"),
-        ({"projection": "every"}, {}, "projection 'every' cuts the samples at eps 1, so nothing is left to find"),
+        ({"projection": "every"}, {}, "projection 'every' projects the samples to eps 1, so the radius"),
         ({"gamma": "0.1..0.2"}, {}, "gamma '0.1..0.2' is a schedule"),
-        ({"step_size": 0.0}, {}, "a step_size of 0 moves nothing"),
+        ({"step_size": 0.0}, {}, "step_size 0 does not move the samples"),
     ],
     ids=str,
 )
@@ -161,7 +161,7 @@ def test_a_method_that_is_not_calibrated_yet_does_not_train():
         ATENT(Threat("l2", 1.0), calibrated="noise", mode="eval"),
     ):
         for call in (method.backward, method.adversary, AWP(method).backward):
-            with pytest.raises(ValueError, match="resolved before the first batch"):
+            with pytest.raises(ValueError, match="not calibrated yet: use calibrate"):
                 call(model, x, y, rng=stream())
 
 
@@ -244,5 +244,5 @@ def test_the_command_line_asks_for_it():
 
 def test_a_recipe_that_projects_is_refused_before_anything_is_written(tmp_path, capsys):
     assert main(["train", "digits-l2-atent", "--method.calibrate", "true", "--runs", str(tmp_path), "--quiet"]) == 2
-    assert "projection 'every' cuts the samples" in capsys.readouterr().err
+    assert "projection 'every' projects the samples" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -89,7 +89,7 @@ def test_half_precision_and_vectors_of_no_length():
 
 
 def test_one_pair_is_one_line():
-    with pytest.raises(ValueError, match=r"NT-Xent compares 2 pairs .* got 1: use a batch of at least 2") as error:
+    with pytest.raises(ValueError, match=r"NT-Xent needs at least 2 pairs .* got 1: use a batch of at least 2") as error:
         nt_xent(torch.ones(1, 3), torch.ones(1, 3))
     assert "\n" not in str(error.value)
 
@@ -369,7 +369,7 @@ def test_lars_resumes_and_refuses():
     assert Optimizer("LARS", 5.0, args={"trust": 0.01})
     with pytest.raises(ValueError, match="unknown argument of LARS 'thrust': did you mean 'trust'"):
         Optimizer("LARS", 5.0, args={"thrust": 0.01})
-    with pytest.raises(ValueError, match="for an optimizer of your own, not for SGD"):
+    with pytest.raises(ValueError, match="for a custom optimizer, not for SGD"):
         Optimizer("SGD", args={"trust": 0.01})
 
 
@@ -503,7 +503,7 @@ def test_what_it_refuses():
     with pytest.raises(ValueError, match=r"colour jitter is defined for pixels in \[0, 1\]"):
         ACL(Threat("linf", 0.1, (-1.0, 1.0)))
     assert ACL(Threat("linf", 0.1, (-1.0, 1.0)), views=STILL)
-    with pytest.raises(ValueError, match="NT-Xent compares 2 pairs of views or more, got 1"):
+    with pytest.raises(ValueError, match="NT-Xent needs at least 2 pairs of views, got 1"):
         ACL(LINF).backward(contrastive(), x[:1], y[:1], rng=stream())
 
 

@@ -308,7 +308,7 @@ def test_micro_batches_sum_to_the_batch():
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"noise": 0.0}, "needs noise above 0: without it the chain climbs"),
+        ({"noise": 0.0}, "needs noise above 0, got 0"),
         ({"noise": "0.1..0"}, "needs noise above 0"),
         ({"temperature": 0.0, "noise": None}, "needs noise above 0"),
         ({"gradient": "unit"}, "needs gradient 'raw', got 'unit'"),
@@ -316,8 +316,8 @@ def test_micro_batches_sum_to_the_batch():
         ({"variant": "released"}, "needs gradient 'raw', got 'unit'"),
         ({"threat": Threat("linf", 0.3)}, "needs gradient 'raw', got 'sign'"),
         ({"projection": "last"}, "needs projection 'never' or 'every', got 'last'"),
-        ({"burn_in": 9}, "2 samples or more"),
-        ({"burn_in": 10}, "burn_in must stay below steps=10, got 10"),
+        ({"burn_in": 9}, "at least 2 samples"),
+        ({"burn_in": 10}, "burn_in must be below steps=10, got 10"),
         ({"burn_in": -1}, "burn_in must be at least 0, got -1"),
         ({"chains": 0}, "chains must be at least 1, got 0"),
         ({"objective": "entropy"}, "objective 'entropy' is not known"),

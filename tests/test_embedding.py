@@ -88,7 +88,7 @@ def test_mmd_of_two_gaussians_is_the_closed_form(shift):
 
 
 def test_mmd_needs_two_samples():
-    with pytest.raises(ValueError, match="needs 2 samples or more of each law, got 1 and 4"):
+    with pytest.raises(ValueError, match="needs at least 2 samples of each distribution, got 1 and 4"):
         mmd(torch.zeros(1, 3), torch.zeros(4, 3), rbf(1.0))
 
 
@@ -173,9 +173,9 @@ class Skips(nn.Module):
 @pytest.mark.parametrize(
     ("model", "layer", "line"),
     [
-        (nn.Sequential(nn.Conv2d(1, 5, 6), nn.Flatten()), None, "no Linear layer: name the module"),
+        (nn.Sequential(nn.Conv2d(1, 5, 6), nn.Flatten()), None, "no Linear layer: set train.embedding.layer"),
         (network().float(), "fc", "unknown module of the network 'fc'"),
-        (Skips(), None, "spare gives no embedding of the 4 inputs"),
+        (Skips(), None, "spare does not return an embedding of the 4 inputs"),
     ],
 )
 def test_no_embedding_is_one_line(model, layer, line):
@@ -305,7 +305,7 @@ def test_the_settings_and_the_method_say_the_same(digits, tmp_path):
     configs = [folder.read_json(tmp_path / name / folder.CONFIG) for name in ("one", "two")]
     assert configs[0]["train"] == configs[1]["train"]
     assert configs[0]["method"] == configs[1]["method"]
-    with pytest.raises(ValueError, match="asked for twice"):
+    with pytest.raises(ValueError, match="set twice"):
         train(digits, embedding=term, method=around)
 
 
@@ -344,7 +344,7 @@ def test_a_diverging_discriminator_is_one_line(digits):
         ({"weight": 1, "depth": -1}, "depth .of the discriminator. must be at least 0"),
         ({"weight": 1, "beta1": 1.0}, "beta1"),
         ({"ramp": 0.5}, "ramp .of embedding. has no effect without a weight"),
-        ({"weight": 1, "width": 8}, "width .of embedding. has no effect on divergence mmd"),
+        ({"weight": 1, "width": 8}, "width .of embedding. has no effect with divergence mmd"),
         ({"weight": 1, "divergence": "discriminator", "kernel": "rbf"}, "kernel .of embedding. has no effect"),
     ],
 )  # fmt: skip
@@ -361,17 +361,17 @@ def test_a_method_of_a_single_step_stays_one():
 
 def test_what_it_does_not_go_around_is_one_line():
     term = EmbeddingTerm(0.1)
-    with pytest.raises(ValueError, match="does not go around Free, whose backward is its own"):
+    with pytest.raises(ValueError, match="does not support Free, which overrides backward"):
         EmbeddingRegularised(Free(LINF), term)
-    with pytest.raises(ValueError, match="does not go around ACL, which trains without labels"):
+    with pytest.raises(ValueError, match="does not support ACL, which trains without labels"):
         EmbeddingRegularised(ACL(LINF), term)
-    with pytest.raises(ValueError, match="goes inside AWP"):
+    with pytest.raises(ValueError, match="must be inside AWP"):
         EmbeddingRegularised(AWP(PGDAT(LINF)), term)
     with pytest.raises(ValueError, match=r"term must be an EmbeddingTerm, got 0\.1"):
         EmbeddingRegularised(PGDAT(LINF), 0.1)
     tables = read_recipe("digits-linf-free")
     tables["train"] = {**tables["train"], "embedding": {"weight": 0.1}}
-    with pytest.raises(UsageError, match="embedding: embedding regularisation does not go around Free"):
+    with pytest.raises(UsageError, match="embedding: embedding regularisation does not support Free"):
         job(tables, "mine")
 
 

@@ -246,7 +246,7 @@ def test_what_cannot_be_taken_says_what_to_do(net, data):
         (lambda: Smoothed(net, 0.25).certify(loader), "x, y = atent.data.collect(loader)"),
         (lambda: from_tensors(loader, None, loader, None), "x, y = atent.data.collect(loader)"),
         (lambda: fit(net, loader, PGDAT(LINF)), "from_tensors(*collect(train_loader), *collect(test_loader))"),
-        (lambda: fit(net, (x, y), PGDAT(LINF)), "data is a tuple, fit needs Data"),
+        (lambda: fit(net, (x, y), PGDAT(LINF)), "data must be Data, got a tuple"),
         (lambda: collect([(x, y), (x[..., :4], y)]), "shapes (1, 8, 4) and (1, 8, 8)"),
         (lambda: collect("digits"), "got a str"),
     ):

@@ -196,7 +196,7 @@ def test_a_skipped_step_leaves_nothing(digits, monkeypatch, optimizer, passes, k
 def test_a_training_that_only_skips_ends(digits, monkeypatch):
     with pytest.raises(Diverged, match="no step of the epoch"):
         trained(digits, Poisoned(gradient=range(1, 6)), {"on_nonfinite": "skip"})
-    with pytest.raises(Diverged, match=r"\d+ steps in a row"):
+    with pytest.raises(Diverged, match=r"\d+ consecutive steps"):
         trained(digits, Poisoned(loss=range(1, 500)), {"on_nonfinite": "skip", "batch_size": 2})
 
 
@@ -267,7 +267,7 @@ def test_rollbacks_are_counted(digits, tmp_path):
 
 
 def test_a_rollback_needs_a_run_folder(digits):
-    with pytest.raises(ValueError, match="on_nonfinite rollback goes back to a checkpoint"):
+    with pytest.raises(ValueError, match="on_nonfinite rollback needs a checkpoint"):
         trained(digits, Poisoned(), {"on_nonfinite": "rollback"})
     for bad in ({"on_nonfinite": "hope"}, {"rollbacks": 0}):
         with pytest.raises(ValueError, match=next(iter(bad))):

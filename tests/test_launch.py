@@ -267,7 +267,7 @@ def test_notes_are_of_one_start_and_some_outlive_it():
     with socket.socket() as held:
         held.bind(("localhost", 0))
         held.listen()
-        with pytest.raises(Unreachable, match="does not answer"):
+        with pytest.raises(Unreachable, match="no answer as a store"):
             Notes(Place(0, 1, 0, 1, "localhost", held.getsockname()[1], agent=True), 1)
 
 
@@ -562,7 +562,7 @@ def test_an_error_of_rank_0_alone_and_a_rank_that_never_comes(tmp_path):
     _, err = first.communicate(timeout=60)
     assert first.returncode == 2
     assert err.splitlines() == [
-        "atent: rank 1 of 2 did not start within 3 s: start all of them, or set ATENT_DISTRIBUTED_TIMEOUT"
+        "atent: rank 1 of 2 did not start within 3 s: start all ranks, or set ATENT_DISTRIBUTED_TIMEOUT"
     ]
 
 

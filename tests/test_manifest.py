@@ -468,7 +468,7 @@ def test_a_checkpoint_without_history_needs_every_row(whole, run):
     for lines in ([], rows[:-1], rows[1:], [rows[0], *rows], [*rows[:2], '{"epoch": true}\n']):
         (unsealed(run) / folder.METRICS).write_text("".join(lines))
         before = content(run)
-        with pytest.raises(Damaged, match="does not have each of the 4 epochs"):
+        with pytest.raises(Damaged, match="does not have all 4 epochs"):
             trained(run, resume=True)
         assert content(run) == before
     (run / folder.METRICS).write_text("".join(rows))

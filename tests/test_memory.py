@@ -186,7 +186,7 @@ def test_entropy_sgd_repeats_the_call_of_its_walk(digits):
 
 
 def test_what_cannot_be_divided_ends_in_one_line(digits):
-    for method, most, text in ((AWP(PGDAT(LINF, 1), 0.01), 40, "AWP needs a batch"), (Standard(), 0, "single")):
+    for method, most, text in ((AWP(PGDAT(LINF, 1), 0.01), 40, "AWP needs the full batch"), (Standard(), 0, "single")):
         with pytest.raises(OutOfMemory, match=text) as caught:
             fit(Small(most, after=4), digits, method, settings=settings(epochs=1), progress=False)
         assert "\n" not in str(caught.value)

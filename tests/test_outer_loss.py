@@ -106,7 +106,7 @@ def test_one_projected_step_of_kl_is_trades_at_that_point():
 
 
 def test_kl_needs_a_start_that_has_a_gradient():
-    with pytest.raises(ValueError, match="no gradient at the clean input: use another start than 'zero'"):
+    with pytest.raises(ValueError, match="no gradient at the clean input: use a start other than 'zero'"):
         ATENT(Threat("l2", 1.0), outer_loss="kl", start="zero")
     ATENT(Threat("l2", 1.0), outer_loss="kl", start="zero", gradient="raw", noise=0.1)
 

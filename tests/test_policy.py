@@ -160,7 +160,7 @@ def test_what_cannot_be_is_one_line(digits, tmp_path):
     with pytest.raises(ValueError, match=r"^precision tf32 is for CUDA, this device is cpu: use .*$"):
         train(digits, network(), tmp_path / "run", precision="tf32")
     assert not (tmp_path / "run").exists()
-    with pytest.raises(ValueError, match=r"^compile step is impossible: .*: use compile model$"):
+    with pytest.raises(ValueError, match=r"^compile step is not supported: .*: use compile model$"):
         TrainSettings(compile="step")
 
 

@@ -507,8 +507,8 @@ REFUSED = [
     (LateState, "_extra_state is a set that"),
     (OneWay, "does not load into this network"),
     (UnusedLazy, r"spare\.weight is not initialised"),
-    (LateParameter, "makes its parameter gain in a forward pass"),
-    (NewParameter, r"makes its parameter first\.weight in a forward pass"),
+    (LateParameter, "adds its parameter gain in a forward pass"),
+    (NewParameter, r"adds its parameter first\.weight in a forward pass"),
     (TwoHeads, "gives a tuple in train mode"),
     (on_meta, "is on the meta device"),
     (lambda: Body().double(), r"weights are torch\.float64 and its inputs torch\.float32"),
@@ -585,8 +585,8 @@ def too_large(n):
 @pytest.mark.parametrize(
     ("kind", "why"),
     [
-        (too_large, "Rule cannot begin on 24 images .* RuntimeError: no memory"),
-        (Opaque, "state does not come back"),
+        (too_large, "Rule cannot start on 24 images .* RuntimeError: no memory"),
+        (Opaque, "state cannot be restored from a file"),
     ],
 )
 def test_a_method_that_cannot_begin_or_be_kept_is_refused(kind, why, tmp_path):

@@ -219,7 +219,7 @@ def test_distillation_resumes_without_its_teacher(folder, tmp_path):
         (["pretrain", "digits-linf-trades"], "TRADES trains with labels: use `atent train`"),
         (["pretrain", "digits-acl", "--method.variant", "S2S", "--model.branch", "a"], "is not trained by variant S2S"),
         (["pretrain", "digits-acl", "--method.views.flip", "2"], "flip (of views) is a probability, in [0, 1], got 2"),
-        (["pretrain", "digits-acl", "--train.embedding.weight", "0.1"], "regularisation does not go around ACL, which"),
+        (["pretrain", "digits-acl", "--train.embedding.weight", "0.1"], "regularisation does not support ACL, which"),
         (["pretrain", "digits-acl", "--root", "x"], "--root needs --resume"),
         (["train", "digits-acl"], "ACL trains without labels: use `atent pretrain digits-acl`"),
         (["train", "digits-acl", "--train.awp.gamma", "0.1"], ": ACL trains without labels: use `atent pretrain"),
@@ -273,7 +273,7 @@ def test_a_teacher_of_another_task_is_one_line(tmp_path):
     fit(make(ModelSettings("digits_cnn"), classes=3, shape=(1, 8, 8)), from_tensors(x, y, x, y), Standard(),
         run=teacher, settings=SETTINGS, progress=False, builder="digits_cnn", builder_args={"classes": 3})  # fmt: skip
     model = make(ModelSettings("digits_cnn"), classes=10, shape=(1, 8, 8))
-    with pytest.raises(ValueError, match="knows 3 classes, the data has 10") as error:
+    with pytest.raises(ValueError, match="has 3 classes, the data have 10") as error:
         fit(model, digits(), DistilledTRADES(LINF, str(teacher)), settings=SETTINGS, progress=False)
     assert "\n" not in str(error.value)
 
