@@ -89,7 +89,7 @@ def test_half_precision_and_vectors_of_no_length():
 
 
 def test_one_pair_is_one_line():
-    with pytest.raises(ValueError, match=r"NT-Xent needs at least 2 pairs .* got 1: use a batch of at least 2") as error:
+    with pytest.raises(ValueError, match=r"NT-Xent compares 2 pairs .* got 1: use a batch of at least 2") as error:
         nt_xent(torch.ones(1, 3), torch.ones(1, 3))
     assert "\n" not in str(error.value)
 

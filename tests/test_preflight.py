@@ -509,7 +509,7 @@ REFUSED = [
     (UnusedLazy, r"spare\.weight is not initialised"),
     (LateParameter, "adds its parameter gain in a forward pass"),
     (NewParameter, r"adds its parameter first\.weight in a forward pass"),
-    (TwoHeads, "gives a tuple in train mode"),
+    (TwoHeads, "in train mode, got a tuple"),
     (on_meta, "is on the meta device"),
     (lambda: Body().double(), r"weights are torch\.float64 and its inputs torch\.float32"),
 ]

@@ -501,7 +501,7 @@ def test_metrics_are_json(digits, tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "line"),
     [
-        ({"method": "PGDAT"}, "method is 'PGDAT'"),
+        ({"method": "PGDAT"}, "method must be a method .* got 'PGDAT'"),
         ({"method": PGDAT}, "method must be a method .* got PGDAT"),
         ({"settings": {"epochs": 3}}, r"settings must be TrainSettings\(\.\.\.\), got a dict"),
         ({"optimizer": "SGD"}, r"optimizer must be Optimizer\(\.\.\.\), got a str"),
