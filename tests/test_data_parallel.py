@@ -69,9 +69,7 @@ def test_few_and_many_numbers_add_up(two):
 
 
 def test_a_method_that_needs_the_whole_batch_is_said_to_be_no_faster(two):
-    assert [line.split(",")[0] for line in two["a coupled method"]["said"]] == [
-        "warning: Whole needs the full batch"
-    ]
+    assert [line.split(",")[0] for line in two["a coupled method"]["said"]] == ["warning: Whole needs the full batch"]
     assert not two["a method with state"]["said"]
 
 

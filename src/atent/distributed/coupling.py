@@ -50,11 +50,11 @@ class _Gathered(Function):  # type: ignore[misc]
         own = slice(shard.rows.start - shard.part.start, shard.rows.stop - shard.part.start)
         ctx.own, ctx.copies, ctx.length = own, copies, length
         ctx.factor = 0.0 if not shard.counts else length / shard.length if weighted else 1.0
-        whole = t.new_zeros(copies, length, *t.shape[1:])
+        batch = t.new_zeros(copies, length, *t.shape[1:])
         if shard.counts:
-            whole[:, own] = t.reshape(copies, shard.length, *t.shape[1:])
-        shard.world.add([whole])
-        return whole.flatten(0, 1)
+            batch[:, own] = t.reshape(copies, shard.length, *t.shape[1:])
+        shard.world.add([batch])
+        return batch.flatten(0, 1)
 
     @staticmethod
     @once_differentiable
@@ -164,8 +164,8 @@ def _moments(x: Tensor, shard: BatchShard) -> tuple[Tensor, Tensor, Tensor]:
         mean, var = torch.ops.aten.batch_norm_update_stats(x, None, None, 0.0)
         count = x.numel() // channels
         own = torch.cat([mean, var * count, mean.new_full((1,), count)])
-    told = shard.world.stacked(own)
-    counts, means, squares = told[:, -1:], told[:, :channels], told[:, channels:-1]
+    moments = shard.world.stacked(own)
+    counts, means, squares = moments[:, -1:], moments[:, :channels], moments[:, channels:-1]
     total = counts.sum(0)
     mean = (counts * means).sum(0) / total
     return mean, (squares + counts * (means - mean).square()).sum(0), total

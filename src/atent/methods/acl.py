@@ -144,7 +144,7 @@ class ACL(Method):
         The model's modes, buffers and ``.grad`` are restored, and so is the global random state.
         """
         factor = warm(self.eps_warmup, progress)
-        threat, step, draws = self.threat.scaled(factor), self._step(factor), Batch(rng)
+        threat, step, streams = self.threat.scaled(factor), self._step(factor), Batch(rng)
         seed = seed_from(rng)
         origin = clean[: len(clean) // 2] if self.variant == "A2S" else clean
         with guard(model, mode="eval", seed=seed):
@@ -158,7 +158,7 @@ class ACL(Method):
                     anchor = embed(clean[len(origin) :], "n")
             with torch.no_grad():
                 best, top = origin, self._adversarial(embed, origin, anchor, weighted=False)
-            z = threat.clamp(start(threat, "uniform", origin, draws))
+            z = threat.clamp(start(threat, "uniform", origin, streams))
             for k in range(self.steps + 1):
                 last = k == self.steps
                 with torch.set_grad_enabled(not last):

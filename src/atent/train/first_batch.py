@@ -118,14 +118,14 @@ class Batch:
     def objective(self, method: Method, of: Method) -> float:
         """The inner objective of ``of`` at the result of ``method``'s adversary; ValueError if that does not evaluate
         the network."""
-        asked: list[int] = []
-        hook = self.model.register_forward_pre_hook(lambda *_: asked.append(1))
+        calls: list[int] = []
+        hook = self.model.register_forward_pre_hook(lambda *_: calls.append(1))
         given = self._given()
         try:
             aux = method.adversary(self.model, self.x, self.y, **given)
         finally:
             hook.remove()
-        if not asked:
+        if not calls:
             raise ValueError(
                 f"inner_precision has no effect with {type(of).__name__}, whose adversary does not use the network:"
                 " use inner_precision float32"

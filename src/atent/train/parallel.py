@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from atent.train.memory import Begun
 
 # Interval of steps that detect random numbers sampled outside `atent.rng.Batch`.
-_LOOK = 100
+_DETECT_EVERY = 100
 
 
 class Parallel:
@@ -79,9 +79,9 @@ class Parallel:
             return
         # Interception of operations takes time: if a network and a method use only `atent.rng.Batch`, most steps omit
         # it.
-        looks = self.catches or self.steps % _LOOK == 0
+        detects = self.catches or self.steps % _DETECT_EVERY == 0
         with under_way(shard) as now, Synchronised(shard) if self.synchronised else nullcontext():
-            if looks:
+            if detects:
                 with caught(self.model, now) as catching:
                     yield
                 self.catches = self.catches or catching.caught > 0
