@@ -302,7 +302,7 @@ def test_an_attack_and_replays_are_skipped_too(digits):
 
 def test_logits_that_are_not_finite_end_the_training_as_a_failed_one(tmp_path):
     """Weights may be finite, and too large for the forward pass of the validation."""
-    found = rf"validation of epoch 3: lower optimizer\.lr \(now 0\.5\); .* stays in {tmp_path}"
+    found = rf"validation of epoch 3: lower optimizer\.lr \(now 0\.5\); .* remains in {tmp_path}"
     with pytest.raises(Diverged, match=found), finite_logits(3, 0.5, tmp_path):
         raise NotFinite
     with pytest.raises(Diverged, match="nothing was written"), finite_logits(1, 0.5, None):

@@ -244,11 +244,11 @@ def check_budget(threat: Threat) -> None:
 
 
 def check_reach(threat: Threat, length: float, what: str) -> None:
-    """ValueError for a length that is rounded away in float32 for the larger half of the box's values; 0 is allowed."""
+    """ValueError for a length that is lost in float32 for the larger half of the box's values; 0 is allowed."""
     top = max(map(abs, threat.span))
     # Half the spacing of float32 numbers above top / 2: adding a smaller number does not change them.
     if 0 < length < 2.0**-25 * top:
-        raise ValueError(f"{what} {length:.3g} is rounded away in float32 for a pixel of {top:g}: increase it")
+        raise ValueError(f"{what} {length:.3g} is lost in float32 for a pixel of {top:g}: increase it")
 
 
 def check_warmup(eps_warmup: float) -> None:

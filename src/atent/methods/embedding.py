@@ -87,13 +87,12 @@ class EmbeddingTerm(metaclass=Settings):
 
 @dataclass(frozen=True)
 class EmbeddingRegularised(Method):
-    """The loss of ``method`` plus lambda D(Q_Z, N(0, sigma^2 I)), Q_Z the embeddings' distribution (after Li et al.
-    2021).
+    """The loss of ``method`` plus lambda D(Q_Z, N(0, sigma^2 I)), Q_Z the law of embeddings (after Li et al. 2021).
 
     Z is the input of the network's last Linear, or the output of ``term.layer``, flattened. D is one of two:
 
     - mmd: the unbiased estimate of the squared maximum mean discrepancy with as many samples of the prior, which may be
-    negative and is logged as such;
+      negative and is logged as such;
     - discriminator: -E log g(Z), where g is trained by one step of Adam per batch on -E log g(prior) - E log(1 - g(Z)).
 
     D is computed at the clean batch and at the adversary's inputs (`Method.points`), each in a separate pass in the

@@ -38,9 +38,10 @@ class MMA(Method):
     """Maximise each sample's margin to the decision boundary, up to d_max (Ding et al. 2020, Algorithms 1 and 2).
 
     ``clean_weight`` times the mean cross-entropy at x, plus the rest times the mean of
-        the cross-entropy at x                  if the sample is misclassified, the cross-entropy at x + delta*
-        if it is correctly classified and its margin d is below d_max (the hinge), 0
-        if it is correctly classified and farther from the boundary.
+        the cross-entropy at x                  if the sample is misclassified,
+        the cross-entropy at x + delta*         if it is correctly classified with a margin d below d_max (the hinge),
+        0                                       if it is correctly classified and farther from the boundary.
+
     d_max is the threat's eps. x + delta* lies on the boundary, at distance d along the direction of AN-PGD: PGD
     on the soft logit margin (SLM) within the sample's own eps, then bisection on [0, 1.05 d_max] for the SLM's zero.
     The sample's next eps is d, but at least ``eps_min``, the initial value. Delta* is constant in the gradient.

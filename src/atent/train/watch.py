@@ -39,20 +39,20 @@ class Watch:
 
     - ``watch_robust``: accuracy under PGD with ``watch_steps`` steps of 2.5 eps / steps from a uniform start.
     - ``watch_training``: accuracy under the training's attack, which is that of the method if it can run separately
-    (FGSMRS, PGDAT, TRADES, MART), and FGSM for the others, such as Free.
+      (FGSMRS, PGDAT, TRADES, MART), and FGSM for the others, such as Free.
     - ``watch_gap_low``: lower limit of the paired 95 % interval of the difference of these two.
     - ``watch_alignment``: mean cosine between the gradients of the loss at x and at a uniform point of the ball (the
       quantity that Andriushchenko and Flammarion 2020 regularise); images without a gradient are excluded.
 
     There are three rules.
 
-    **Fall.* ``watch_robust`` has fallen since its best epoch, and by more than ``watch_training`` has since then: for a
+    *Fall.* ``watch_robust`` has fallen since its best epoch, and by more than ``watch_training`` has since then: for a
     network that is worse at the end of an epoch, or a training that diverges, both fall. A fall above ``watch_drop``
     stops the training, above half of it is a warning. (Wong et al. stop if the accuracy of a training batch under five
     steps of 2/255 falls by more than 20 points from one epoch to the next; here several smaller decreases count as one
     fall.)
 
-    **Gap.* A network that has been robust only to its training's attack from the start does not show a fall:
+    *Gap.* A network that has been robust only to its training's attack from the start does not show a fall:
     ``watch_gap_low`` above ``watch_gap`` in each of the last ``watch_window`` watched epochs is a warning, unless one
     of them is the best so far by ``watch_robust``: early in a training that accuracy still grows.
 
