@@ -1,6 +1,6 @@
 """Evaluate the networks that a campaign left under its --out, from the float16 weights that are kept there.
 
-    python benchmarks/campaign_evaluate.py run [NETWORK ...]   # works until nothing is missing; the same command resumes
+    python benchmarks/campaign_evaluate.py run [NETWORK ...]   # until nothing is missing; the same command resumes
     python benchmarks/campaign_evaluate.py status              # what is there, what is missing and its core hours
 
 What is measured, and in which order, says --steps (default: benchmarks/cifar_evaluate.toml). Measures go into
