@@ -63,7 +63,7 @@ class Campaign:
             return "not trained (not in the queue)" if hours is None else f"not trained (~{hours:g} core hours)"
         if cell is None or cell.measure is None:
             return result.NOT_YET
-        return f"not measured (~{60 * cost(cell.measure):.0f} core minutes)"
+        return f"not measured (~{60 * cost(cell.measure):.2g} core minutes)"
 
 
 def made_as_runs(found: Sequence[Network], scale: str, place: Path) -> None:
@@ -167,8 +167,10 @@ def undecided(made: Campaign, out: Path, content: Mapping[str, Any]) -> list[str
         claim.evaluate(asked)
         if entry["verdict"] in ("not decided", "not measured yet"):
             lacks = _lacks(made, asked.lacks, claim.table)
-            if not lacks:
+            if not lacks and entry["verdict"] == "not decided":
                 lacks = "a second and a third training of each (seeds 1 and 2): one training of each decides nothing"
+            elif not lacks:
+                lacks = "not at this scale: every network is ResNet-20, and the claim is about networks of two sizes"
         else:
             lacks = "-"
         rows.append([claim.says, f"**{entry['verdict']}**", lacks, claim.rule])
@@ -252,7 +254,7 @@ def missing(made: Campaign) -> list[str]:
         spent = sum(entry["core_seconds"] for entry in entries(n.place)) / 3600
         left = made.steps.missing(n)
         lines.append(f"`{n.name}`: evaluated in {spent:.2f} core hours; {len(left)} measures are missing.")
-        lines += ["", *(f"- `{p.name}` (~{60 * p.hours:.0f} core minutes)" for p in left), ""]
+        lines += ["", *(f"- `{p.name}` (~{60 * p.hours:.3g} core minutes)" for p in left), ""]
     return lines
 
 
