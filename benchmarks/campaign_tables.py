@@ -3,8 +3,9 @@
     python benchmarks/campaign_tables.py
 
 writes TABLE.json and TABLE.md of each table at the scale of --steps into --results, tables.md, which has the paper's,
-the campaign's and --beside's figures in columns of their own, claims.md and claims.json, and the part between the marks
-of README.md. A cell that is not measured says what is missing and its estimated core hours.
+the campaign's and --beside's figures in columns of their own, claims.md, claims.json and decided.md, the model card
+NETWORK/card.md of each network that has an evaluation, and the part between the marks of README.md. A cell that is not
+measured says what is missing and its estimated core hours.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from atent import runs as folder
 from atent.experiments import migrate
 from atent.experiments import recipes as config
 from atent.experiments.results import EvaluationFile
+from atent.experiments.target import load_target
+from atent.export.card import card_of, markdown, results_of
 from atent.markdown import table as markdown_table
 from atent.paper import claims, engine, result, training_curves
 from atent.paper.evidence import Results, measured
@@ -275,6 +278,15 @@ def filled(text: str, block: str) -> str:
     return f"{head}{begin}\n\n{block}{end}{tail}"
 
 
+def cards(found: Sequence[Network]) -> None:
+    """The model card of each evaluated network."""
+    for network in found:
+        if list(network.place.glob("evaluation*.json")):
+            target = load_target(str(network.place), attacks=())
+            made = card_of(target, results_of(target), name=network.name, license="mit")
+            folder.write_atomic(network.place / "card.md", markdown(made))
+
+
 def write_all(steps: Steps, results: Path, other: Path) -> None:
     """Every file of the campaign's tables."""
     found = networks(results, steps.queue)
@@ -292,6 +304,7 @@ def write_all(steps: Steps, results: Path, other: Path) -> None:
         verdicts = claims.run_claims(results)
         lines = ["# What is decided on CIFAR-10", "", *undecided(made, results, verdicts), ""]
         folder.write_atomic(results / "decided.md", "\n".join([*lines, "`python benchmarks/campaign_tables.py`", ""]))
+        cards(found)
         text = (results / "README.md").read_text()
         folder.write_atomic(results / "README.md", filled(text, page(made)))
 
