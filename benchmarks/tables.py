@@ -22,9 +22,8 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from atent.bench import head
 from atent.bench import tables as bench_tables
@@ -346,8 +345,7 @@ CAMPAIGN_STRONG = "PGD-40 x 5 margin"
 """What `atent evaluate` calls the strongest attack of a campaign's networks that is no AutoAttack."""
 
 
-@dataclass(frozen=True)
-class Trained:
+class Trained(NamedTuple):
     """A network of a campaign: how it was trained, and what was measured of it."""
 
     job: dict[str, Any]
