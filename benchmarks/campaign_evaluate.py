@@ -41,8 +41,8 @@ from atent.train.interrupt import Interrupted
 HERE = Path(__file__).resolve().parent
 ENTRIES = "evaluated.json"
 PASS = 0.8e-3
-"""Core seconds of a forward or a backward pass of ResNet-20 for one image, by a PGD-10 on 9,980 images on one core of an
-AMD EPYC (Zen 4) in float32."""
+"""Core seconds of a forward or a backward pass of ResNet-20 for one image, by a PGD-10 on 9,980 images on one core of
+an AMD EPYC (Zen 4) in float32."""
 CLEAN = 0.7
 """Share of the images that is attacked: those that are correctly classified without an attack."""
 

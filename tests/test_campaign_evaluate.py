@@ -78,7 +78,7 @@ def test_a_queue_stops_resumes_and_ends(trained, capsys):
     assert "time is up" in capsys.readouterr().err
     assert call(trained, "status") == 0
     shown = capsys.readouterr().out
-    assert f"{NAME}: 0 of 4 done" in shown
+    assert f"{NAME}: 0 of 3 done" in shown
     assert "digits-linf-atent: not trained, 2.5 core hours" in shown
     assert call(trained, "run", NAME) == 0
     made = queue.entries(trained / "out" / NAME)
