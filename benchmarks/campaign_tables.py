@@ -250,6 +250,27 @@ def _line(n: Network, what: str, share: Mapping[str, Any], made: Mapping[str, An
     return [f"`{n.name}`", what, file, where, result.commit(made), value, f"{share['n']:,}", str(made["seed"])]
 
 
+def checked(made: Campaign) -> list[str]:
+    """The masking checks and the mean error under corruptions of each evaluated network."""
+    lines = []
+    for n in made.found:
+        for path in sorted(n.place.glob("evaluation*.json")):
+            found = migrate.read(path, EvaluationFile).to_json()
+            checks = found.get("checks") or []
+            if checks:
+                warned = [f"{check['name']} ({check['figure']})" for check in checks if not check["passed"]]
+                kept = f"{len(checks) - len(warned)} of {len(checks)} pass" + "".join(f"; warns: {w}" for w in warned)
+                lines += [f"- `{n.name}`, checks for masked gradients and weak attacks: {kept}."]
+            if found.get("corruptions"):
+                mean, clean = found["corruptions"]["mean"], found["corruptions"]["clean"]
+                lines += [
+                    f"- `{n.name}`, mean error under 15 common corruptions at 5 severities: {100 * mean['value']:.1f} %"
+                    f" [{100 * mean['low']:.1f}, {100 * mean['high']:.1f}], {100 * clean['value']:.1f} % without one,"
+                    f" n = {found['corruptions']['n']:,}."
+                ]
+    return lines or ["Nothing is measured yet."]
+
+
 def missing(made: Campaign) -> list[str]:
     """What the steps ask for of the networks that are there and what is not measured."""
     lines = []
@@ -257,14 +278,15 @@ def missing(made: Campaign) -> list[str]:
         spent = sum(entry["core_seconds"] for entry in entries(n.place)) / 3600
         left = made.steps.missing(n)
         lines.append(f"`{n.name}`: evaluated in {spent:.2f} core hours; {len(left)} measures are missing.")
-        lines += ["", *(f"- `{p.name}` (~{60 * p.hours:.3g} core minutes)" for p in left), ""]
+        lines += ["", *(f"- `{p.name}` (~{60 * p.hours:.2g} core minutes)" for p in left), ""]
     return lines
 
 
 def page(made: Campaign) -> str:
     """What stands between the marks of README.md."""
     parts = {
-        "Trainings": trainings(made), "Figures": figures(made), "Not measured yet": missing(made),
+        "Trainings": trainings(made), "Figures": figures(made), "Checks and corruptions": checked(made),
+        "Not measured yet": missing(made),
     }  # fmt: skip
     return "\n".join(line for title, lines in parts.items() for line in (f"### {title}", "", *lines, ""))
 

@@ -388,7 +388,7 @@ def networks(folder: Path) -> str:
         rows = []
         for network in (each for each in found if each.radius == radius):
             shown = [_share(network.shares.get(name)) for name in ("clean", CAMPAIGN_STRONG, "AutoAttack")]
-            error = network.corruptions and _share(network.corruptions["mean_error"])
+            error = network.corruptions and _share(network.corruptions["mean"])
             counts = (str(network.job["epochs"]), f"{network.job['core_hours']:.1f}")
             rows.append([f"`{network.job['name']}`", *shown, error or "not measured", *counts])
         attacks = f"{CAMPAIGN_STRONG}, {radius} (%)", f"AutoAttack, {radius} (%)"

@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import campaign_evaluate as queue  # noqa: E402
 import campaign_tables as tables  # noqa: E402
+import tables as pages  # noqa: E402
 
 NAME = "digits-linf-standard"
 STEPS = """
@@ -83,7 +84,7 @@ def test_a_queue_stops_resumes_and_ends(trained, capsys):
     assert call(trained, "run", NAME) == 0
     made = queue.entries(trained / "out" / NAME)
     assert [entry["finished"] for entry in made] == [True] * len(made)
-    assert all(entry["core_seconds"] > 0 and "commit" in entry for entry in made)
+    assert all(entry["core_seconds"] >= 0 and "commit" in entry for entry in made)
     measures = engine.measured(trained / "out" / NAME)
     assert measures["FGSM(norm=linf, eps=0.1), stratified 20"]["share"]["n"] == 20
     evaluation = json.loads((trained / "out" / NAME / "evaluation.json").read_text())
@@ -159,3 +160,31 @@ def test_the_page_and_the_tables_are_those_of_the_networks(tmp_path):
     assert tables.filled(text, tables.page(made)) == text
     for table, content in tables.contents(made):
         assert json.loads((RESULTS / f"{table.name}.json").read_text()) == content
+
+
+def evaluated(place, name, attack):
+    """A network's folder with the evaluation of another, by an attack of that name."""
+    (place / name).mkdir(parents=True)
+    folder.write_json(place / name / "job.json", {"name": name, "epochs": 15, "core_hours": 3.0})
+    found = json.loads((ROOT / "results/mnist-linf-atent-laptop/evaluation.json").read_text())
+    found["attacks"] = {attack: next(iter(found["attacks"].values()))}
+    folder.write_json(place / name / "evaluation.json", found)
+
+
+def test_the_readmes_table_changes_once_both_networks_are_evaluated(tmp_path):
+    text = "<!-- headline: cifar -->\npresent\n<!-- end -->\n"
+    place = tmp_path / "cifar"
+    evaluated(place, "cifar10-l2-pgdat", "AutoAttack")
+    assert pages.refreshed(text, tmp_path) == text
+    evaluated(place, "cifar10-l2-atent", "PGD-20")
+    assert pages.refreshed(text, tmp_path) == text
+    evaluated(tmp_path / "other", "cifar10-l2-atent", "AutoAttack")
+    (tmp_path / "other" / "cifar10-l2-atent").rename(place / "cifar10-l2-atent-new")
+    folder.write_json(place / "cifar10-l2-atent-new" / "job.json", {"name": "cifar10-l2-atent", "epochs": 15})
+    shown = pages.refreshed(text, tmp_path)
+    assert "present" not in shown
+    assert "| ATENT | PGD-AT |" in shown
+    assert "AutoAttack, linf 76/255" in shown
+    # The repository's README is as its results say.
+    readme = (ROOT / "README.md").read_text()
+    assert pages.refreshed(readme, ROOT / "results") == readme
