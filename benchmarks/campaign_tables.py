@@ -66,7 +66,12 @@ class Campaign:
             return "not trained (not in the queue)" if hours is None else f"not trained (~{hours:g} core hours)"
         if cell is None or cell.measure is None:
             return result.NOT_YET
-        return f"not measured (~{60 * cost(cell.measure):.2g} core minutes)"
+        return f"not measured (~{minutes(cost(cell.measure))} core minutes)"
+
+
+def minutes(hours: float) -> str:
+    """Hours in minutes, to two digits."""
+    return f"{60 * hours:.1f}" if hours < 1 / 6 else f"{60 * hours:.0f}"
 
 
 def made_as_runs(found: Sequence[Network], scale: str, place: Path) -> None:
@@ -278,7 +283,7 @@ def missing(made: Campaign) -> list[str]:
         spent = sum(entry["core_seconds"] for entry in entries(n.place)) / 3600
         left = made.steps.missing(n)
         lines.append(f"`{n.name}`: evaluated in {spent:.2f} core hours; {len(left)} measures are missing.")
-        lines += ["", *(f"- `{p.name}` (~{60 * p.hours:.2g} core minutes)" for p in left), ""]
+        lines += ["", *(f"- `{p.name}` (~{minutes(p.hours)} core minutes)" for p in left), ""]
     return lines
 
 

@@ -57,9 +57,10 @@ def test_a_network_is_what_its_card_says(tmp_path, monkeypatch):
     assert all(p.dtype == torch.float32 for p in target.model.parameters())
 
 
-@pytest.mark.skipif(
-    not (Path(os.environ.get("ATENT_DATA_ROOT", "data")) / "cifar10").is_dir(), reason="the files of CIFAR-10 are needed"
-)
+CIFAR = Path(os.environ.get("ATENT_DATA_ROOT", "data")) / "cifar10"
+
+
+@pytest.mark.skipif(not CIFAR.is_dir(), reason="the files of CIFAR-10 are needed")
 def test_the_network_of_cifar_is_what_its_files_say():
     """Clean verdicts on the images of its evaluation, but for images on the boundary."""
     target = load_target("zoo:cifar10-l2-pgdat", attacks=(), limit=1000)
