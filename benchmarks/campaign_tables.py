@@ -79,6 +79,11 @@ def made_as_runs(found: Sequence[Network], scale: str, place: Path) -> None:
     for network in found:
         run = place / scale / f"{network.training}-seed{network.seed}"
         shutil.copytree(network.place, run, ignore=shutil.ignore_patterns("*.safetensors", "*.png", ".*"))
+        recorded = folder.read_json(run / folder.CONFIG)
+        if recorded["model"].get("weights"):
+            # A fine-tuned network begins from another of the campaign, which had another place then.
+            recorded["model"]["weights"] = str(run.parent / Path(recorded["model"]["weights"]).name)
+            folder.write_json(run / folder.CONFIG, recorded)
         if not (run / folder.EVALUATION).is_file():
             folder.write_json(run / folder.EVALUATION, {})
 
