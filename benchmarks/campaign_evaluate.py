@@ -251,8 +251,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Timeout:
         print(f"another process evaluates {o.results}", file=sys.stderr)
         return 1
-    except (Interrupted, KeyboardInterrupt, ValueError, OSError) as error:
-        print(str(error).splitlines()[0] if str(error) else "interrupted: the same command resumes", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("interrupted: the same command resumes", file=sys.stderr)
+        return 1
+    except (Interrupted, ValueError, OSError) as error:
+        print(str(error).splitlines()[0], file=sys.stderr)
         return 1
     return 0
 

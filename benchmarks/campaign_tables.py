@@ -78,7 +78,9 @@ def made_as_runs(found: Sequence[Network], scale: str, place: Path) -> None:
     """The networks as `atent reproduce` keeps its runs, without their weights."""
     for network in found:
         run = place / scale / f"{network.training}-seed{network.seed}"
-        shutil.copytree(network.place, run, ignore=shutil.ignore_patterns("*.safetensors", "*.png", ".*"))
+        shutil.copytree(
+            network.place, run, ignore=shutil.ignore_patterns("*.safetensors", "*.png", ".*", folder.MANIFEST)
+        )
         recorded = folder.read_json(run / folder.CONFIG)
         if recorded["model"].get("weights"):
             # A fine-tuned network begins from another of the campaign, which had another place then.
