@@ -11,7 +11,8 @@ does not touch; a job that is interrupted, killed or paused resumes exactly. A f
 and does not stop the others. The state lies in --state (default: $ATENT_CAMPAIGN, else ~/.local/state/atent/campaign):
 `jobs/` holds a record per job, `logs/` what it printed, `runs/` its run folders, `code/` the clones; the loss of all of
 it costs the jobs that are not finished, as those under --out count as done. A finished job writes --out/NAME/ at once
-(see campaign_worker.py).
+(see campaign_worker.py); campaign_evaluate.py evaluates the networks that are there, and campaign_tables.py writes
+their tables.
 """
 
 from __future__ import annotations

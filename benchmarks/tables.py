@@ -12,6 +12,8 @@ the profiles.json of benchmarks/profiles.py, <!-- smoothing: NAME --> the certif
 <!-- speed: NAME --> what benchmarks/autoattack.py and benchmarks/bounds.py wrote there, <!-- scaling: NAME --> the
 scaling.json of benchmarks/scaling.py, <!-- times: NAME --> the durations in a comparison, <!-- campaign: NAME --> those
 of the trainings of benchmarks/campaign.py, and <!-- attacked: NAME --> those of the evaluations in a folder.
+<!-- networks: NAME --> shows the networks of a campaign with their accuracies, and <!-- headline: NAME --> the table of
+results of README.md, which stays as it is until PGD-AT and ATENT are both evaluated.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import argparse
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from atent.bench import head
 from atent.bench import tables as bench_tables
@@ -30,13 +32,13 @@ from atent.experiments.recipes import read_recipe
 from atent.experiments.results import BenchFile, ComparisonFile, EvaluationFile
 from atent.markdown import table as markdown_table
 from atent.paper.evidence import Difference, difference
-from atent.runs import write_atomic
+from atent.runs import with_present_keys, write_atomic
 
 _MARKED = re.compile(
     r"(<!-- (comparison|ablation|inputs|fuzz|soak|upkeep|bench|verdicts|power|search|curves|profiles|smoothing|speed"
-    r"|scaling|times|campaign|attacked): "
+    r"|scaling|times|campaign|attacked|networks|headline): "
     r"(\S+) -->\n)"
-    r".*?(<!-- end -->)",
+    r"(.*?)(<!-- end -->)",
     re.S,
 )
 _SHOWN = ("clean (%)", "PGD-20 (%)", "AutoAttack (%)", "worst of these (%)", "s / epoch", "epochs")
@@ -339,6 +341,91 @@ def attacked(folder: Path) -> str:
     return "\n".join(markdown_table(["network", "attack", "where", "images", "s", "ms / image"], rows, left=3)) + "\n"
 
 
+CAMPAIGN_STRONG = "PGD-40 x 5 margin"
+"""What `atent evaluate` calls the strongest attack of a campaign's networks that is no AutoAttack."""
+
+
+class Trained(NamedTuple):
+    """A network of a campaign: how it was trained, and what was measured of it."""
+
+    job: dict[str, Any]
+    radius: str
+    """The threat that its evaluations are of, such as "l2 1"."""
+    shares: dict[str, dict[str, Any]]
+    """Accuracies with k, n, value, low and high, by attack; "clean" without one."""
+    corruptions: dict[str, Any] | None
+
+
+def trained(folder: Path) -> list[Trained]:
+    """The evaluated networks of a campaign."""
+    out = []
+    for path in sorted(folder.glob("*/job.json")):
+        files = sorted(path.parent.glob("evaluation*.json"))
+        if not files:
+            continue
+        found = [migrate.read(file, EvaluationFile).to_json() for file in files]
+        # Of the clean accuracy the evaluation of the most images counts.
+        shares = {"clean": max((each["clean"] for each in found), key=lambda share: share["n"])}
+        measures = path.parent / "measures.json"
+        whole = with_present_keys(json.loads(measures.read_text())) if measures.is_file() else {}
+        clean = next((each["share"] for key, each in whole.items() if key.startswith("natural")), None)
+        shares["clean"] = clean or shares["clean"]
+        for each in found:
+            shares |= {name: attack["robust"] for name, attack in each["attacks"].items()}
+        threat = next(a["threat"] for each in found for a in each["attacks"].values())
+        radius = f"{threat['norm']} {round(255 * threat['eps'])}/255" if threat["norm"] == "linf" else ""
+        radius = radius or f"{threat['norm']} {threat['eps']:g}"
+        corrupted = next((each["corruptions"] for each in found if each.get("corruptions")), None)
+        out.append(Trained(json.loads(path.read_text()), radius, shares, corrupted))
+    return out
+
+
+def networks(folder: Path) -> str:
+    """A row for each network of a campaign, one training each; networks of one threat stand together."""
+    lines = []
+    found = trained(folder)
+    for radius in dict.fromkeys(network.radius for network in found):
+        rows = []
+        for network in (each for each in found if each.radius == radius):
+            shown = [_share(network.shares.get(name)) for name in ("clean", CAMPAIGN_STRONG, "AutoAttack")]
+            error = network.corruptions and _share(network.corruptions["mean"])
+            counts = (str(network.job["epochs"]), f"{network.job['core_hours']:.1f}")
+            rows.append([f"`{network.job['name']}`", *shown, error or "not measured", *counts])
+        attacks = f"{CAMPAIGN_STRONG}, {radius} (%)", f"AutoAttack, {radius} (%)"
+        headings = ["network", "clean (%)", *attacks, "error under corruptions (%)", "epochs", "core hours"]
+        lines += [*markdown_table(headings, rows), ""]
+    return "\n".join(lines or ["No network is evaluated yet."]) + "\n"
+
+
+def _share(share: dict[str, Any] | None) -> str:
+    if share is None:
+        return "not measured"
+    text = f"{100 * share['value']:.1f} [{100 * share['low']:.1f}, {100 * share['high']:.1f}]"
+    return f"{text}, n = {share['n']:,}" if "n" in share else text
+
+
+def headline(folder: Path, present: str) -> str:
+    """The README's results: those of a campaign once its l2 networks of PGD-AT and ATENT are evaluated by AutoAttack;
+    until then ``present``."""
+    found = {network.job["name"]: network for network in trained(folder)}
+    pair = [found.get(f"cifar10-l2-{name}") for name in ("atent", "pgdat")]
+    if any(network is None or "AutoAttack" not in network.shares for network in pair):
+        return present
+    one, other = (network for network in pair if network is not None)
+    rows = []
+    for name in ("clean", CAMPAIGN_STRONG, "AutoAttack"):
+        cells = [_share(network.shares.get(name)) for network in (one, other)]
+        rows.append([name if name == "clean" else f"{name}, {one.radius}", *cells])
+    table = "\n".join(markdown_table(["accuracy (%), 95 % interval", "ATENT", "PGD-AT"], rows))
+    return (
+        f"On CIFAR-10, ResNet-20, {one.job['epochs']} epochs, l2, one training each"
+        f" ([all of it](results/{folder.name}/README.md)):\n\n{table}\n\n"
+        "One training of each method does not decide which is better. Robust accuracy under an attack is an upper\n"
+        "bound: a stronger attack may lower it. [Everything that was measured](docs/measured.md), and\n"
+        "[the paper's tables measured again](docs/reproduce.md).\n"
+    )
+
+
 def refreshed(text: str, results: Path) -> str:
     """A document with its tables regenerated."""
     make = {
@@ -360,8 +447,14 @@ def refreshed(text: str, results: Path) -> str:
         "times": times,
         "campaign": campaign,
         "attacked": attacked,
+        "networks": networks,
     }
-    return _MARKED.sub(lambda m: m[1] + make[m[2]](results / m[3]) + m[4], text)
+
+    def made(m: re.Match[str]) -> str:
+        place = results / m[3]
+        return m[1] + (headline(place, m[4]) if m[2] == "headline" else make[m[2]](place)) + m[5]
+
+    return _MARKED.sub(made, text)
 
 
 if __name__ == "__main__":
