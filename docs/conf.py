@@ -19,7 +19,7 @@ release = metadata.version("atent")
 HERE = Path(__file__).parent
 sys.path.append(str(HERE / "_ext"))
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "mathml"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "mathml", "api"]
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["_build", "_ext", "_generated", "schemas"]
 myst_heading_anchors = 3
@@ -33,8 +33,15 @@ html_css_files = ["site.css"]
 html_math_renderer = "mathml"
 # Two hyphens begin an option; they are no dash.
 smartquotes_action = "qe"
+napoleon_google_docstring = False
+# A word of a type may be the name of several fields.
+suppress_warnings = ["ref.python"]
+# torch documents `forward` for all modules.
+autodoc_inherit_docstrings = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
+# A dataclass has its types at its fields.
+autodoc_typehints_description_target = "documented"
 # Docstrings name code by single backticks.
 default_role = "code"
 
