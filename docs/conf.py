@@ -38,6 +38,7 @@ napoleon_google_docstring = False
 suppress_warnings = ["ref.python"]
 # torch documents `forward` for all modules.
 autodoc_inherit_docstrings = False
+autodoc_preserve_defaults = True
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 # A dataclass has its types at its fields.

@@ -136,8 +136,8 @@ def _as_text(app, what, name, value, options, lines) -> None:
         hangs = bool(line.strip()) and not re.match(r"\s*([-*]|\d+\.|\.\.) ", line) and (hangs or line[0] != " ")
         if hangs and (not underlines or i < underlines[0] - 1):
             line = line.lstrip()
-        parts = re.split(r"(`+[^`]+`+)", line)
-        lines[i] = "".join(p if p.startswith("`") else re.sub(r"([|*])", r"\\\1", p) for p in parts)
+        parts = re.split(r"(`+[^`]+`+|(?<![\w*])\*\w[\w -]*\*(?![\w*]))", line)
+        lines[i] = "".join(p if j % 2 else re.sub(r"([|*])", r"\\\1", p) for j, p in enumerate(parts))
     # napoleon takes what is before the colon of a field's first line for its type.
     if what == "attribute" and lines:
         lines[0] = lines[0].replace(":", COLON)
