@@ -38,9 +38,15 @@ def test_each_page_is_in_the_list_of_pages(api):
 
 
 def test_a_docstring_is_shown_as_it_is_written(api):
-    lines = ["Of |d| and x*: `a|b` is code, *this* is stressed.", "   what hangs is dedented", "", ">>> 2*3", "6"]
+    lines = ["Of |d| and x*: `a|b` is code, *this* not.", "   what hangs is dedented", "", ">>> 2*3", "6"]
     api._as_text(None, "class", "", None, None, lines)
-    assert lines == [r"Of \|d\| and x\*: `a|b` is code, *this* is stressed.", "what hangs is dedented", "", ">>> 2*3", "6"]
+    assert lines == [
+        r"Of \|d\| and x\*: `a|b` is code, *this* not.",
+        "what hangs is dedented",
+        "",
+        ">>> 2*3",
+        "6",
+    ]
     field = ["mu: share of the gradient."]
     api._as_text(None, "attribute", "", None, None, field)
     assert ":" not in field[0]
