@@ -61,4 +61,4 @@ release: .venv/installed-release
 	touch $@
 
 clean:
-	rm -rf .venv build dist docs/_build docs/_generated .pytest_cache .ruff_cache .mypy_cache .coverage
+	rm -rf .venv build dist docs/_build docs/_generated docs/api .pytest_cache .ruff_cache .mypy_cache .coverage

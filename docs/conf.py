@@ -1,6 +1,7 @@
 """The documentation's site: `make docs` builds it offline, and a warning is an error."""
 
 import re
+import sys
 from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
@@ -15,18 +16,38 @@ project = "atent"
 author = "The atent developers"
 release = metadata.version("atent")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+HERE = Path(__file__).parent
+sys.path.append(str(HERE / "_ext"))
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "mathml", "api"]
 source_suffix = {".md": "markdown"}
-exclude_patterns = ["_build", "_generated", "schemas"]
+exclude_patterns = ["_build", "_ext", "_generated", "schemas"]
 myst_heading_anchors = 3
+myst_enable_extensions = ["dollarmath"]
+# A dollar sign before a figure is an amount of money.
+myst_dmath_allow_digits = False
 html_theme = "furo"
 html_title = "atent"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_math_renderer = "mathml"
+# Two hyphens begin an option; they are no dash.
+smartquotes_action = "qe"
+napoleon_google_docstring = False
+# A word of a type may be the name of several fields.
+suppress_warnings = ["ref.python"]
+# torch documents `forward` for all modules.
+autodoc_inherit_docstrings = False
+autodoc_preserve_defaults = True
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
+# A dataclass has its types at its fields.
+autodoc_typehints_description_target = "documented"
 # Docstrings name code by single backticks.
 default_role = "code"
 
-HERE = Path(__file__).parent
+# Characters of a figure with its unit: "1,004 MB".
+WHOLE = 10
 # A link from a page to a file of the repository that is not a page of the site.
 _OUTSIDE = re.compile(r"\[([^\]]+)\]\(\.\./([^)#]+)(#[^)]*)?\)")
 
@@ -91,6 +112,14 @@ def _name_files(app, docname, source) -> None:
     source[0] = _OUTSIDE.sub(named, source[0])
 
 
+def _keep_figures_whole(app, doctree) -> None:
+    """Cells that hold one figure with its unit stay on one line."""
+    for cell in doctree.findall(lambda node: node.tagname == "entry"):
+        if "text-right" in cell["classes"] and len(cell.astext()) <= WHOLE:
+            cell["classes"].append("whole")
+
+
 def setup(app) -> None:
+    app.connect("doctree-read", _keep_figures_whole)
     app.connect("builder-inited", _generate)
     app.connect("source-read", _name_files)

@@ -3,13 +3,8 @@
 import dataclasses
 import doctest
 import functools
-import re
-import shlex
-import sys
-import tomllib
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,13 +13,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from atent import Threat
-from atent.attacks import ATTACKS, DDN, FGSM, PGD, Attack
+from atent.attacks import DDN, FGSM, PGD, Attack
 from atent.certify import ABSTAIN, CERTIFIERS, Smoothed, bounds, verified
-from atent.cli import main
-from atent.data import SOURCES
-from atent.methods import METHODS, PGDAT, Method
-from atent.models import MODELS
-from atent.optim.settings import OPTIMIZERS
+from atent.methods import PGDAT, Method
 from atent.testing import ContractError, check_attack, check_certifier, check_method, networks
 
 LINF = Threat("linf", 0.1)
@@ -471,45 +462,7 @@ def test_the_examples_of_the_docstrings_run(name):
     assert not failed
 
 
-# ---- the page
-
-
-def test_the_examples_of_the_page_run(tmp_path, monkeypatch, capsys):
-    text = (Path(__file__).parents[1] / "docs" / "extending.md").read_text("utf-8")
-    module, *python = re.findall(r"```python\n(.*?)```", text, re.S)
-    recipe, entries = re.findall(r"```toml\n(.*?)```", text, re.S)
-    (commands,) = re.findall(r"```bash\n(.*?)```", text, re.S)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "mine", raising=False)
-    (tmp_path / "mine.py").write_text(module)
-    (tmp_path / "blobs.toml").write_text(recipe)
-    try:
-        exec(compile("\n".join(python), "extending.md", "exec"), {})
-        for command in commands.splitlines():
-            assert main([*shlex.split(command)[1:], "--quiet"]) == 0, capsys.readouterr().err
-        assert (tmp_path / "runs/blobs/report.html").exists()
-        # Every entry point names a thing of the example, in a group that a registry reads.
-        known = (ATTACKS, METHODS, MODELS, SOURCES, OPTIMIZERS, CERTIFIERS)
-        groups = {registry.group: registry for registry in known}
-        announced = tomllib.loads(entries)["project"]["entry-points"]
-        assert announced.keys() == groups.keys()
-        for group, things in announced.items():
-            for name, reference in things.items():
-                assert groups[group].find(reference).__name__ == name
-    finally:
-        sys.modules.pop("mine", None)
-
-
-def test_the_decorators_of_the_page_exist():
-    text = (Path(__file__).parents[1] / "docs" / "extending.md").read_text("utf-8")
-    rows = re.findall(r"\| `src/(\S+?)/NAME.py` \| `@([\w.]+)\S*` of `([\w.]+)` \|", text)
-    assert len(rows) == 5
-    for room, name, module in rows:
-        register = import_module(module)
-        for part in name.split("."):
-            register = getattr(register, part)
-        assert register.__self__.package == room.replace("/", ".")
+# ---- what is no attack or method
 
 
 @pytest.mark.parametrize(
