@@ -124,7 +124,7 @@ def test_another_method_keeps_what_it_knows(here, capsys):
     method = folder.read_json(here / "runs" / "p" / "config.json")["method"]
     assert err == ""
     _, _, err = said(capsys, "train", "mnist-l2-atent", "--method", "PGDAT", "--data.root", "nowhere")
-    assert "PGDAT has no variant, gamma, noise, projection, alpha: left out" in err
+    assert "PGDAT has no variant, gamma, noise, projection, alpha: removed" in err
     assert method["name"] == "PGDAT"
     assert method["threat"]["eps"] == 0.15
     assert method["eps_warmup"] == 0.2

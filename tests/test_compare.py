@@ -179,7 +179,7 @@ def test_compare_trains_once_and_reuses(here, capsys, monkeypatch):
     assert "0.5" in err
     assert "another --name" in err
     assert "seed 1" in refused(capsys, *named, "--seeds", "1")
-    assert "no comparison" in refused(capsys, *named[:3], "plain-seed0", *named[4:], "--runs", str(path))
+    assert "not a comparison" in refused(capsys, *named[:3], "plain-seed0", *named[4:], "--runs", str(path))
     saved = run.read_json(path / "pgd-seed1" / "config.json")
     saved["method"]["steps"] = 7
     manifest.write_json(path / "pgd-seed1" / "config.json", saved)
@@ -304,8 +304,8 @@ def test_two_commands_do_not_share_a_folder(here, capsys):
 @pytest.mark.parametrize(
     ("args", "parts"),
     [
-        ([], ["two recipes"]),
-        (["plain.toml"], ["two recipes"]),
+        ([], ["two or more recipes"]),
+        (["plain.toml"], ["two or more recipes"]),
         (["plain.toml", "plain.toml"], ["plain.toml is given twice"]),
         (["plain.toml", "sub/plain.toml"], ["the same name"]),
         (["plain.toml", "pgd.toml", "--seeds", "0"], ["seeds must be at least 1, got 0"]),

@@ -552,7 +552,7 @@ def test_runs_from_python_are_compared(home, monkeypatch, capsys):
         ([made[0], made[1]], "needs two or more rows, got 1"),
         ([made[0], home], "is not a run folder"),
         ([made[0], 3], "got a int"),
-        (str(home / "compared-1-0"), "a list of runs, or a mapping"),
+        (str(home / "compared-1-0"), "a list of runs or a mapping"),
         ({"a": made[0], "b": []}, "got none for b"),
         ({"a": made[0], "b": made[3]}, "trained with the seeds 0, b with 1"),
         ({"a": [made[0], made[0]], "b": made[2]}, "have the same seed"),

@@ -54,7 +54,7 @@ def test_the_tables_give_the_norms_of_each(registry):
 
 
 def test_the_page_on_attacks_lists_those_that_take_targets():
-    (listed,) = re.findall(r"^(\w+, [\w\s,]+)\stake\stargets", PAGES[ROOT / "docs" / "attacks.md"], re.M)
+    (listed,) = re.findall(r"^(\w+, [\w\s,]+)\ssupport\stargets", PAGES[ROOT / "docs" / "attacks.md"], re.M)
     assert set(re.split(r",\s|\sand\s", listed)) == {name for name, kind in ATTACKS.items() if kind.aims}
 
 

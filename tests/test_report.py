@@ -659,7 +659,7 @@ def test_the_command_writes_beside_the_run_and_never_over_an_earlier_report(run,
     status, out, _ = said(capsys, "report", "--help")
     assert status == 0
     assert "--images" in out
-    assert "connects to nothing" in " ".join(out.split())
+    assert "self-contained" in " ".join(out.split())
 
 
 def test_the_commands_of_the_readme_parse():

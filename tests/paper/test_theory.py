@@ -162,7 +162,7 @@ def test_weighted_covariance_is_unbiased():
     [
         (torch.zeros(1, 3), 1.0, None, "m >= 2"),
         (torch.zeros(3, 2), 0.0, None, "nothing is sampled"),
-        (torch.zeros(3, 2), 1.0, [1.0, 0.0, 0.0], "all the weight"),
+        (torch.zeros(3, 2), 1.0, [1.0, 0.0, 0.0], "all weight is on one sample"),
         (torch.zeros(3, 2), 1.0, [1.0, -1.0, 1.0], "at least 0"),
     ],
 )
