@@ -59,7 +59,7 @@ def test_box_holds_every_point(tmp_path):
 
 
 def test_bad_files_are_refused_in_one_line(tmp_path):
-    with pytest.raises(FileNotFoundError, match="none.npz does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"none\.npz does not exist"):
         two_class(str(tmp_path / "none.npz"))
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
     with pytest.raises(ValueError, match="not in the file, which holds x"):
