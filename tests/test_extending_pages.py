@@ -58,6 +58,29 @@ def test_the_files_of_a_page_work(page, tmp_path, monkeypatch, capsys):
             sys.modules.pop(Path(name).stem, None)
 
 
+def test_one_run_uses_the_things_of_all_pages_together(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for page in PAGES[:4]:
+        (name, code) = NAMED.findall(text_of(page))[0]
+        Path(name).write_text(code.replace("nn.Linear(64, 32)", "nn.Linear(16, 32)").replace("(32, 10)", "(32, 3)"))
+        monkeypatch.delitem(sys.modules, Path(name).stem, raising=False)
+    things = ["--method", "corner_at:CornerAT", "--data.name", "blobs:blobs", "--model.name", "small:net"]
+    things += ["--optimizer.name", "small:SignDescent", "--optimizer.lr", "0.01", "--train.epochs", "1"]
+    attack = ["--attacks", "corners:Corners(tries=3)"]
+    try:
+        for command in (
+            ["train", "digits-linf-pgdat", "--name", "all", *things, "--evaluate.attacks", "FGSM"],
+            ["evaluate", "runs/all", *attack],
+            ["report", "runs/all"],
+        ):
+            assert main([*command, "--quiet"]) == 0, capsys.readouterr().err
+        assert "Corners(tries=3)" in Path("runs/all/report.html").read_text()
+    finally:
+        for name in ("corners", "corner_at", "blobs", "small"):
+            sys.modules.pop(name, None)
+
+
 def test_the_pages_announce_a_thing_in_every_group():
     assert {group for page in PAGES for group in announced(page)} == set(GROUPS)
     rows = re.findall(
