@@ -131,6 +131,8 @@ class Oracle:
             with torch.enable_grad():
                 logits = self._forward(z, y)
                 values = loss(logits, y)
+                if values.shape != x.shape[:1]:
+                    raise ValueError(f"the loss must have one value per sample, {len(x)}, got {tuple(values.shape)}")
                 grad = self._slope(values, z)
             seen = grad, values.detach(), logits.detach()
             found = seen if found is None else (found[0] + seen[0], found[1] + seen[1], found[2] + seen[2])

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -173,12 +174,21 @@ def fingerprint(
         "ids": _hash(ids),
         "attacks": [
             # An attack may contain a model of its own, such as the source of a transfer.
-            [name, spell(a, threat=True), list(_box(a)), *(_hash(*_contents(v)) for v in _models(a))]
+            [name, spell(a, threat=True), list(_box(a)), *(_hash(*_contents(v)) for v in _models(a)), *_code(a)]
             for name, a in attacks.items()
         ],
         **settings,
         "version": __version__,
     }
+
+
+def _code(attack: Attack) -> list[str]:
+    """A hash of the file of an attack of the user, which may be edited before an evaluation resumes."""
+    module = sys.modules.get(type(attack).__module__)
+    path = getattr(module, "__file__", None)
+    if type(attack).__module__.partition(".")[0] == "atent" or path is None or not Path(path).is_file():
+        return []
+    return [hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]]
 
 
 def _models(attack: Attack) -> list[nn.Module]:
