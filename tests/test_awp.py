@@ -331,7 +331,7 @@ def test_the_former_place_means_the_same(tmp_path, capsys):
     own.write_text('extends = "digits-linf-trades-awp"\ndrop = ["method.awp"]\n')
     assert train_job(str(own)).title == "TRADES"
     own.write_text("[method]\nawp = { gamma = 0.01 }\n[train]\nawp = { gamma = 0.01 }\n")
-    with pytest.raises(UsageError, match=r"keep train\.awp"):
+    with pytest.raises(UsageError, match=r"use train\.awp"):
         read_recipe(str(own))
     capsys.readouterr()
     assert train_job("digits-linf-trades-awp", "--method.awp.gamma", "0.01") == want

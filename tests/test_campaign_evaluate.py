@@ -79,7 +79,7 @@ def call(place, *words):
 
 def test_a_queue_stops_resumes_and_ends(trained, capsys):
     assert call(trained, "run", "--minutes", "0") == 1
-    assert "time is up" in capsys.readouterr().err
+    assert "time limit reached" in capsys.readouterr().err
     assert call(trained, "status") == 0
     shown = capsys.readouterr().out
     assert f"{NAME}: 0 of 3 done" in shown

@@ -150,7 +150,9 @@ def test_several_that_fit_are_listed_and_chosen_by_key(here, net, state):
     assert same(atent.load("weights.pt", model="digits_cnn", key="ema"), other)
     assert same(atent.load("weights.pt", model="digits_cnn", key="state_dict"), net)
     refused(
-        "nothing at 'emma'", "state_dict, ema", call=lambda: atent.load("weights.pt", model="digits_cnn", key="emma")
+        "no state dict at 'emma'",
+        "state_dict, ema",
+        call=lambda: atent.load("weights.pt", model="digits_cnn", key="emma"),
     )
     saved(prefixed("module.", {**prefixed("student.", state), **prefixed("teacher.", other.state_dict())}))
     refused("at student, teacher", "--key")
@@ -399,7 +401,7 @@ def test_a_target_is_a_weights_file(here, net, state, capsys):
     for more, words in (
         ({"which": "last"}, ["--which last has no effect"]),
         ({"weights": "a.pt"}, ["--weights a.pt has no effect"]),
-        ({"key": "ema"}, ["nothing at 'ema'"]),
+        ({"key": "ema"}, ["no state dict at 'ema'"]),
     ):
         refused(*words, call=lambda more=more: load_target("weights.pt", model="digits_cnn", **{**ASK, **more}))
 

@@ -238,9 +238,9 @@ def test_the_options_of_a_search():
     assert given().keywords()["channels_last"] is None
     assert given("--no-folding").keywords()["folding"] is False
     assert [given("--precision", p).search_dtype() for p in ("float32", "auto", "tf32")] == [None, "auto", "tf32"]
-    with pytest.raises(UsageError, match="the same setting"):
+    with pytest.raises(UsageError, match="set the same field"):
         given("--precision", "auto").search_dtype("bfloat16")
-    with pytest.raises(UsageError, match="the same setting"):
+    with pytest.raises(UsageError, match="set the same field"):
         given("--memory-format", "auto", "--channels-last").keywords()
     assert isinstance(given(), Target)
 

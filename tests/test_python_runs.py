@@ -581,7 +581,7 @@ def test_runs_from_python_are_compared(home, monkeypatch, capsys):
     for words, told in (
         (["--seeds", "2"], "--seeds has no effect on run folders"),
         (["--train.epochs", "2"], "--train.epochs has no effect on run folders"),
-        (["digits-linf-atent"], "digits-linf-atent is not a run folder, the others are"),
+        (["digits-linf-atent"], "digits-linf-atent is not a run folder, but other arguments are"),
     ):
         assert main(["compare", *map(str, names.values()), *words]) == 2
         assert told in capsys.readouterr().err

@@ -281,7 +281,7 @@ def test_free_name_counts_on(tmp_path):
         assert not path.exists()
         (run.create(path) / run.CONFIG).write_text("{}")
     for bad in ("", "..", "a/b"):
-        with pytest.raises(ValueError, match="name of one folder"):
+        with pytest.raises(ValueError, match="a folder name without slashes"):
             run.free_name(tmp_path, bad)
 
 

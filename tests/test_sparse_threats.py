@@ -405,7 +405,7 @@ def test_another_norm_needs_its_own_eps():
 
     own = Threat("linf", 0.15)
     for norm in ("l2", "l0"):
-        with pytest.raises(ValueError, match=rf"^norm {norm} without its eps: .*linf 0\.15.* --eps [^\n]*$"):
+        with pytest.raises(ValueError, match=rf"^norm {norm} needs its own eps: .*linf 0\.15.* --eps [^\n]*$"):
             threat_of(own, own.box, EvaluateSettings(norm=norm))
         with pytest.raises(ValueError, match=rf"has norm {norm} without its eps: add eps"):
             parse(f"PGD(norm={norm})", own, ATTACKS)

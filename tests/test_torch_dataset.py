@@ -122,7 +122,7 @@ def test_by_name_with_the_settings_of_other_data(tmp_path, monkeypatch, capsys):
     (tmp_path / "shades.py").write_text(text.replace("k % 9", "k % 8 "))
     monkeypatch.delitem(sys.modules, "shades")
     assert main(["evaluate", "runs/shades", "--attacks", "FGSM", "--quiet"]) == 0
-    assert "train of shades:pair has another SHA-256" in capsys.readouterr().err
+    assert "train of shades:pair has a different SHA-256" in capsys.readouterr().err
 
 
 def test_collect_ends_with_the_length_of_a_dataset():

@@ -62,7 +62,7 @@ def test_bad_files_are_refused_in_one_line(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.npz does not exist"):
         two_class(str(tmp_path / "none.npz"))
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
-    with pytest.raises(ValueError, match="not in the file, which holds x"):
+    with pytest.raises(ValueError, match="not in the file, which contains x"):
         two_class(str(tmp_path / "other.npz"))
     points_file(tmp_path / "fives.npz", digits=(5, 3))
     with pytest.raises(ValueError, match="two-class"):
