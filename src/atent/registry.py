@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import importlib
 import importlib.metadata
+import inspect
 import os
 import pkgutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar, overload
 
@@ -26,6 +29,8 @@ from atent import trust
 from atent.messages import unknown
 
 T = TypeVar("T")
+_LIBRARIES = ("atent", "torch")
+"""Packages whose version a measurement records."""
 
 
 class Registry(Mapping[str, T]):
@@ -254,6 +259,23 @@ def version_of(module: str) -> str | None:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             return f"{name} {importlib.metadata.version(name)}"
     return None
+
+
+def code_of(entries: Iterable[Any]) -> list[str]:
+    """Hashes of the source of classes and functions that are neither of this package, of torch, nor installed.
+
+    A measurement that resumes after an edit of such code would mix the results of both versions. Of the main module
+    each definition counts by itself, of other modules the entire file.
+    """
+    found = set()
+    for entry in entries:
+        name = getattr(entry, "__module__", None) or type(entry).__module__
+        if name.partition(".")[0] in _LIBRARIES or version_of(name):
+            continue
+        path = Path(getattr(sys.modules.get(name), "__file__", None) or "")
+        with contextlib.suppress(OSError, TypeError):  # made without a file, as in a notebook
+            found.add(inspect.getsource(entry).encode() if name == "__main__" else path.read_bytes())
+    return sorted(hashlib.sha256(source).hexdigest()[:16] for source in found)
 
 
 def where(entry: Any) -> str:

@@ -82,7 +82,7 @@ class Evaluation:
     fooled_as: list[dict[str, Any]] = field(default_factory=list)
     """The pairs of classes that attacks confuse, most frequent first: class, predicted (for the first adversarial input
     that fools the model), and k of the n samples of the class. Samples that are misclassified without an attack are in
-    no pair."""
+    no pair. Empty where a resume file of an earlier version has no classes."""
     schema_version: int = SCHEMA_VERSION
     """Version of the format."""
 
@@ -272,7 +272,7 @@ def evaluate(
         hint=hint,
         outcomes={"ids": spans(ids.tolist()), "clean": bits(right), "attacks": outcomes},
         per_class=_per_class(trial.y.cpu(), right, remaining),
-        fooled_as=_fooled_as(trial.y.cpu(), turned),
+        fooled_as=_fooled_as(trial.y.cpu(), turned, right & ~remaining),
     )
 
 
@@ -348,9 +348,11 @@ def _per_class(y: Tensor, right: Tensor, remaining: Tensor) -> list[dict[str, An
     return rows
 
 
-def _fooled_as(y: Tensor, turned: Tensor) -> list[dict[str, Any]]:
-    # A model with random numbers may answer correctly when it is asked again.
-    fooled = (turned >= 0) & (turned != y)
+def _fooled_as(y: Tensor, turned: Tensor, fooled: Tensor) -> list[dict[str, Any]]:
+    if bool((turned[fooled] < 0).any()):  # rows of an earlier version have no classes, and a part of them misleads
+        return []
+    # The second prediction of a model with random numbers may be correct.
+    fooled = fooled & (turned != y)
     pairs, counts = torch.stack([y[fooled], turned[fooled]], 1).unique(dim=0, return_counts=True)
     sizes = dict(zip(*(each.tolist() for each in y.unique(return_counts=True))))
     rows = [

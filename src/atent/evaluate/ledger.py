@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import hashlib
 import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ from atent.data.described import spans, unspan
 from atent.distributed import SINGLE, World
 from atent.evaluate.lines import Lines, Values
 from atent.evaluate.outcomes import bits
+from atent.registry import code_of
 from atent.threat import Box
 
 
@@ -172,23 +172,16 @@ def fingerprint(
         "inputs": _hash(x),
         "labels": _hash(y),
         "ids": _hash(ids),
-        "attacks": [
-            # An attack may contain a model of its own, such as the source of a transfer.
-            [name, spell(a, threat=True), list(_box(a)), *(_hash(*_contents(v)) for v in _models(a)), *_code(a)]
-            for name, a in attacks.items()
-        ],
+        "attacks": [[name, *_settings(a)] for name, a in attacks.items()],
         **settings,
         "version": __version__,
     }
 
 
-def _code(attack: Attack) -> list[str]:
-    """A hash of the file of an attack of the user, which may be edited before an evaluation resumes."""
-    module = sys.modules.get(type(attack).__module__)
-    path = getattr(module, "__file__", None)
-    if type(attack).__module__.partition(".")[0] == "atent" or path is None or not Path(path).is_file():
-        return []
-    return [hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]]
+def _settings(attack: Attack) -> list[Any]:
+    """All that the results of an attack depend on; it may contain a model, such as the source of a transfer."""
+    models = [_hash(*_contents(model)) for model in _models(attack)]
+    return [spell(attack, threat=True), list(_box(attack)), *models, *code_of([type(attack)])]
 
 
 def _models(attack: Attack) -> list[nn.Module]:
@@ -197,9 +190,10 @@ def _models(attack: Attack) -> list[nn.Module]:
 
 
 def _contents(model: nn.Module) -> Iterator[str | Tensor]:
-    """The types of a model's modules, its parameters and its buffers."""
+    """The types of a model's modules and their source where it is the user's, its parameters and its buffers."""
     for name, module in model.named_modules():
         yield f"{name} {type(module).__qualname__}"
+    yield from code_of({type(module) for module in model.modules()})
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         yield name
         yield tensor

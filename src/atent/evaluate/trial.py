@@ -83,9 +83,9 @@ class Trial:
             results[name], outcomes[name], left[chain], total = self.attack(name, attack, before)
             remarks = attack.remarks(classes)
             results[name] |= {"remarks": remarks} if remarks else {}
-            remaining &= left[chain]
-            fooled = total.fooled & (turned[total.rows] == -1)
+            fooled = total.fooled & remaining[total.rows]
             turned[total.rows[fooled]] = total.predicted[fooled]
+            remaining &= left[chain]
         return results, outcomes, remaining, turned
 
     def attack(self, name: str, attack: Attack, before: Tensor) -> tuple[dict[str, Any], str, Tensor, Result]:

@@ -48,7 +48,7 @@ from atent.folded import Folded
 from atent.memory import Batches
 from atent.models.convention import Convention
 from atent.progress import Advance, bar
-from atent.registry import Plugin, plugin_named
+from atent.registry import Plugin, code_of, plugin_named
 from atent.runs import manifest
 from atent.runs.locks import held, lock_of
 from atent.runs.weights import visible
@@ -199,7 +199,10 @@ def fingerprint(model: nn.Module) -> str:
 
 def _about(who: Target, plugin: Plugin | None) -> dict[str, Any]:
     """The identity of a certificate, independent of its numbers of images and noise samples."""
-    own = {} if plugin is None else {"certifier": asdict(plugin)}
+    own: dict[str, Any] = {} if plugin is None else {"certifier": asdict(plugin)}
+    certifier = [] if plugin is None else [CERTIFIERS.find(plugin.name)]
+    if code := code_of([*certifier, *{type(module) for module in who.model.modules()}]):
+        own["code"] = code
     return {"weights": fingerprint(who.model), "data": who.data.name, "split": "test", **own}
 
 

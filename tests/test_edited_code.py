@@ -1,0 +1,126 @@
+"""A measurement that stopped does not resume with code of the user that was edited since."""
+
+import importlib
+import sys
+
+import pytest
+import torch
+
+from atent.attacks import FGSM
+from atent.cli import main
+from atent.evaluate import evaluate, measure_flips
+from atent.registry import code_of
+from atent.threat import Threat
+
+ATTACK = """
+from dataclasses import dataclass
+
+from atent import Threat
+from atent.attacks import Attack
+
+
+@dataclass(frozen=True)
+class Shift(Attack):
+    threat: Threat
+    passes = 1
+    needs_gradient = False
+
+    def search(self, oracle, x, y, streams):
+        return self.threat.project(x {sign} 1.0, x)
+"""
+NETWORK = """
+import torch
+
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.layer(0.5 {sign} x.flatten(1))
+
+
+def net():
+    torch.manual_seed(0)
+    return Net()
+"""
+CERTIFIER = """
+import torch
+
+
+class Fixed:
+    def __init__(self, model, sigma):
+        self.model = model
+
+    def certify(self, x, n0=100, n=100_000, alpha=0.001, *, seed=0, ids=None):
+        return self.model(x).argmax(1), torch.full((len(x),), 0.2 {sign} 0.1)
+"""
+
+
+@pytest.fixture
+def edited(tmp_path, monkeypatch):
+    """Write a module of the user, in one of two versions, and import it anew."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def write(source, sign):
+        (tmp_path / "edited_by_user.py").write_text(source.replace("{sign}", sign))
+        sys.modules.pop("edited_by_user", None)
+        importlib.invalidate_caches()
+        return importlib.import_module("edited_by_user")
+
+    yield write
+    sys.modules.pop("edited_by_user", None)
+
+
+def test_an_attack(edited):
+    x, y, net = torch.rand(20, 4), torch.arange(20) % 2, torch.nn.Linear(4, 2)
+
+    def run(sign):
+        return evaluate(net, x, y, {"shift": edited(ATTACK, sign).Shift(Threat("linf", 0.1))}, resume="rows.jsonl")
+
+    first = run("+")
+    assert run("+") == first
+    with pytest.raises(ValueError, match=r"rows\.jsonl"):
+        run("-")
+
+
+@pytest.mark.parametrize("kind", ["evaluation", "flips"])
+def test_a_network(edited, kind):
+    x, y = torch.rand(20, 1, 8, 8), torch.arange(20) % 10
+
+    def run(sign):
+        net = edited(NETWORK, sign).net()
+        if kind == "flips":
+            return repr(measure_flips(net, x, y, resume="rows.jsonl"))
+        return evaluate(net, x, y, [FGSM(Threat("linf", 0.1))], resume="rows.jsonl").outcomes
+
+    first = run("+")
+    assert run("+") == first
+    with pytest.raises(ValueError, match=r"rows\.jsonl"):
+        run("-")
+
+
+def test_a_certifier_and_a_certified_network(edited, capsys, tmp_path):
+    def run(source, sign, limit="6"):
+        edited(source, sign)
+        model, method = "edited_by_user:net", "smoothing"
+        if source is CERTIFIER:
+            model, method = "linear_of_user:net", "edited_by_user:Fixed"
+        given = ["certify", model, "--data", "digits", "--limit", limit, "--sigma", "0.25", "--n", "200", "--n0", "10"]
+        assert main([*given, "--method", method, "--quiet"]) == 0, capsys.readouterr().err
+        return sorted(path.name for path in tmp_path.glob("*certificate*.csv"))
+
+    (tmp_path / "linear_of_user.py").write_text(NETWORK.replace("{sign}", "+"))
+    for source in (CERTIFIER, NETWORK):
+        first = run(source, "+")
+        assert run(source, "+", "8") == first
+        assert len(run(source, "-")) == len(first) + 1
+
+
+def test_code_of_libraries_does_not_count(edited):
+    net = edited(NETWORK, "+").Net
+    assert code_of([torch.nn.Linear, FGSM, pytest.Item]) == []
+    assert len(code_of([net, torch.nn.Linear])) == len(code_of([net, net])) == 1
