@@ -139,7 +139,11 @@ def test_the_model_and_the_random_state_come_back():
         ({}, {"target": math.inf}, "target must be"),
         ({}, {"setting": "alpha"}, "setting 'alpha' is not known: use one of gamma, noise"),
         ({}, {"batch": 0}, "batch must be at least 1, got 0"),
-        ({"projection": "every"}, {}, "projection 'every' projects the samples to eps 1, so the radius"),
+        (
+            {"projection": "every"},
+            {},
+            "projection 'every' projects the samples to eps 1, so the radius 1 cannot",
+        ),
         ({"gamma": "0.1..0.2"}, {}, "gamma '0.1..0.2' is a schedule"),
         ({"step_size": 0.0}, {}, "step_size 0 does not move the samples"),
     ],

@@ -308,7 +308,7 @@ def test_micro_batches_sum_to_the_batch():
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"noise": 0.0}, "needs noise above 0, got 0"),
+        ({"noise": 0.0}, "needs noise above 0, got 0: without noise the chain does not sample p"),
         ({"noise": "0.1..0"}, "needs noise above 0"),
         ({"temperature": 0.0, "noise": None}, "needs noise above 0"),
         ({"gradient": "unit"}, "needs gradient 'raw', got 'unit'"),

@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 from xml.etree import ElementTree
 
+import pytest
 from commands import given
 
 from atent.cli import main
@@ -94,6 +95,29 @@ def test_a_certificate_counts_for_its_own_weights_and_radius(short_run, capsys):
     path.write_text(path.read_text().replace(found["made"]["weights"], "0" * 16))
     (short_run / "manifest.json").unlink(missing_ok=True)
     assert "of these weights" in refused(capsys, "evaluate", "run", "--attacks", "FGSM", "--min-certified", "0@0.01")
+
+
+@pytest.mark.parametrize(
+    ("result", "reason"),
+    [
+        ("runs/nope", "no results at runs/nope"),
+        ("nope.json", "no results at nope.json"),
+        ("w.pt", "w.pt is not a file of results"),
+    ],
+)
+def test_what_is_no_result_is_refused_in_one_line(tmp_path, monkeypatch, capsys, result, reason):
+    monkeypatch.chdir(tmp_path)
+    Path("w.pt").write_bytes(b"\x80\x02")
+    line = refused(capsys, "gate", result, "--min-robust", "0.4")
+    assert reason in line
+    assert "atent evaluate" in line
+
+
+def test_a_file_of_results_without_a_run_has_its_own_name(short_run, tmp_path, capsys):
+    content = json.loads((short_run / "evaluation.json").read_text()) | {"run": None, "model": "mine:net"}
+    (tmp_path / "epoch-3.json").write_text(json.dumps(content))
+    main(["gate", str(tmp_path / "epoch-3.json"), "--min-clean", "0", "--json"])
+    assert [row["run"] for row in json.loads(capsys.readouterr().out)] == [str(tmp_path / "epoch-3.json")]
 
 
 def test_names_of_runs_break_no_report():

@@ -306,3 +306,5 @@ def test_a_loss_with_a_mean_over_the_batch_is_refused():
     oracle = Oracle(net, *torch.zeros(2, 20, dtype=torch.int64), check=False)
     with pytest.raises(ValueError, match="one value per sample, 20, got"):
         oracle.gradient(x, y, torch.nn.functional.cross_entropy)
+    with pytest.raises(ValueError, match="function of"):
+        oracle.gradient(x, y, "ce")

@@ -125,6 +125,8 @@ class Oracle:
 
     def gradient(self, x: Tensor, y: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
         """Input gradient of each sample's loss (summed over the batch), the losses (n,) and logits (n, classes)."""
+        if not callable(loss):
+            raise ValueError(f"loss must be a function of (logits, y) such as atent.losses.margin, got {loss!r}")
         found: tuple[Tensor, Tensor, Tensor] | None = None
         for _ in range(self.samples):
             z = x.detach().requires_grad_()

@@ -110,7 +110,7 @@ def _verdicts(result: str, asked: Limits) -> list[Verdict]:
             evaluated = str(path / run.headline), run.evaluations[run.headline]
     else:
         found = gate.read(path)
-        name = str(found.run or found.model or path)
+        name = str(found.run or path)
         certified = {path: found} if isinstance(found, CertificateFile) else {}
         evaluated = (str(path), found) if isinstance(found, EvaluationFile) else None
     out = []

@@ -163,7 +163,11 @@ def certificates(place: Path, stem: str = "", weights: str | None = None) -> dic
 
 
 def read(path: Path) -> EvaluationFile | CertificateFile:
-    """The evaluation or the certificate in a file; ValueError for any other file."""
+    """The evaluation or the certificate in a file; FileNotFoundError or ValueError, in one line, for any other."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no results at {path}: give a run folder, or a file of `atent evaluate` or `certify`")
+    if path.suffix != ".json":
+        raise ValueError(f"{path} is not a file of results: give the .json that `atent evaluate` or `certify` wrote")
     plain: Any = read_json(path)
     if isinstance(plain, dict) and "certified" in plain:
         if plain.get("complete") is False:
