@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from campaign import INTERRUPTED, State, now, write
+from campaign_evaluate import of_tables
 
 from atent import runs as folder
 from atent import signals
@@ -120,8 +121,7 @@ class Work:
 
     def measures(self) -> list[Measure]:
         """What the scale's tables measure of the job's network."""
-        wanted = [m for each in self._tables() for m in engine.needed(each).get(self.job["training"], [])]
-        return list({m.key: m for m in wanted}.values())
+        return of_tables(self.bench.scale, self.job["training"])
 
     def describe(self, **more: Any) -> dict[str, Any]:
         """The content of job.json."""

@@ -419,10 +419,10 @@ def headline(folder: Path, present: str) -> str:
     table = "\n".join(markdown_table(["accuracy (%), 95 % interval", "ATENT", "PGD-AT"], rows))
     return (
         f"On CIFAR-10, ResNet-20, {one.job['epochs']} epochs, l2, one training each"
-        f" ([all of it](results/{folder.name}/README.md)):\n\n{table}\n\n"
+        f" ([details](results/{folder.name}/README.md)):\n\n{table}\n\n"
         "One training of each method does not decide which is better. Robust accuracy under an attack is an upper\n"
-        "bound: a stronger attack may lower it. [Everything that was measured](docs/measured.md), and\n"
-        "[the paper's tables measured again](docs/reproduce.md).\n"
+        "bound: a stronger attack may lower it. [All measured results](docs/measured.md), and\n"
+        "[the paper's tables reproduced](docs/reproduce.md).\n"
     )
 
 

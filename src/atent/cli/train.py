@@ -72,10 +72,9 @@ def train(
         Allow an eps that covers the entire box: linf at least its width, l2 and l1 at least its diagonal, l0 and patch
         at least the number of elements, pixels or patches of a sample.
     model
-        With --resume, for a run trained from Python: the network, as module:function or by name.
+        The network, as --model.name: a name or module:function. With --resume: for a run trained from Python.
     data
-        With --resume, for a run trained on tensors: module:function that returns its data, as atent.data.from_tensors
-        does.
+        The data set, as --data.name. With --resume: module:function that returns the data of a run trained on tensors.
     root
         Folder of the data (npz: the file), as --data.root. Default: the recipe's, or with --resume the run's.
     log

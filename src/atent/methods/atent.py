@@ -127,7 +127,7 @@ class ATENT(Method):
     dropout: Literal["shared", "fresh"] = "shared"
     """One dropout mask per iterate (shared), or one for each of its two passes (fresh)."""
     mode: Literal["train", "eval"] = "train"
-    """Mode of the model in the chain: that of the training loop (train), or eval mode."""
+    """Mode of the network in the chain: train, or eval (stored batch-norm statistics, no dropout)."""
     objective: Literal["free-energy", "data-entropy"] = "free-energy"
     """Objective to minimise: the free energy (the paper's algorithm), or the mean loss under p (its stated aim)."""
     eps_warmup: float = 0.0

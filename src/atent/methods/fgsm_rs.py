@@ -73,7 +73,7 @@ class FGSMRS(Method):
     start: Literal["uniform", "zero"] = "uniform"
     """Start of the adversary: uniform in the ball, or zero, which is FGSM (Goodfellow et al. 2015)."""
     mode: Literal["eval", "train"] = "train"
-    """Mode of the model in the adversary: eval mode, or that of the training loop (train)."""
+    """Mode of the network during the attack: eval (stored batch-norm statistics, no dropout), or train."""
     eps_warmup: float = 0.0
     """Share of the training over which eps, and the step with it, grows linearly from 0."""
 

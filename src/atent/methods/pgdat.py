@@ -69,7 +69,7 @@ class PGDAT(Method):
     keep: Literal["last", "best"] = "last"
     """Iterate to train on: the last, or the one with the highest loss."""
     mode: Literal["eval", "train"] = "eval"
-    """Mode of the model in the adversary: eval mode, or that of the training loop (train)."""
+    """Mode of the network during the attack: eval (stored batch-norm statistics, no dropout), or train."""
     eps_warmup: float = 0.0
     """Share of the training over which eps grows linearly from 0."""
     label_smoothing: float = 0.0
