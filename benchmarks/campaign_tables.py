@@ -22,6 +22,7 @@ from typing import Any
 from campaign_evaluate import HERE, Network, Steps, cost, entries, networks, read_steps
 
 from atent import runs as folder
+from atent import stats
 from atent.experiments import migrate
 from atent.experiments import recipes as config
 from atent.experiments.results import EvaluationFile
@@ -36,6 +37,7 @@ from atent.paper.tables import TABLES
 
 BEGIN, END = "<!-- generated: campaign_tables.py -->", "<!-- end of generated -->"
 CURVES = "figure-s1"
+PAIR = ("cifar10-l2-atent", "cifar10-l2-pgdat")
 
 
 @dataclass(frozen=True)
@@ -262,6 +264,30 @@ def _line(n: Network, what: str, share: Mapping[str, Any], made: Mapping[str, An
     return [f"`{n.name}`", what, file, where, result.commit(made), value, f"{share['n']:,}", str(made["seed"])]
 
 
+def differences(made: Campaign) -> list[str]:
+    """ATENT less PGD-AT in l2, image by image, for each measure of both: of these two networks, not of the methods."""
+    found = {n.name: engine.measured(n.place) for n in made.found}
+    one, other = (found.get(name, {}) for name in PAIR)
+    rows = []
+    for key in one:
+        sides = [side[key].get("outcomes", {}) if key in side else {} for side in (one, other)]
+        if not all("share" in side for side in sides) or sides[0]["ids"] != sides[1]["ids"]:
+            continue
+        outcomes = ([sides[0]["share"]], [sides[1]["share"]])
+        shares = [side[key]["share"] for side in (one, other)]
+        gap = stats.paired([shares[0]["value"]], [shares[1]["value"]], shares[0]["n"], outcomes)
+        gaps = stats.by_image(*outcomes)
+        counts = sum(g > 0 for g in gaps), sum(g < 0 for g in gaps)
+        value = f"{100 * gap.value:+.1f} [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]"
+        what = key.rpartition(", stratified")[0].replace("natural", "no attack")
+        cells = (f"{shares[0]['n']:,}", f"{counts[0]:,}", f"{counts[1]:,}", f"{stats.mcnemar(*counts):.2g}")
+        rows.append([what, value, *cells])
+    if not rows:
+        return ["Not both are measured yet."]
+    heads = ["attack", "difference (points)", "n", "only ATENT robust", "only PGD-AT robust", "McNemar's p"]
+    return markdown_table(heads, rows)
+
+
 def checked(made: Campaign) -> list[str]:
     """The masking checks and the mean error under corruptions of each evaluated network."""
     lines = []
@@ -297,8 +323,9 @@ def missing(made: Campaign) -> list[str]:
 def page(made: Campaign) -> str:
     """What stands between the marks of README.md."""
     parts = {
-        "Trainings": trainings(made), "Figures": figures(made), "Checks and corruptions": checked(made),
-        "Not measured yet": missing(made),
+        "Trainings": trainings(made), "Figures": figures(made),
+        "ATENT less PGD-AT in l2: these two networks, on the same images": differences(made),
+        "Checks and corruptions": checked(made), "Not measured yet": missing(made),
     }  # fmt: skip
     return "\n".join(line for title, lines in parts.items() for line in (f"### {title}", "", *lines, ""))
 

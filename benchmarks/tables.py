@@ -353,6 +353,8 @@ class Trained(NamedTuple):
     """The threat that its evaluations are of, such as "l2 1"."""
     shares: dict[str, dict[str, Any]]
     """Accuracies with k, n, value, low and high, by attack; "clean" without one."""
+    strongest: dict[str, Any] | None
+    """The accuracy under AutoAttack of most images at that radius."""
     corruptions: dict[str, Any] | None
 
 
@@ -376,7 +378,11 @@ def trained(folder: Path) -> list[Trained]:
         radius = f"{threat['norm']} {round(255 * threat['eps'])}/255" if threat["norm"] == "linf" else ""
         radius = radius or f"{threat['norm']} {threat['eps']:g}"
         corrupted = next((each["corruptions"] for each in found if each.get("corruptions")), None)
-        out.append(Trained(json.loads(path.read_text()), radius, shares, corrupted))
+        tabled = f"AutoAttack(norm={threat['norm']}, eps={float(threat['eps'])}), "
+        strongest = [each["share"] for key, each in whole.items() if key.startswith(tabled)]
+        strongest += [shares["AutoAttack"]] if "AutoAttack" in shares else []
+        most = max(strongest, key=lambda share: share["n"], default=None)
+        out.append(Trained(json.loads(path.read_text()), radius, shares, most, corrupted))
     return out
 
 
@@ -387,7 +393,8 @@ def networks(folder: Path) -> str:
     for radius in dict.fromkeys(network.radius for network in found):
         rows = []
         for network in (each for each in found if each.radius == radius):
-            shown = [_share(network.shares.get(name)) for name in ("clean", CAMPAIGN_STRONG, "AutoAttack")]
+            shown = [_share(network.shares.get(name)) for name in ("clean", CAMPAIGN_STRONG)]
+            shown.append(_share(network.strongest))
             error = network.corruptions and _share(network.corruptions["mean"])
             counts = (str(network.job["epochs"]), f"{network.job['core_hours']:.1f}")
             rows.append([f"`{network.job['name']}`", *shown, error or "not measured", *counts])

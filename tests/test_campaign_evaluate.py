@@ -1,6 +1,7 @@
 """The evaluation queue of a campaign and its tables: on a toy network, and the files that the repository ships."""
 
 import json
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -194,3 +195,27 @@ def test_the_readmes_table_changes_once_both_networks_are_evaluated(tmp_path):
     # The repository's README is as its results say.
     readme = (ROOT / "README.md").read_text()
     assert pages.refreshed(readme, ROOT / "results") == readme
+
+
+def test_the_page_on_choosing_says_by_how_much_atent_is_behind():
+    page = (ROOT / "results/cifar/README.md").read_text("utf-8")
+    rows = dict(re.findall(r"^\| (no attack|AutoAttack\(norm=l2, eps=\S+\)) \| (-\d+\.\d) \[", page, re.M))
+    said = " ".join((ROOT / "docs/choosing.md").read_text("utf-8").split())
+    clean, half = (rows[key].lstrip("-") for key in ("no attack", "AutoAttack(norm=l2, eps=0.5)"))
+    assert f"{clean} points in clean accuracy and {half} points under AutoAttack at l2 0.5" in said
+
+
+def test_differences_are_those_of_the_outcomes_by_image():
+    shares = [
+        folder.read_json(ROOT / f"results/cifar/{name}/measures.json") for name in tables.PAIR
+    ]  # fmt: skip
+    steps = queue.read_steps(ROOT / "benchmarks/cifar_evaluate.toml")
+    networks = queue.networks(ROOT / "results/cifar", steps.queue)
+    lines = tables.differences(tables.Campaign(steps, networks, None))
+    for key in set(shares[0]) & set(shares[1]):
+        one, other = (each[key]["outcomes"]["share"] for each in shares)
+        lost = [sum(a == "1" and b == "0" for a, b in zip(x, y)) for x, y in ((one, other), (other, one))]
+        what, n = key.rpartition(", stratified")[0].replace("natural", "no attack"), len(one)
+        (line,) = (each for each in lines if each.startswith(f"| {what} | ") and f"| {n:,} |" in each)
+        assert f"| {100 * (lost[0] - lost[1]) / n:+.1f} [" in line
+        assert f"| {n:,} | {lost[0]:,} | {lost[1]:,} |" in line
