@@ -255,10 +255,14 @@ class Campaign:
                 time.sleep(self.poll)
 
     def _adopt(self) -> None:
-        """Jobs whose results are under ``out`` count as done in a state that does not know them, as after its loss."""
+        """Jobs whose results are under ``out`` count as done in a state that has not finished them.
+
+        The state may be lost, its runner may be killed between the results and their record, or another queue with
+        the same ``out`` may finish a job that this one began.
+        """
         for job in self.queue.jobs:
             reported = self.out / job.name / "job.json"
-            if self.state.record(job.name)["status"] != "queued" or not reported.is_file():
+            if self.state.record(job.name)["status"] in ("done", "failed") or not reported.is_file():
                 continue
             made, asked = json.loads(reported.read_text()), asked_of(job)
             same = all(made.get(key) == asked[key] for key in ("kind", "seed", "training"))
@@ -267,7 +271,8 @@ class Campaign:
             kept = ("segments", "commit", "scale", "began", "ended")
             self.state.write({"name": job.name, "status": "done", "job": asked} | {key: made[key] for key in kept})
             run = self.state.place / "runs" / self.queue.scale / f"{run_name(job)}-seed{job.seed}"
-            if job.kind in ("train", "curves") and not run.exists():
+            if job.kind in ("train", "curves"):
+                shutil.rmtree(run, ignore_errors=True)  # what this queue began of it has no final weights
                 shutil.copytree(reported.parent, run)
             print(f"{now()}  found  {job.name} in {self.out}", flush=True)
 

@@ -204,6 +204,12 @@ def test_what_is_under_the_results_is_not_run_again_after_the_loss_of_the_state(
     assert (found["status"], found["commit"]) == ("done", json.loads((shipped_run / "job.json").read_text())["commit"])
     run = place / "state" / "runs" / "cifar" / "cifar10-l2-pgdat-seed0"
     assert (run / folder.BEST).read_bytes() == (shipped_run / folder.BEST).read_bytes()
+    begun = {**found, "status": "interrupted", "segments": []}
+    (place / "state" / "jobs" / "cifar10-l2-pgdat.json").write_text(json.dumps(begun))
+    (run / folder.BEST).write_bytes(b"of an earlier epoch")
+    assert "found  cifar10-l2-pgdat" in finish(place, "run"), "another queue finished what this one began"
+    assert record(place, "cifar10-l2-pgdat")["status"] == "done"
+    assert (run / folder.BEST).read_bytes() == (shipped_run / folder.BEST).read_bytes()
     shutil.rmtree(place / "state")
     (place / "toy.toml").write_text(text + "seed = 1\n")
     refused = start(place, "run")
