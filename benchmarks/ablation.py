@@ -144,7 +144,7 @@ def table(found: ComparisonFile, names: tuple[str, str]) -> str:
     def points(cell: Spread) -> str:
         if cell.sd is None or cell.low is None or cell.high is None:
             return f"{100 * cell.mean:+.1f}"
-        return f"{100 * cell.mean:+.1f} +- {100 * cell.sd:.1f} [{100 * cell.low:+.1f}, {100 * cell.high:+.1f}]"
+        return f"{100 * cell.mean:+.1f} \u00b1 {100 * cell.sd:.1f} [{100 * cell.low:+.1f}, {100 * cell.high:+.1f}]"
 
     attacks = ", ".join(found.rows[0].attacks)
     rows = []
@@ -156,7 +156,7 @@ def table(found: ComparisonFile, names: tuple[str, str]) -> str:
     lines += [
         "",
         f"Robust: the worst of {attacks}, {', '.join(found.threats)}, {data.name}, test images:"
-        f" {data.text}; {seeds} seed{'s' if seeds > 1 else ''}. Mean +- standard deviation of the differences"
+        f" {data.text}; {seeds} seed{'s' if seeds > 1 else ''}. Mean \u00b1 standard deviation of the differences"
         " between networks of one seed, and in brackets their 95 % t-interval over the seeds: the images are the same"
         " on both sides, so that the interval does not cover other images.",
         "",

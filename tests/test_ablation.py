@@ -116,7 +116,7 @@ def test_what_a_part_brings_is_the_mean_difference_of_equal_seeds():
     assert effects["awp", "b, without it"].worst.mean == pytest.approx(0.2)
     assert effects["x-1", "b"].worst.mean == pytest.approx(-0.05)
     text = ablation.table(found, ("a", "b"))
-    assert "| awp | a | +5.0 +- 7.1 [-58.5, +68.5] | +15.0 +- 7.1 [-48.5, +78.5] | 2.00 times |" in text
+    assert "| awp | a | +5.0 ± 7.1 [-58.5, +68.5] | +15.0 ± 7.1 [-48.5, +78.5] | 2.00 times |" in text
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("ablation-*/ablation.json")), ids=lambda path: path.parent.name)

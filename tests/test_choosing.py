@@ -31,7 +31,7 @@ def test_the_tables_are_those_of_the_results():
     assert "<!-- ablation: " in TEXT
     assert tables.refreshed(TEXT, ROOT / "results") == TEXT
     rows = [row["recipe"] for name in found for row in comparison(name)]
-    assert sorted(rows) == sorted(re.findall(r"^\| `([\w-]+)` \| +[\d.]+ \+- ", TEXT, re.M))
+    assert sorted(rows) == sorted(re.findall(r"^\| `([\w-]+)` \| +[\d.]+ ± ", TEXT, re.M))
 
 
 def test_a_table_that_differs_is_made_anew(tmp_path):

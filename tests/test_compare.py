@@ -473,8 +473,8 @@ def test_markdown_marks_the_certain_best_alone():
         "| recipe | clean (%) | FGSM (%) | PGD-2 (%) | worst of these (%) | s / epoch | peak MiB | best epoch |"
     )
     assert table[2] == (
-        "| r0 (Standard) | **90.0 +- 1.0** [88.0, 92.0] | **90.0 +- 1.0** [88.0, 92.0] | 90.0 +- 1.0 [88.0, 92.0]"
-        " | **90.0 +- 1.0** [88.0, 92.0] | 1.00 | - | 1.0 |"
+        "| r0 (Standard) | **90.0 ± 1.0** [88.0, 92.0] | **90.0 ± 1.0** [88.0, 92.0] | 90.0 ± 1.0 [88.0, 92.0]"
+        " | **90.0 ± 1.0** [88.0, 92.0] | 1.00 | - | 1.0 |"
     )
     assert "**" not in table[3]
     for part in ("a chip (cpu, 2 threads), 2 runs at once", "Commit: abc", "2 epochs, batches of 64"):
@@ -492,8 +492,8 @@ def test_the_last_epoch_is_shown_beside_the_best(monkeypatch, tmp_path):
     found = replace(found, rows=[replace(row, last=cell) for row, cell in zip(found.rows, cells, strict=True)])
     table = markdown(found).splitlines()
     assert "| worst of these (%) | at the last epoch (%) | s / epoch |" in table[0]
-    assert "| 85.0 +- 7.0 [70.0, 95.0] | 1.00 |" in table[2]
-    assert "| 50.0 +- 1.0 [40.0, 60.0] | - | 1.00 |" in table[3]
+    assert "| 85.0 ± 7.0 [70.0, 95.0] | 1.00 |" in table[2]
+    assert "| 50.0 ± 1.0 [40.0, 60.0] | - | 1.00 |" in table[3]
     drawn = []
     monkeypatch.setattr(plots, "accuracies", lambda table, title: drawn.append(table) or plots.curves([BARE]))
     draw(tmp_path, found)

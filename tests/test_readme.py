@@ -154,7 +154,7 @@ def test_comparisons_are_those_of_the_results(name):
     rows = with_present_keys(json.loads((ROOT / f"results/{name}/comparison.json").read_text()))["rows"]
     for row in rows:
         clean, weak, worst = row["clean"], row["attacks"]["PGD-20"], row["worst"]
-        cells = [f"{100 * cell['mean']:.1f} +- {100 * cell['sd']:.1f}" for cell in (clean, weak, worst)]
+        cells = [f"{100 * cell['mean']:.1f} ± {100 * cell['sd']:.1f}" for cell in (clean, weak, worst)]
         interval = f"[{100 * worst['low']:.1f}, {100 * worst['high']:.1f}]"
         assert f"| `{row['recipe']}` | {' | '.join(cells)} {interval} |" in TEXT
     plain = next(row["worst"]["high"] for row in rows if row["recipe"] == f"{name}-standard")
@@ -190,7 +190,7 @@ def test_the_two_objectives_are_those_of_the_results():
     rows = {row["recipe"].removeprefix("digits-l2-atent-"): row for row in found["rows"]}
     for row in rows.values():
         cells = [row["clean"], row["attacks"]["PGD-20"], row["worst"]]
-        reported = " | ".join(f"{100 * cell['mean']:.1f} +- {100 * cell['sd']:.1f}" for cell in cells)
+        reported = " | ".join(f"{100 * cell['mean']:.1f} ± {100 * cell['sd']:.1f}" for cell in cells)
         assert f"{reported} [{100 * row['worst']['low']:.1f}, {100 * row['worst']['high']:.1f}] |" in TEXT
     gain = _lead(rows["data-entropy"], rows["free-energy"])
     assert gain.inside(0) is True

@@ -422,7 +422,7 @@ def test_a_comparison_shows_its_table():
     doc = Document(report([path]))
     (table,) = doc.rows("recipe", *headings)
     assert {name: [cell[0] for cell in cells] for name, cells in table.items()} == {
-        name: [e.text.replace("+-", "±") + e.interval for e in entries] for name, entries in rows
+        name: [e.text + e.interval for e in entries] for name, entries in rows
     }
     best = max(found["rows"], key=lambda row: row["worst"]["mean"])
     (lead,) = re.findall(r'<p class="lead">(.*?)</p>', report([path]))

@@ -289,6 +289,17 @@ def test_a_closed_stream_is_silent_and_a_full_disk_is_not(monkeypatch, tmp_path)
         full.write("text")
 
 
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [("utf-8", "0.5 \u00b1 0.1 \u732b"), ("latin-1", "0.5 \u00b1 0.1 \\u732b"), ("ascii", "0.5 +- 0.1 \\u732b")],
+)
+def test_a_stream_writes_what_its_encoding_lacks_in_other_characters(encoding, shown):
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding, write_through=True)
+    print("0.5 \u00b1 0.1 \u732b", file=Steady(stream))
+    assert raw.getvalue().decode(encoding) == shown + "\n"
+
+
 class Full(io.StringIO):
     """A stream to a disk without space."""
 

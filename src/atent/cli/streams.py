@@ -1,7 +1,8 @@
-"""Output streams that ignore a closed reader, so that a measurement continues without one."""
+"""Output streams that ignore a closed reader and take any text, so that a measurement continues."""
 
 from __future__ import annotations
 
+import codecs
 import os
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from errno import EBADF, EIO, EPIPE
 from typing import Any, TextIO
 
 _GONE = (EPIPE, EIO, EBADF)
+ESCAPED = "atent-escaped"
 
 
 class Steady:
@@ -21,7 +23,10 @@ class Steady:
     def write(self, text: str) -> int:
         """Write ``text``, or discard it."""
         try:
-            return self._stream.write(text)
+            try:
+                return self._stream.write(text)
+            except UnicodeEncodeError:
+                return self._stream.write(text.encode(self._stream.encoding, ESCAPED).decode(self._stream.encoding))
         except (OSError, ValueError) as error:
             self._drop(error)
             return len(text)
@@ -45,6 +50,16 @@ class Steady:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def _replaced(error: UnicodeError) -> tuple[str, int]:
+    """An error handler of `codecs`: an escape for each character that the encoding lacks, and +- for the sign."""
+    assert isinstance(error, UnicodeEncodeError)
+    lacking = error.object[error.start : error.end].replace("\u00b1", "+-")
+    return lacking.encode("ascii", "backslashreplace").decode(), error.end
+
+
+codecs.register_error(ESCAPED, _replaced)
 
 
 @contextmanager

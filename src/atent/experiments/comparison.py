@@ -28,8 +28,8 @@ FIGURE = "comparison.png"
 PARETO = "pareto.png"
 
 INTERVAL = (
-    "mean +- standard deviation over the seeds; in brackets 95 % intervals: of the t-interval over the seeds and the"
-    " exact binomial interval at the size of one test set, which all seeds share, the wider one at each end"
+    "mean \u00b1 standard deviation over the seeds; in brackets 95 % intervals: of the t-interval over the seeds and"
+    " the exact binomial interval at the size of one test set, which all seeds share, the wider one at each end"
 )
 
 
@@ -158,7 +158,7 @@ def _entry(cell: Spread | None, scale: float = 1, *, digits: int = 1, best: bool
         return Entry("-")
     text = f"{scale * cell.mean:.{digits}f}"
     if cell.sd is not None:
-        text += f" +- {scale * cell.sd:.{digits}f}"
+        text += f" \u00b1 {scale * cell.sd:.{digits}f}"
     if best is None or cell.low is None or cell.high is None:
         return Entry(text)
     return Entry(text, f"[{scale * cell.low:.{digits}f}, {scale * cell.high:.{digits}f}]", best)

@@ -34,10 +34,10 @@ class Statement:
 
     @property
     def figure(self) -> str:
-        """The value with its error, as text: "0.973" or "0.604 +- 0.004"."""
+        """The value with its error, as text: "0.973" or "0.604 ± 0.004"."""
         if self.value is None:
             return ""
-        return f"{self.value:.4g}" + ("" if self.error is None else f" +- {self.error:.2g}")
+        return f"{self.value:.4g}" + ("" if self.error is None else f" \u00b1 {self.error:.2g}")
 
     @property
     def behind(self) -> str:
