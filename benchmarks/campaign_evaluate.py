@@ -191,7 +191,7 @@ def done(bench: engine.Bench, network: Network, piece: Piece) -> None:
         engine.measure(bench, network.place, [piece.measure])
         return
     with engine.alarm(bench.deadline):
-        status = atent([*piece.argv, *([] if "--quiet" in piece.argv else ["--quiet"])])
+        status = atent([*piece.argv])
     if status > 128:
         raise Interrupted("interrupted: the same command resumes")
     if status:
