@@ -197,14 +197,6 @@ def test_the_readmes_table_changes_once_both_networks_are_evaluated(tmp_path):
     assert pages.refreshed(readme, ROOT / "results") == readme
 
 
-def test_the_page_on_choosing_says_by_how_much_atent_is_behind():
-    page = (ROOT / "results/cifar/README.md").read_text("utf-8")
-    rows = dict(re.findall(r"^\| (no attack|AutoAttack\(norm=l2, eps=\S+\)) \| (-\d+\.\d) \[", page, re.M))
-    said = " ".join((ROOT / "docs/choosing.md").read_text("utf-8").split())
-    clean, half = (rows[key].lstrip("-") for key in ("no attack", "AutoAttack(norm=l2, eps=0.5)"))
-    assert f"{clean} points in clean accuracy and {half} points under AutoAttack at l2 0.5" in said
-
-
 def test_differences_are_those_of_the_outcomes_by_image():
     shares = [
         folder.read_json(ROOT / f"results/cifar/{name}/measures.json") for name in tables.PAIR
