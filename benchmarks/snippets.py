@@ -2,8 +2,8 @@
 
     python benchmarks/snippets.py
 
-A section with the parts "In PACKAGE" and "In atent" has a snippet in each. Blank lines and comments are not counted, and
-a line of more than 120 characters is an error. Both snippets are formatted by `ruff format`, so that the counts compare.
+A section with the parts "In PACKAGE" and "In atent" has a snippet in each. Blank lines and comments are not counted. A
+line of more than 120 characters is an error. Both snippets are formatted by `ruff format`, so that the counts compare.
 """
 
 from __future__ import annotations
