@@ -2,8 +2,8 @@
 
     python benchmarks/snippets.py
 
-A section with the parts "There" and "Here" has a snippet in each. A line counts that is neither blank nor a comment;
-one of more than 120 characters is an error. Both sides are laid out by `ruff format`, so that none is packed.
+A section with the parts "In PACKAGE" and "In atent" has a snippet in each. Blank lines and comments are not counted. A
+line of more than 120 characters is an error. Both snippets are formatted by `ruff format`, so that the counts compare.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ PAGE = Path(__file__).parent.parent / "docs" / "ecosystem.md"
 _LONGEST = 120
 _TABLE = re.compile(r"<!-- lines -->\n.*?<!-- /lines -->", re.DOTALL)
 _SECTION = re.compile(r"^## (?P<name>[^\n]+)\n(?P<body>.*?)(?=^## |\Z)", re.DOTALL | re.MULTILINE)
-_PART = re.compile(r"^### (There|Here)\n\n```(python|console)\n(.*?)```", re.DOTALL | re.MULTILINE)
+_PART = re.compile(r"^### In ([^\n]+)\n\n```(python|console)\n(.*?)```", re.DOTALL | re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The code for one task in another package, and here."""
+    """The code for one task in another package and in atent."""
 
     package: str
     task: str
@@ -32,16 +32,17 @@ class Pair:
 
 
 def pairs(text: str) -> list[Pair]:
-    """The tasks of the page, in its order; ValueError for a section with one of the two parts."""
+    """The tasks of the page, in its order; ValueError for a section with only one of the two parts."""
     found = []
     for section in _SECTION.finditer(text):
         parts = {name: (language, code) for name, language, code in _PART.findall(section["body"])}
         if not parts:
             continue
-        if set(parts) != {"There", "Here"}:
-            raise ValueError(f"{section['name']} has {' and '.join(parts)} alone: give both")
+        package = section["name"]
+        if set(parts) != {package, "atent"}:
+            raise ValueError(f"section {package} has snippets of {' and '.join(parts)}: give {package} and atent")
         task = re.split(r"[.:](?:\s|$)|, such as", section["body"].strip(), maxsplit=1)[0]
-        found.append(Pair(section["name"], task, parts["There"][1], parts["Here"][1], parts["Here"][0]))
+        found.append(Pair(package, task, parts[package][1], parts["atent"][1], parts["atent"][0]))
     return found
 
 
@@ -56,7 +57,7 @@ def lines(code: str) -> int:
 
 def table(text: str) -> str:
     """The table of the page, between its markers."""
-    rows = ["| from | task | lines there | lines here |", "|---|---|---|---|"]
+    rows = ["| package | task | lines in the package | lines in atent |", "|---|---|---:|---:|"]
     for pair in pairs(text):
         name = pair.task.split()[0][1:] != pair.task.split()[0][1:].lower()
         task = pair.task if name else pair.task[0].lower() + pair.task[1:]

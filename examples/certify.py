@@ -7,17 +7,18 @@ from atent.data import DataSettings, load
 
 
 def main(images: int = 100, n: int = 1000) -> tuple[float, float]:
-    model = atent.load("zoo:digits-linf-crown-ibp")  # comes with the package
+    """Return the verified and the certified accuracy."""
+    model = atent.load("zoo:digits-linf-crown-ibp")  # part of the package
     x, y = load(DataSettings("digits")).sample("test", images).batch(range(images))
 
     threat = Threat("linf", 0.1)
     by_bounds = verified(model, x, y, threat, "crown").double().mean().item()
     print(f"verified accuracy within linf {threat.eps}: {by_bounds:.1%}")
 
-    # The class that Gaussian noise leaves most frequent, and how far from the image it stays the same.
+    # The most frequent class under Gaussian noise, and the radius within which it does not change.
     classes, radii = Smoothed(model, sigma=0.25).certify(x, n=n)
     by_smoothing = ((classes == y) & (radii >= 0.25)).double().mean().item()
-    print(f"certified accuracy within l2 0.25: {by_smoothing:.1%}, each with probability 99.9 % at least")
+    print(f"certified accuracy within l2 0.25: {by_smoothing:.1%} (confidence of each radius: 99.9 %)")
     return by_bounds, by_smoothing
 
 

@@ -1,8 +1,8 @@
-"""Evaluate somebody else's claim: a `.pt` file and a robust accuracy that was reported for it.
+"""Check a reported robust accuracy: evaluate a `.pt` file and compare the result with the claim.
 
     python check_a_claim.py weights.pt digits_cnn 0.85
 
-Without a file it makes one: a network by standard training, and the claim that PGD with 2 short steps supports.
+Without arguments it checks its own claim: the accuracy of a network by standard training under PGD with 2 short steps.
 """
 
 import sys
@@ -25,7 +25,7 @@ DATA, THREAT = DataSettings("digits"), Threat("linf", 0.1)
 
 
 def published(place: Path, epochs: int) -> tuple[str, str, float]:
-    """A weights file, the name of its network, and what it claims."""
+    """A file of weights, the name of its network, and the claimed robust accuracy."""
     data = load(DATA)
     torch.manual_seed(0)
     fitted = fit(build("digits_cnn"), data, Standard(), settings=TrainSettings(epochs=epochs), progress=False)
@@ -36,7 +36,7 @@ def published(place: Path, epochs: int) -> tuple[str, str, float]:
 
 
 def main(file: str = "", network: str = "", claim: float = 0.0, epochs: int = 10, images: int = 100) -> bool:
-    """Whether the claim is at most the upper limit of the measured 95 % interval."""
+    """Whether the claim is at most the upper limit of the 95 % interval of the measured robust accuracy."""
     with tempfile.TemporaryDirectory() as folder:
         if not file:
             file, network, claim = published(Path(folder) / "weights.pt", epochs)

@@ -1,4 +1,4 @@
-"""A robust classifier of handwritten digits: train by ATENT, evaluate by PGD and AutoAttack."""
+"""A robust classifier of handwritten digits: train with ATENT, evaluate with PGD and AutoAttack."""
 
 import torch
 
@@ -13,6 +13,7 @@ from atent.train import TrainSettings, fit
 
 
 def main(epochs: int = 40, images: int = 200) -> float:
+    """Train and evaluate; return the robust accuracy under both attacks."""
     torch.manual_seed(0)
     data, threat = load(DataSettings("digits")), Threat("linf", 0.15)
     fitted = fit(build("digits_cnn"), data, ATENT(threat, steps=10), settings=TrainSettings(epochs=epochs))

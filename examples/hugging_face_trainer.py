@@ -1,4 +1,4 @@
-"""TRADES in the Trainer of Hugging Face transformers: `compute_loss` returns the method's loss."""
+"""TRADES in the Trainer of Hugging Face transformers: `compute_loss` returns the loss of the method."""
 
 import tempfile
 
@@ -13,12 +13,12 @@ from atent.models import transformers_logits
 
 
 class RobustTrainer(Trainer):
-    """A Trainer whose loss is that of a method of this library."""
+    """A Trainer that minimises the loss of a method of this library."""
 
     def __init__(self, *args, method: Method, **given) -> None:
         super().__init__(*args, **given)
         self.method = method
-        # The loss is a mean: of several accumulated batches the Trainer must take the mean too.
+        # The loss is a mean over the batch, so the Trainer must average it over accumulated batches.
         self.model_accepts_loss_kwargs = False
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -29,7 +29,7 @@ class RobustTrainer(Trainer):
 
 
 class Images(torch.utils.data.Dataset):
-    """The images of a split by the names that transformers gives them."""
+    """The images of a split, with the keys that transformers expects."""
 
     def __init__(self, part) -> None:
         self.x, self.y = part.batch(torch.arange(len(part)))
@@ -42,7 +42,7 @@ class Images(torch.utils.data.Dataset):
 
 
 def main(epochs: float = 5) -> float:
-    """Train, and give the share of 100 test images that remain correctly classified under PGD."""
+    """Train, and return the share of 100 test images that remain correctly classified under PGD."""
     torch.manual_seed(0)
     data, threat = load(DataSettings("digits")), Threat("linf", 0.1)
     size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}

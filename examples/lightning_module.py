@@ -1,4 +1,4 @@
-"""ATENT in a LightningModule: `training_step` returns the method's loss."""
+"""ATENT in a LightningModule: `training_step` returns the loss of the method."""
 
 import lightning
 import torch
@@ -12,7 +12,7 @@ from atent.models import build
 
 
 class Robust(lightning.LightningModule):
-    """A network that is trained by a method of this library, and validated under an attack."""
+    """A network trained with a method of this library and validated under an attack."""
 
     def __init__(self, network: torch.nn.Module, method: Method) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Robust(lightning.LightningModule):
 
 
 def main(epochs: int = 5) -> float:
-    """Train, and give the validation accuracy under PGD."""
+    """Train, and return the validation accuracy under PGD."""
     lightning.seed_everything(0, verbose=False)
     data = load(DataSettings("digits"))
     train, validation = (

@@ -1,7 +1,7 @@
 """A training method in 40 lines: adversarial logit pairing (Kannan, Kurakin and Goodfellow 2018).
 
 The loss is the cross-entropy on adversarial inputs, plus the squared distance between the logits of an image and of its
-adversarial version. `atent train digits-linf-pgdat --method.name own_method:LogitPairing` trains by it too.
+adversarial version. `atent train digits-linf-pgdat --method.name own_method:LogitPairing` trains with it as well.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class LogitPairing(Method):
     steps: int = 10
     """Number of gradient steps."""
     weight: float = 0.5
-    """Weight of the distance between the logits."""
+    """Weight of the squared distance between the logits."""
 
     def adversary(self, model, x, y, *, rng, ids=None, progress=1.0, state=None):
         return x, PGD(self.threat, steps=self.steps)(model, x, y, rng=rng)
@@ -38,8 +38,9 @@ class LogitPairing(Method):
 
 
 def main(epochs: int = 20) -> float:
+    """Train, and return the validation accuracy under PGD."""
     method = LogitPairing(Threat("linf", 0.1))
-    check_method(method)  # the promises that every built-in method keeps
+    check_method(method)  # the contract of every built-in method
     torch.manual_seed(0)
     fitted = fit(build("digits_cnn"), load(DataSettings("digits")), method, settings=TrainSettings(epochs=epochs))
     return fitted.best["validation_robust"]

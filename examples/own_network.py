@@ -1,8 +1,8 @@
-"""Your network on your images: a folder of images per class, adversarial training, a run folder that commands take.
+"""Your network on your images: one folder of images per class, adversarial training, a run folder for the commands.
 
     python own_network.py PHOTOS      # PHOTOS/train/CLASS/*.png and PHOTOS/test/CLASS/*.png
 
-Without a folder it draws a toy one: dark and bright pictures.
+Without an argument it generates a toy data set of dark and bright images.
 """
 
 import sys
@@ -21,7 +21,7 @@ from atent.train import Fitted, TrainSettings, fit
 
 
 def network(classes: int = 2) -> nn.Module:
-    """From pixels in [0, 1] to logits; replace it by yours. Normalisation belongs inside."""
+    """A network from pixels in [0, 1] to logits, with its normalisation inside. Replace it by your own."""
     return nn.Sequential(
         nn.Conv2d(3, 16, 3, stride=2, padding=1), nn.ReLU(),
         nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.ReLU(),
@@ -43,12 +43,13 @@ def toy(root: Path) -> Path:
 
 
 def main(root: str | None = None, run: str = "runs/own-network", epochs: int = 10) -> Fitted:
+    """Train by PGD-AT on the images in ``root``, and write the run folder ``run``."""
     with tempfile.TemporaryDirectory() as folder:
-        # Images of many sizes are cropped to their central square and resized.
+        # Each image is cropped to its central square and resized.
         data = load(DataSettings("folder", root=str(root or toy(Path(folder) / "toy")), size=32))
         settings, optimizer = TrainSettings(epochs=epochs, batch_size=16), Optimizer("Adam", lr=2e-3)
         method = PGDAT(Threat("linf", "8/255"), steps=5)
-        # What builds the network again: the run folder then needs no other description.
+        # The function that builds the network: with it `atent.load` and the commands can load the run.
         names = {"builder": "own_network:network", "builder_args": {"classes": data.classes}}
         fitted = fit(network(data.classes), data, method, optimizer=optimizer, settings=settings, run=run, **names)
         print(f"validation: clean {fitted.best['validation_clean']}, robust {fitted.best['validation_robust']}")

@@ -10,7 +10,7 @@ from atent.models import build
 
 
 def main(epochs: int = 5) -> float:
-    """Train, and give the share of test images that remain correctly classified under PGD."""
+    """Train, and return the share of test images that remain correctly classified under PGD."""
     torch.manual_seed(0)
     data, model, threat = load(DataSettings("digits")), build("digits_cnn"), Threat("linf", 0.1)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)

@@ -1,4 +1,4 @@
-"""docs/ecosystem.md: every snippet of ours runs, theirs where the package is installed, and the lines are counted."""
+"""docs/ecosystem.md: every snippet of atent runs, the others where the package is installed; the table counts lines."""
 
 import importlib
 import re
@@ -32,7 +32,7 @@ NEVER_RUN = ("RobustBench", "MAIR")
 
 @pytest.fixture
 def given(tmp_path, monkeypatch):
-    """What the page's snippets find: a network, images, labels and loaders."""
+    """The names that the page's snippets use: a network, images, labels and loaders."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     data = load(DataSettings("digits"))
@@ -107,17 +107,17 @@ def test_a_snippet_of_theirs_runs_where_the_package_is_installed(package, given)
 
 def test_the_page_on_scikit_learn_runs(given):
     names = run(PAIRS["scikit-learn"].here, given)
-    (code,) = re.findall(r"## A classifier of scikit-learn\n.*?```python\n(.*?)```", TEXT, re.DOTALL)
+    (code,) = re.findall(r"## The scikit-learn classifier\n.*?```python\n(.*?)```", TEXT, re.DOTALL)
     names = run(code, names)
     assert 0 <= names["verified_share"] <= 1
     assert names["search"].best_params_["robustclassifier__eps"] in (0.1, 0.3)
 
 
-DRIVERS = re.findall(r"```python\n(.*?)```", TEXT.partition("## Our attacks in their drivers")[2], re.DOTALL)
+DRIVERS = re.findall(r"```python\n(.*?)```", TEXT.partition("## Attacks of atent in other packages")[2], re.DOTALL)
 
 
 @pytest.mark.parametrize("module", ["foolbox", "torchattacks", "art"])
-def test_ours_in_their_drivers(module, given):
+def test_attacks_of_atent_in_other_packages(module, given):
     pytest.importorskip(module)
     (code,) = [code for code in DRIVERS if f"from atent.integrations import {module} as" in code]
     run(code, given)

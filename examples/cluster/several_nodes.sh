@@ -1,5 +1,5 @@
 #!/bin/bash
-# The same command on every machine, with its NODE (0 to NODES - 1), and a run folder that all of them share:
+# A training on several machines with a shared run folder. Run it on every machine with its NODE (0 to NODES - 1):
 #     NODES=2 NODE=0 MASTER=host0 PROCESSES=8 bash several_nodes.sh cifar10-linf-atent --name shared
 set -euo pipefail
 recipe=${1:?usage: several_nodes.sh RECIPE [OPTIONS]}
