@@ -5,9 +5,9 @@
 The run is certified with all n samples and by the test at each radius (`certify_folder`, so an interrupted command
 resumes), with the same noise; the verdicts are compared image by image. Beside it, without a network, the mean numbers
 of samples and the power of three tests at the same thresholds, computed exactly for classes of known share: the
-spending of alpha by exact probabilities that `atent.certify.sequential` does, alpha divided evenly over the same looks
-(union bound), and a mixture of likelihood ratios over the shares above the threshold, checked at the same looks
-(Ville's inequality). All three have the same early looks and the same rule of futility.
+spending of alpha by exact probabilities that `atent.certify.sequential` does, alpha divided evenly over the same
+analyses (union bound), and a mixture of likelihood ratios over the shares above the threshold, checked at the same
+analyses (Ville's inequality). All three have the same early analyses and the same rule of futility.
 """
 
 from __future__ import annotations
@@ -58,31 +58,31 @@ def compared(fixed: list[Row], tested: list[Row], radius: float, n0: int, n: int
 
 
 def divided(test: Plan, share: float, alpha: float) -> Plan:
-    """Alpha divided evenly over the looks that full agreement can pass: exact binomial tails, union bound."""
-    able = [look for look in test.looks if share**look <= alpha / len(test.looks)]
+    """Alpha divided evenly over the analyses that full agreement can pass: exact binomial tails, union bound."""
+    able = [analysis for analysis in test.analyses if share**analysis <= alpha / len(test.analyses)]
     bounds = []
-    for look in test.looks:
-        low, mass = binomial(look, 1 - share, 1e-25)
+    for analysis in test.analyses:
+        low, mass = binomial(analysis, 1 - share, 1e-25)
         count = int(np.searchsorted(np.cumsum(mass), alpha / max(len(able), 1), side="right"))
-        bounds.append(low + count - 1 if count and look in able else -1)
+        bounds.append(low + count - 1 if count and analysis in able else -1)
     return replace(test, certify=tuple(bounds))
 
 
 def mixed(test: Plan, share: float, alpha: float) -> Plan:
     """The mean likelihood ratio over a uniform share in (threshold, 1): at least 1 / alpha with probability alpha."""
 
-    def log_ratio(failures: int, look: int) -> float:
-        a, b = look - failures + 1, failures + 1
+    def log_ratio(failures: int, analysis: int) -> float:
+        a, b = analysis - failures + 1, failures + 1
         above = 1 - betainc(a, b, share)
         if above <= 0:
             return -math.inf
         top = betaln(a, b) + math.log(above) - math.log(1 - share)
-        return float(top - (look - failures) * math.log(share) - failures * math.log(1 - share))
+        return float(top - (analysis - failures) * math.log(share) - failures * math.log(1 - share))
 
     bounds = []
-    for look in test.looks:
+    for analysis in test.analyses:
         count = -1
-        while count < look and log_ratio(count + 1, look) >= math.log(1 / alpha):
+        while count < analysis and log_ratio(count + 1, analysis) >= math.log(1 / alpha):
             count += 1
         bounds.append(count)
     return replace(test, certify=tuple(bounds))
@@ -91,10 +91,10 @@ def mixed(test: Plan, share: float, alpha: float) -> Plan:
 def outcome(test: Plan, share: float) -> tuple[float, float]:
     """P(certified) and the mean number of samples for a class of this share."""
     low, mass, before, found, samples = 0, np.ones(1), 0, 0.0, 0.0
-    for look, certify, abandon in zip(test.looks, test.certify, test.abandon, strict=True):
-        samples += (look - before) * float(mass.sum())
-        start, more = binomial(look - before, 1 - share, 1e-25)
-        low, mass, before = low + start, np.convolve(mass, more), look
+    for analysis, certify, abandon in zip(test.analyses, test.certify, test.abandon, strict=True):
+        samples += (analysis - before) * float(mass.sum())
+        start, more = binomial(analysis - before, 1 - share, 1e-25)
+        low, mass, before = low + start, np.convolve(mass, more), analysis
         failures = low + np.arange(len(mass))
         found += float(mass[failures <= certify].sum())
         kept = np.flatnonzero((failures > certify) & (failures < abandon))

@@ -1,7 +1,6 @@
 """The evaluation queue of a campaign and its tables: on a toy network, and the files that the repository ships."""
 
 import json
-import re
 import shlex
 import sys
 from pathlib import Path

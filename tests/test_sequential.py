@@ -34,13 +34,13 @@ def trials(margin, count):
 
 def outcome(test: Plan, share: float, *, futility: bool = True):
     """P(certified) and the mean number of samples, one sample after the other: no window, no convolution."""
-    reach = np.zeros(test.looks[-1] + 2)
-    reach[0], certified, samples, failures = 1.0, 0.0, 0.0, np.arange(test.looks[-1] + 2)
-    for number in range(1, test.looks[-1] + 1):
+    reach = np.zeros(test.analyses[-1] + 2)
+    reach[0], certified, samples, failures = 1.0, 0.0, 0.0, np.arange(test.analyses[-1] + 2)
+    for number in range(1, test.analyses[-1] + 1):
         samples += reach.sum()
         reach[1:], reach[0] = share * reach[1:] + (1 - share) * reach[:-1], share * reach[0]
-        if number in test.looks:
-            i = test.looks.index(number)
+        if number in test.analyses:
+            i = test.analyses.index(number)
             certified += reach[failures <= test.certify[i]].sum()
             reach[failures <= test.certify[i]] = 0
             if futility:
@@ -59,8 +59,8 @@ def test_the_error_is_alpha_in_total_for_every_share_up_to_the_threshold(share, 
     assert errors[0] > errors[1] > errors[2]
     # Alpha is used, as far as integer numbers of failures allow.
     assert errors[0] >= 0.7 * alpha
-    assert test.looks[-1] == n
-    assert sorted(set(test.looks)) == list(test.looks)
+    assert test.analyses[-1] == n
+    assert sorted(set(test.analyses)) == list(test.analyses)
     assert sorted(test.certify) == list(test.certify)
 
 
@@ -77,11 +77,11 @@ def test_futility_costs_two_per_cent_of_power_at_most_where_a_share_is_detectabl
 
 
 def test_full_agreement_certifies_with_as_few_samples_as_without_looks():
-    """alpha^(1/n) is the largest share that n samples certify; only the last look can."""
+    """alpha^(1/n) is the largest share that n samples certify; only the last analysis can."""
     n = 66  # 0.9^66 = 0.00096
     assert 0.9**n <= 0.001 < 0.9 ** (n - 1)
     test = plan(0.9, n, 0.001)
-    assert (test.certify[-1], test.looks[-1]) == (0, n)
+    assert (test.certify[-1], test.analyses[-1]) == (0, n)
 
 
 @pytest.mark.parametrize(("n", "rate"), [(1, 0.3), (40, 0.01), (1000, 0.5), (3000, 0.0)])
@@ -134,7 +134,7 @@ def test_far_coins_are_certified_with_few_samples_and_hopeless_ones_left():
 
 
 def test_the_test_takes_the_first_samples_of_certify(conv_net, batch):
-    """Against the votes of full prefixes: the choice, each look, and the number of samples."""
+    """Against the votes of full prefixes: the choice, each analysis, and the number of samples."""
     x, _ = batch(12, torch.float32)
     ids = torch.arange(40, 52)
     smoothed, n0, n, alpha, goal = Smoothed(conv_net(torch.float32), SIGMA), 30, 400, 0.01, 0.2
@@ -142,10 +142,10 @@ def test_the_test_takes_the_first_samples_of_certify(conv_net, batch):
     top = smoothed.votes(x, n0, seed=3, ids=ids, first=_SELECTION).argmax(1)
     test = plan(threshold(goal, SIGMA), n, alpha)
     classes, tested = torch.full((12,), -2), torch.zeros(12, dtype=torch.int64)
-    for look, certify, abandon in zip(test.looks, test.certify, test.abandon, strict=True):
-        failures = look - smoothed.votes(x, look, seed=3, ids=ids).gather(1, top[:, None])[:, 0]
+    for analysis, certify, abandon in zip(test.analyses, test.certify, test.abandon, strict=True):
+        failures = analysis - smoothed.votes(x, analysis, seed=3, ids=ids).gather(1, top[:, None])[:, 0]
         left = classes == -2
-        tested[left] = look
+        tested[left] = analysis
         classes = torch.where(left & (failures <= certify), top, classes)
         classes = torch.where(left & (failures > certify) & (failures >= abandon), ABSTAIN, classes)
     assert torch.equal(at.classes, classes)

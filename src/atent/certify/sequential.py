@@ -59,10 +59,10 @@ class CertifiedAt:
 
 @dataclass(frozen=True)
 class Plan:
-    """The interim analyses (looks) of a test, and its decision by the number of failures at each."""
+    """The analyses of a test, and its decision by the number of failures at each."""
 
-    looks: tuple[int, ...]
-    """Noise samples taken up to each look, in ascending order; the last is the maximum."""
+    analyses: tuple[int, ...]
+    """Noise samples taken up to each analysis, in ascending order; the last is the maximum."""
     certify: tuple[int, ...]
     """The largest number of failures that certifies; -1: none."""
     abandon: tuple[int, ...]
@@ -97,13 +97,13 @@ def plan(share: float, n: int, alpha: float) -> Plan:
     from scipy.special import betaincinv
 
     first = min(n, math.ceil(math.log(_FIRST * alpha) / math.log(share)))
-    looks = _looks(first, n)
-    spent = _spending(looks, first, alpha)
-    certify = _certifying(looks, spent, 1 - share, alpha)
+    analyses = _analyses(first, n)
+    spent = _spending(analyses, first, alpha)
+    certify = _certifying(analyses, spent, 1 - share, alpha)
     last = certify[-1]
     # P(at most `last` of n fail) = 1 - _FUTILITY; where n barely suffices the reserve may prevent a certificate.
     rate = float(betaincinv(last + 1, n - last, _FUTILITY)) if last >= 0 else 0.0
-    return Plan(looks, certify, _futile(looks, max(certify), rate), 1 - rate)
+    return Plan(analyses, certify, _futile(analyses, max(certify), rate), 1 - rate)
 
 
 def choose(votes: Votes, n0: int, first: int) -> tuple[np.ndarray, np.ndarray]:
@@ -127,15 +127,15 @@ def choose(votes: Votes, n0: int, first: int) -> tuple[np.ndarray, np.ndarray]:
 def decide(votes: Votes, top: np.ndarray, test: Plan) -> tuple[np.ndarray, np.ndarray]:
     """Whether the test certifies class ``top`` (n,) of each input, and how many noise samples it took.
 
-    All undecided inputs share forward passes, and the host waits for the device once at each look.
+    All undecided inputs share forward passes, and the host waits for the device once at each analysis.
     """
     failures, taken = np.zeros(len(top), np.int64), np.zeros(len(top), np.int64)
     certified, left, before = np.zeros(len(top), bool), np.arange(len(top)), 0
-    for look, certify, abandon in zip(test.looks, test.certify, test.abandon, strict=True):
-        counts = votes.count(left.tolist(), before, look).cpu().numpy()
+    for analysis, certify, abandon in zip(test.analyses, test.certify, test.abandon, strict=True):
+        counts = votes.count(left.tolist(), before, analysis).cpu().numpy()
         votes.check()
-        failures[left] += look - before - counts[np.arange(len(left)), top[left]]
-        taken[left], before = look, look
+        failures[left] += analysis - before - counts[np.arange(len(left)), top[left]]
+        taken[left], before = analysis, analysis
         certified[left] = failures[left] <= certify
         left = left[~certified[left] & (failures[left] < abandon)]
         if not len(left):
@@ -143,8 +143,8 @@ def decide(votes: Votes, top: np.ndarray, test: Plan) -> tuple[np.ndarray, np.nd
     return certified, taken
 
 
-def _looks(first: int, n: int) -> tuple[int, ...]:
-    """Geometric numbers up to ``n``: looks before ``first`` cannot certify, but can stop a test for futility."""
+def _analyses(first: int, n: int) -> tuple[int, ...]:
+    """Geometric numbers up to ``n``: analyses before ``first`` cannot certify, but can stop a test for futility."""
     out, size = [], float(_EARLIEST)
     while size < first:
         out.append(int(size))
@@ -153,78 +153,79 @@ def _looks(first: int, n: int) -> tuple[int, ...]:
     while size < n:
         out.append(int(size))
         size = max(size * _RATIO, size + 1)
-    # A look just before the last one has little effect.
+    # An analysis just before the last one has little effect.
     if out and first < out[-1] and out[-1] > n / (1 + (_RATIO - 1) / 2):
         out.pop()
     return (*out, n)
 
 
-def _spending(looks: tuple[int, ...], first: int, alpha: float) -> list[float]:
-    """The cumulative part of alpha that is spent up to each look."""
-    within = sum(look >= first for look in looks[:-1])
+def _spending(analyses: tuple[int, ...], first: int, alpha: float) -> list[float]:
+    """The cumulative part of alpha that is spent up to each analysis."""
+    within = sum(analysis >= first for analysis in analyses[:-1])
     rises = np.linspace(_FIRST, _BEFORE_LAST, within) if within > 1 else np.full(within, _FIRST)
-    shares = [0.0] * (len(looks) - 1 - within) + [float(s) for s in rises] + [1.0]
+    shares = [0.0] * (len(analyses) - 1 - within) + [float(s) for s in rises] + [1.0]
     return [alpha * (1 - _RESERVE) * s for s in shares]
 
 
-def _certifying(looks: tuple[int, ...], spent: list[float], rate: float, alpha: float) -> tuple[int, ...]:
-    """The largest number of failures that certifies at each look; a sample fails at the ``rate`` of the threshold.
+def _certifying(analyses: tuple[int, ...], spent: list[float], rate: float, alpha: float) -> tuple[int, ...]:
+    """The largest number of failures that certifies at each analysis; a sample fails at the ``rate`` of the threshold.
 
-    The probability of a certificate up to a look is computed exactly, over all paths of failures, and is at most the
-    alpha spent up to it. Stopping for futility is not used in it.
+    The probability of a certificate up to an analysis is computed exactly, over all paths of failures, and is at most
+    the alpha spent up to it. Stopping for futility is not used in it.
     """
     out: list[int] = []
     used = 0.0
 
-    def decide(low: int, mass: np.ndarray, look: int) -> slice:
+    def decide(low: int, mass: np.ndarray, analysis: int) -> slice:
         nonlocal used
         total = used + np.cumsum(mass)
-        count = int(np.searchsorted(total, spent[look], side="right"))
+        count = int(np.searchsorted(total, spent[analysis], side="right"))
         if count:
             used = float(total[count - 1])
-        # Paths with as few failures as an earlier look certifies have ended.
+        # Paths with as few failures as an earlier analysis certifies have ended.
         out.append(low + count - 1 if count else max(out, default=-1))
         return slice(count, None)
 
-    _distributions(looks, rate, alpha * _TAIL, decide)
+    _distributions(analyses, rate, alpha * _TAIL, decide)
     return tuple(out)
 
 
-def _futile(looks: tuple[int, ...], most: int, rate: float) -> tuple[int, ...]:
-    """The smallest number of failures that ends the test at each look.
+def _futile(analyses: tuple[int, ...], most: int, rate: float) -> tuple[int, ...]:
+    """The smallest number of failures that ends the test at each analysis.
 
     A class that fails at ``rate`` reaches one of these numbers with probability `_FUTILITY` at most, or more than
-    ``most`` failures, which no look certifies.
+    ``most`` failures, which no analysis certifies.
     """
     out: list[int] = []
     used = 0.0
 
-    def decide(low: int, mass: np.ndarray, look: int) -> slice:
+    def decide(low: int, mass: np.ndarray, analysis: int) -> slice:
         nonlocal used
         total = used + np.cumsum(mass[::-1])
-        allowed = _FUTILITY * (look + 1) / len(looks)
+        allowed = _FUTILITY * (analysis + 1) / len(analyses)
         count = int(np.searchsorted(total, allowed, side="right"))
         if count:
             used = float(total[count - 1])
         out.append(min(low + len(mass) - count, most + 1))
         return slice(0, len(mass) - count)
 
-    _distributions(looks[:-1], rate, _FUTILITY * _TAIL, decide)
-    # The last look ends the test.
+    _distributions(analyses[:-1], rate, _FUTILITY * _TAIL, decide)
+    # The last analysis ends the test.
     return (*out, 0)
 
 
 def _distributions(
-    looks: tuple[int, ...], rate: float, tail: float, decide: Callable[[int, np.ndarray, int], slice]
+    analyses: tuple[int, ...], rate: float, tail: float, decide: Callable[[int, np.ndarray, int], slice]
 ) -> None:
-    """The distribution of the failures at each look, of the paths that no earlier look decided.
+    """The distribution of the failures at each analysis, of the paths that no earlier analysis decided.
 
-    ``decide(low, mass, look)`` gets mass[i], the probability of low + i failures, and returns the part that continues.
+    ``decide(low, mass, analysis)`` gets mass[i], the probability of low + i failures, and returns the part that
+    continues.
     """
     low, mass, before = 0, np.ones(1), 0
-    for i, look in enumerate(looks):
-        start, more = binomial(look - before, rate, tail)
-        low, mass, before = low + start, np.convolve(mass, more), look
+    for i, analysis in enumerate(analyses):
+        start, more = binomial(analysis - before, rate, tail)
+        low, mass, before = low + start, np.convolve(mass, more), analysis
         kept = decide(low, mass, i)
         low, mass = low + (kept.start or 0), mass[kept]
         if not len(mass):
