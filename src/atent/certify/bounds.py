@@ -81,12 +81,20 @@ def bounds(
 
     References
     ----------
-    ibp: Gowal et al. 2018, "On the effectiveness of interval bound propagation for training verifiably robust models".
-    crown-ibp: Zhang et al. 2019, "Towards stable and efficient training of verifiably robust neural networks", ICLR
-    2020, their bound alone, without the mixture of training. crown: Zhang et al. 2018, "Efficient neural network
-    robustness certification with general activation functions", NeurIPS. dual: Wong and Kolter 2018, "Provable defenses
-    against adversarial examples via the convex outer adversarial polytope", ICML. alpha-crown: Xu et al. 2021, "Fast
-    and complete: enabling complete verification with rapid and massively parallel incomplete verifiers", ICLR.
+    ibp: Gowal et al. 2018, "On the effectiveness of interval bound propagation for training verifiably robust models",
+    arXiv 1810.12715.
+
+    crown-ibp: Zhang, Chen, Xiao, Gowal, Stanforth, Li, Boning and Hsieh 2020, "Towards stable and efficient training of
+    verifiably robust neural networks", ICLR, arXiv 1906.06316. Their bound alone, without the mixture of training.
+
+    crown: Zhang, Weng, Chen, Hsieh and Daniel 2018, "Efficient neural network robustness certification with general
+    activation functions", NeurIPS, arXiv 1811.00866.
+
+    dual: Wong and Kolter 2018, "Provable defenses against adversarial examples via the convex outer adversarial
+    polytope", ICML, arXiv 1711.00851.
+
+    alpha-crown: Xu, Zhang, Wang, Wang, Jana, Lin and Hsieh 2021, "Fast and complete: enabling complete neural network
+    verification with rapid and massively parallel incomplete verifiers", ICLR, arXiv 2011.13824.
 
     Examples
     --------
@@ -158,7 +166,10 @@ def margins(
     References
     ----------
     Wong and Kolter 2018, "Provable defenses against adversarial examples via the convex outer adversarial polytope",
-    ICML. Gowal et al. 2018, "On the effectiveness of interval bound propagation for training verifiably robust models".
+    ICML, arXiv 1711.00851.
+
+    Gowal et al. 2018, "On the effectiveness of interval bound propagation for training verifiably robust models", arXiv
+    1810.12715.
 
     Examples
     --------

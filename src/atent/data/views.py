@@ -29,8 +29,11 @@ class Views(metaclass=Settings):
 
     References
     ----------
-    Chen, Kornblith, Norouzi and Hinton 2020, "A simple framework for contrastive learning of visual representations";
-    the values of Jiang et al. 2020 are the defaults.
+    Chen, Kornblith, Norouzi and Hinton 2020, "A simple framework for contrastive learning of visual representations",
+    ICML, arXiv 2002.05709.
+
+    Jiang, Chen, Chen and Wang 2020, "Robust pre-training by adversarial contrastive learning", NeurIPS, arXiv
+    2010.13337. Its values are the defaults.
 
     Examples
     --------

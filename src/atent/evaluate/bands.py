@@ -75,8 +75,8 @@ def split_bands(d: Tensor, cut: int | None = None) -> dict[str, Tensor]:
 
     References
     ----------
-    Shao et al., "On the adversarial robustness of vision transformers", arXiv 2103.15670, who cut images of 224 pixels
-    at 32, and omit the two mixed bands.
+    Shao, Shi, Yi, Chen and Hsieh 2022, "On the adversarial robustness of vision transformers", Transactions on Machine
+    Learning Research, arXiv 2103.15670. They cut images of 224 pixels at 32, and omit the two mixed bands.
 
     Examples
     --------

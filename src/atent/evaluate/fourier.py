@@ -117,8 +117,8 @@ def fourier_map(
 
     References
     ----------
-    Yin et al., "A Fourier perspective on model robustness in computer vision", NeurIPS 2019. They take one of each pair
-    of opposite frequencies, and so one image for both.
+    Yin, Gontijo Lopes, Shlens, Cubuk and Gilmer 2019, "A Fourier perspective on model robustness in computer vision",
+    NeurIPS, arXiv 1906.08988. They take one of each pair of opposite frequencies, and so one image for both.
 
     Examples
     --------

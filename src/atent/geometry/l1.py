@@ -33,8 +33,11 @@ def project(v: Tensor, room: Tensor | None, eps: Any) -> Tensor:
 
     References
     ----------
-    Croce and Hein 2021, "Mind the box: l1-APGD for sparse adversarial attacks on image classifiers", ICML; without the
-    box Duchi et al. 2008, "Efficient projections onto the l1-ball for learning in high dimensions", ICML.
+    Croce and Hein 2021, "Mind the box: l1-APGD for sparse adversarial attacks on image classifiers", ICML, arXiv
+    2103.01208.
+
+    Duchi, Shalev-Shwartz, Singer and Chandra 2008, "Efficient projections onto the l1-ball for learning in high
+    dimensions", ICML: the projection without the box.
     """
     size = v.abs()
     clipped = size if room is None else torch.minimum(size, room)
