@@ -54,12 +54,13 @@ def bounds(
         A threat in linf or l2 with a finite eps.
     method
         ``ibp``: interval arithmetic; in l2 the first layer uses the norms of its rows. ``crown-ibp``: linear bounds
-        from the logits back to the input, with the relaxation of each activation from intervals. ``crown``: the
-        relaxations from linear bounds of every layer, and the better of the linear bound and the interval for every
-        value; only ReLU inputs whose sign the interval leaves open are bounded again, which costs a host sync per
-        ``chunk``. ``dual``: as crown with the lower slope u/(u-l) of each ReLU and nothing kept from intervals.
-        ``alpha-crown``: as crown, and for each bound of the logits the slopes of the lower lines of undecided ReLUs are
-        optimised; hidden layers keep the bounds of crown. Never looser than crown.
+        from the logits back to the input, with the relaxation of each activation from intervals; the training of the
+        same name mixes this bound with intervals. ``crown``: the relaxations from linear bounds of every layer, and the
+        better of the linear bound and the interval for every value; only ReLU inputs whose sign the interval leaves
+        open are bounded again, which costs a host sync per ``chunk``. ``dual``: as crown with the lower slope u/(u-l)
+        of each ReLU and nothing kept from intervals. ``alpha-crown``: as crown, and for each bound of the logits the
+        slopes of the lower lines of undecided ReLUs are optimised; hidden layers keep the bounds of crown. Never looser
+        than crown.
     chunk
         At most how many values of hidden layers crown and dual bound at once, summed over samples, 1 or more; it
         determines the memory.
@@ -85,7 +86,7 @@ def bounds(
     arXiv 1810.12715.
 
     crown-ibp: Zhang, Chen, Xiao, Gowal, Stanforth, Li, Boning and Hsieh 2020, "Towards stable and efficient training of
-    verifiably robust neural networks", ICLR, arXiv 1906.06316. Their bound alone, without the mixture of training.
+    verifiably robust neural networks", ICLR, arXiv 1906.06316.
 
     crown: Zhang, Weng, Chen, Hsieh and Daniel 2018, "Efficient neural network robustness certification with general
     activation functions", NeurIPS, arXiv 1811.00866.
