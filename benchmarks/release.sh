@@ -17,8 +17,13 @@ rm -rf dist
 cd "$place"
 unset PYTHONPATH
 atent=$place/env/bin/atent
-"$place/env/bin/python" -c "import atent; assert '$root' not in atent.__file__, atent.__file__"
+"$place/env/bin/python" -c "import atent; assert not atent.__file__.startswith('$root/'), atent.__file__"
+version=$("$place/env/bin/python" -c 'import sys, tomllib; print(tomllib.load(open(sys.argv[1], "rb"))["project"]["version"])' \
+  "$root/pyproject.toml")
 "$atent" --version
+test "$("$atent" --version)" = "atent $version"
+"$atent" recipes > recipes.txt
+grep -q digits-linf-atent recipes.txt
 "$atent" train digits-linf-pgdat --no-baseline --train.epochs 1 --quiet
 "$atent" evaluate zoo:digits-linf-crown-ibp --attacks "PGD(steps=20)" --limit 100 --quiet
 "$atent" report runs/digits-linf-pgdat

@@ -19,7 +19,15 @@ release = metadata.version("atent")
 HERE = Path(__file__).parent
 sys.path.append(str(HERE / "_ext"))
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "mathml", "api"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "mathml",
+    "api",
+    "references",
+]
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["_build", "_ext", "_generated", "schemas"]
 myst_heading_anchors = 3

@@ -1,4 +1,4 @@
-"""What a release says of itself: one version, and a package page without links that lead nowhere."""
+"""A release: one version everywhere, and a package page without links that lead nowhere."""
 
 import importlib.util
 import re
@@ -31,6 +31,17 @@ def test_one_version():
     citation = re.search(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(), re.M)[1]
     released = re.search(r"^## (\d\S*)", (ROOT / "CHANGELOG.md").read_text(), re.M)[1]
     assert PROJECT["version"] == citation == released
+
+
+def test_the_pages_show_this_version():
+    """Sample outputs are those of this version; generated blocks keep the version that was measured."""
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+    shown = []
+    for page in pages:
+        text = re.sub(r"<!-- \w+: .*?<!-- end -->", "", page.read_text("utf-8"), flags=re.S)
+        shown += [(page.name, version) for version in re.findall(r"\batent (\d+\.\d+\.\d+)", text)]
+    assert "commands.md" in {name for name, _ in shown}
+    assert [each for each in shown if each[1] != PROJECT["version"]] == []
 
 
 @pytest.mark.parametrize("source", [None, "https://example.org/files/"])

@@ -7,11 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from browser import CHROMIUM, wide_pages
 
 pytest.importorskip("sphinx", reason="needs the extra docs")
 pytest.importorskip("latex2mathml", reason="needs the extra docs")
 
 ROOT = Path(__file__).parent.parent
+# A telephone, a tablet, a laptop and a large screen.
+WIDTHS = (390, 768, 1280, 1920)
+in_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +66,35 @@ def test_the_search_finds_a_setting_of_a_method(site):
     found = [{index["docnames"][i] for i in index["terms"][word]} for word in ("pgdat", "mode")]
     assert "api/methods" in found[0] & found[1]
     assert "The mode of the adversary" in index["alltitles"]
+
+
+@in_browser
+@pytest.mark.slow
+def test_no_page_is_wider_than_its_window(site, tmp_path):
+    pages = sorted(page.relative_to(site).as_posix() for page in site.rglob("*.html"))
+    assert {"index.html", "genindex.html", "api/methods.html"} < set(pages)
+    assert wide_pages(site, pages, WIDTHS, tmp_path) == []
+
+
+@in_browser
+def test_a_wide_page_is_found(tmp_path):
+    wide = "<div style='width: 1000px'>wide</div>"
+    bodies = {
+        "fits": "<p>text</p>",
+        "scrolls-alone": f"<div style='overflow-x: auto'>{wide}</div>",
+        "wide": wide,
+        "hidden": f"<style>html {{ overflow-x: hidden }}</style>{wide}",
+        "scrolls-whole": f"<div class='content' style='overflow-x: auto'>{wide}</div>",
+    }
+    (tmp_path / "pages").mkdir()
+    for name, body in bodies.items():
+        page = f"<!doctype html><body style='margin: 0'>{body}</body>"
+        (tmp_path / "pages" / f"{name}.html").write_text(page, encoding="utf-8")
+    pages = [f"{name}.html" for name in bodies]
+    found = wide_pages(tmp_path / "pages", pages, WIDTHS, tmp_path / "profile", timeout=60)
+    expected = [
+        (f"{name}.html", width, 1000 - width, "div: wide")
+        for name in ("wide", "hidden", "scrolls-whole")
+        for width in (390, 768)
+    ]
+    assert found == expected

@@ -110,7 +110,8 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float = 0.5) -> Tensor:
 
     References
     ----------
-    Chen et al. 2020, "A simple framework for contrastive learning of visual representations", ICML.
+    Chen, Kornblith, Norouzi and Hinton 2020, "A simple framework for contrastive learning of visual representations",
+    ICML, arXiv 2002.05709.
     """
     n = len(first)
     if n < 2:

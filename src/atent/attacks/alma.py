@@ -59,7 +59,10 @@ class ALMA(Attack):
 
     References
     ----------
-    Rony et al. 2021, "Augmented Lagrangian adversarial attacks", ICCV.
+    Rony, Granger, Pedersoli and Ben Ayed 2021, "Augmented Lagrangian adversarial attacks", ICCV, arXiv 2011.11857.
+
+    Birgin, Castillo and Martinez 2005, "Numerical comparison of augmented Lagrangian algorithms for nonconvex
+    problems", Computational Optimization and Applications 31.
 
     Examples
     --------

@@ -59,9 +59,10 @@ class APGD(Attack):
     References
     ----------
     Croce and Hein 2020, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
-    attacks", ICML.
+    attacks", ICML, arXiv 2003.01690.
 
-    Croce and Hein 2021, "Mind the box: l1-APGD for sparse adversarial attacks on image classifiers", ICML.
+    Croce and Hein 2021, "Mind the box: l1-APGD for sparse adversarial attacks on image classifiers", ICML, arXiv
+    2103.01208.
 
     Examples
     --------

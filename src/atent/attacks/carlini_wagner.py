@@ -34,7 +34,8 @@ class CarliniWagner(Attack):
 
     References
     ----------
-    Carlini and Wagner 2017, "Towards evaluating the robustness of neural networks", IEEE S&P, Section VI.
+    Carlini and Wagner 2017, "Towards evaluating the robustness of neural networks", IEEE Symposium on Security and
+    Privacy, Section VI, arXiv 1608.04644.
 
     Examples
     --------

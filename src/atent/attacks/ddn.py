@@ -63,8 +63,8 @@ class DDN(Attack):
 
     References
     ----------
-    Rony et al. 2019, "Decoupling direction and norm for efficient gradient-based L2 adversarial attacks and
-    defenses", CVPR.
+    Rony, Hafemann, Oliveira, Ben Ayed, Sabourin and Granger 2019, "Decoupling direction and norm for efficient
+    gradient-based L2 adversarial attacks and defenses", CVPR, arXiv 1811.09600.
 
     Examples
     --------

@@ -44,8 +44,8 @@ class DeepFool(Attack):
 
     References
     ----------
-    Moosavi-Dezfooli et al. 2016, "DeepFool: a simple and accurate method to fool deep neural networks", CVPR,
-    Algorithm 2.
+    Moosavi-Dezfooli, Fawzi and Frossard 2016, "DeepFool: a simple and accurate method to fool deep neural networks",
+    CVPR, Algorithm 2, arXiv 1511.04599.
 
     Examples
     --------

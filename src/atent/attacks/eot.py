@@ -32,7 +32,7 @@ class EoT(Attack):
 
     References
     ----------
-    Athalye et al. 2018, "Synthesizing robust adversarial examples", ICML.
+    Athalye, Engstrom, Ilyas and Kwok 2018, "Synthesizing robust adversarial examples", ICML, arXiv 1707.07397.
 
     Examples
     --------

@@ -47,7 +47,8 @@ class FAB(Attack):
 
     References
     ----------
-    Croce and Hein 2020, "Minimally distorted adversarial examples with a fast adaptive boundary attack", ICML.
+    Croce and Hein 2020, "Minimally distorted adversarial examples with a fast adaptive boundary attack", ICML, arXiv
+    1907.02044.
 
     Examples
     --------

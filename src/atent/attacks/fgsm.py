@@ -25,7 +25,8 @@ class FGSM(Attack):
 
     References
     ----------
-    Goodfellow et al. 2015, "Explaining and harnessing adversarial examples", ICLR, Section 4.
+    Goodfellow, Shlens and Szegedy 2015, "Explaining and harnessing adversarial examples", ICLR, Section 4, arXiv
+    1412.6572.
 
     Examples
     --------

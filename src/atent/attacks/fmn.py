@@ -42,7 +42,8 @@ class FMN(Attack):
 
     References
     ----------
-    Pintor et al. 2021, "Fast minimum-norm adversarial attacks through adaptive norm constraints", NeurIPS.
+    Pintor, Roli, Brendel and Biggio 2021, "Fast minimum-norm adversarial attacks through adaptive norm constraints",
+    NeurIPS, arXiv 2102.12827.
 
     Examples
     --------

@@ -26,10 +26,11 @@ class IFGS(Attack):
 
     References
     ----------
-    Kurakin et al. 2017, "Adversarial examples in the physical world", ICLR workshop, Section 2.2.
+    Kurakin, Goodfellow and Bengio 2017, "Adversarial examples in the physical world", ICLR workshop, Section 2.2, arXiv
+    1607.02533.
 
-    Jagatap et al. 2022, "Adversarially robust learning via entropic regularization", Frontiers in Artificial
-    Intelligence 4, supplement B.4.
+    Jagatap, Joshi, Chowdhury, Garg and Hegde 2022, "Adversarially robust learning via entropic regularization",
+    Frontiers in Artificial Intelligence 4, supplement B.4, arXiv 2008.12338.
 
     Examples
     --------

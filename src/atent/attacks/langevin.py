@@ -143,8 +143,8 @@ def sampler(
 
     References
     ----------
-    Jagatap et al. 2022, "Adversarially robust learning via entropic regularization", Frontiers in Artificial
-    Intelligence 4, Eq. 7 and supplement A.2.
+    Jagatap, Joshi, Chowdhury, Garg and Hegde 2022, "Adversarially robust learning via entropic regularization",
+    Frontiers in Artificial Intelligence 4, Eq. 7 and supplement A.2, arXiv 2008.12338.
 
     Examples
     --------
@@ -223,8 +223,8 @@ class Langevin(Attack):
 
     References
     ----------
-    Jagatap et al. 2022, "Adversarially robust learning via entropic regularization", Frontiers in Artificial
-    Intelligence 4, Eq. 7 and supplement A.3.
+    Jagatap, Joshi, Chowdhury, Garg and Hegde 2022, "Adversarially robust learning via entropic regularization",
+    Frontiers in Artificial Intelligence 4, Eq. 7 and supplement A.3, arXiv 2008.12338.
 
     Examples
     --------

@@ -44,11 +44,13 @@ class PGD(Attack):
 
     References
     ----------
-    Madry et al. 2018, "Towards deep learning models resistant to adversarial attacks", ICLR, Section 2.1.
+    Madry, Makelov, Schmidt, Tsipras and Vladu 2018, "Towards deep learning models resistant to adversarial attacks",
+    ICLR, Section 2.1, arXiv 1706.06083.
 
-    Zhang et al. 2019, "Theoretically principled trade-off between robustness and accuracy", ICML.
+    Zhang, Yu, Jiao, Xing, El Ghaoui and Jordan 2019, "Theoretically principled trade-off between robustness and
+    accuracy", ICML, arXiv 1901.08573.
 
-    Dong et al. 2018, "Boosting adversarial attacks with momentum", CVPR.
+    Dong, Liao, Pang, Su, Zhu, Hu and Li 2018, "Boosting adversarial attacks with momentum", CVPR, arXiv 1710.06081.
 
     Examples
     --------

@@ -70,7 +70,7 @@ class SAPF(Attack):
 
     References
     ----------
-    Fan et al. 2020, "Sparse adversarial attack via perturbation factorization", ECCV.
+    Fan, Wu, Li, Zhang, Li, Li and Yang 2020, "Sparse adversarial attack via perturbation factorization", ECCV.
 
     Examples
     --------

@@ -34,7 +34,7 @@ class SigmaZero(Attack):
 
     References
     ----------
-    Cinà et al. 2025, "sigma-zero: gradient-based optimization of l0-norm adversarial examples", ICLR.
+    Cinà et al. 2025, "sigma-zero: gradient-based optimization of l0-norm adversarial examples", ICLR, arXiv 2402.01879.
 
     Examples
     --------

@@ -41,7 +41,7 @@ class SparsePGD(Attack):
     References
     ----------
     Zhong, Huang and Liu 2024, "Towards efficient training and evaluation of robust models against l0 bounded
-    adversarial perturbations", ICML.
+    adversarial perturbations", ICML, arXiv 2405.05075.
 
     Examples
     --------

@@ -40,8 +40,8 @@ class SparseRS(Attack):
 
     References
     ----------
-    Croce et al. 2022, "Sparse-RS: a versatile framework for query-efficient sparse black-box adversarial attacks",
-    AAAI.
+    Croce, Andriushchenko, Singh, Flammarion and Hein 2022, "Sparse-RS: a versatile framework for query-efficient sparse
+    black-box adversarial attacks", AAAI, arXiv 2006.12834.
 
     Examples
     --------

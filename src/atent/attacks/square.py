@@ -48,10 +48,11 @@ class Square(Attack):
 
     References
     ----------
-    Andriushchenko et al. 2020, "Square Attack: a query-efficient black-box adversarial attack via random search",
-    ECCV.
+    Andriushchenko, Croce, Flammarion and Hein 2020, "Square Attack: a query-efficient black-box adversarial attack via
+    random search", ECCV, arXiv 1912.00049.
 
-    Croce and Hein 2021, "Mind the box: l1-APGD for sparse adversarial attacks on image classifiers", ICML.
+    Croce and Hein 2021, "Mind the box: l1-APGD for sparse adversarial attacks on image classifiers", ICML, arXiv
+    2103.01208.
 
     Examples
     --------

@@ -36,8 +36,8 @@ class Transfer(Attack):
 
     References
     ----------
-    Papernot et al. 2016, "Transferability in machine learning: from phenomena to black-box attacks using adversarial
-    samples", arXiv 1605.07277.
+    Papernot, McDaniel and Goodfellow 2016, "Transferability in machine learning: from phenomena to black-box attacks
+    using adversarial samples", arXiv 1605.07277.
 
     Examples
     --------

@@ -54,12 +54,13 @@ def bounds(
         A threat in linf or l2 with a finite eps.
     method
         ``ibp``: interval arithmetic; in l2 the first layer uses the norms of its rows. ``crown-ibp``: linear bounds
-        from the logits back to the input, with the relaxation of each activation from intervals. ``crown``: the
-        relaxations from linear bounds of every layer, and the better of the linear bound and the interval for every
-        value; only ReLU inputs whose sign the interval leaves open are bounded again, which costs a host sync per
-        ``chunk``. ``dual``: as crown with the lower slope u/(u-l) of each ReLU and nothing kept from intervals.
-        ``alpha-crown``: as crown, and for each bound of the logits the slopes of the lower lines of undecided ReLUs are
-        optimised; hidden layers keep the bounds of crown. Never looser than crown.
+        from the logits back to the input, with the relaxation of each activation from intervals; the training of the
+        same name mixes this bound with intervals. ``crown``: the relaxations from linear bounds of every layer, and the
+        better of the linear bound and the interval for every value; only ReLU inputs whose sign the interval leaves
+        open are bounded again, which costs a host sync per ``chunk``. ``dual``: as crown with the lower slope u/(u-l)
+        of each ReLU and nothing kept from intervals. ``alpha-crown``: as crown, and for each bound of the logits the
+        slopes of the lower lines of undecided ReLUs are optimised; hidden layers keep the bounds of crown. Never looser
+        than crown.
     chunk
         At most how many values of hidden layers crown and dual bound at once, summed over samples, 1 or more; it
         determines the memory.
@@ -81,12 +82,20 @@ def bounds(
 
     References
     ----------
-    ibp: Gowal et al. 2018, "On the effectiveness of interval bound propagation for training verifiably robust models".
-    crown-ibp: Zhang et al. 2019, "Towards stable and efficient training of verifiably robust neural networks", ICLR
-    2020, their bound alone, without the mixture of training. crown: Zhang et al. 2018, "Efficient neural network
-    robustness certification with general activation functions", NeurIPS. dual: Wong and Kolter 2018, "Provable defenses
-    against adversarial examples via the convex outer adversarial polytope", ICML. alpha-crown: Xu et al. 2021, "Fast
-    and complete: enabling complete verification with rapid and massively parallel incomplete verifiers", ICLR.
+    ibp: Gowal et al. 2018, "On the effectiveness of interval bound propagation for training verifiably robust models",
+    arXiv 1810.12715.
+
+    crown-ibp: Zhang, Chen, Xiao, Gowal, Stanforth, Li, Boning and Hsieh 2020, "Towards stable and efficient training of
+    verifiably robust neural networks", ICLR, arXiv 1906.06316.
+
+    crown: Zhang, Weng, Chen, Hsieh and Daniel 2018, "Efficient neural network robustness certification with general
+    activation functions", NeurIPS, arXiv 1811.00866.
+
+    dual: Wong and Kolter 2018, "Provable defenses against adversarial examples via the convex outer adversarial
+    polytope", ICML, arXiv 1711.00851.
+
+    alpha-crown: Xu, Zhang, Wang, Wang, Jana, Lin and Hsieh 2021, "Fast and complete: enabling complete neural network
+    verification with rapid and massively parallel incomplete verifiers", ICLR, arXiv 2011.13824.
 
     Examples
     --------
@@ -158,7 +167,10 @@ def margins(
     References
     ----------
     Wong and Kolter 2018, "Provable defenses against adversarial examples via the convex outer adversarial polytope",
-    ICML. Gowal et al. 2018, "On the effectiveness of interval bound propagation for training verifiably robust models".
+    ICML, arXiv 1711.00851.
+
+    Gowal et al. 2018, "On the effectiveness of interval bound propagation for training verifiably robust models", arXiv
+    1810.12715.
 
     Examples
     --------

@@ -141,7 +141,7 @@ def ibp(model: nn.Module, x: Tensor, threat: Threat, **given: Any) -> tuple[Tens
 
 @certifier("crown-ibp")
 def crown_ibp(model: nn.Module, x: Tensor, threat: Threat, **given: Any) -> tuple[Tensor, Tensor]:
-    """Linear bounds of the logits with relaxations from intervals (Zhang et al. 2019)."""
+    """Linear bounds of the logits with relaxations from intervals (Zhang et al. 2020)."""
     return bounds(model, x, threat, "crown-ibp", **given)
 
 

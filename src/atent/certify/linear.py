@@ -1,4 +1,4 @@
-"""Linear lower bounds carried backwards through a network (CROWN: Zhang et al. 2018, Theorem 3.2)."""
+"""Linear lower bounds carried backwards through a network (CROWN: Zhang et al. 2018)."""
 
 from __future__ import annotations
 

@@ -25,12 +25,15 @@ class Views(metaclass=Settings):
     with two differences: a crop that would exceed the image is clipped to it, where torchvision samples again up to ten
     times, and its position is continuous, not an integer number of pixels. The crop is resized bilinearly. Saturation,
     hue and greyscale apply to images of three channels only. Jitter keeps pixels in [0, 1], the box for which it is
-    defined.
+    defined. The defaults are the values of Jiang et al. 2020.
 
     References
     ----------
-    Chen, Kornblith, Norouzi and Hinton 2020, "A simple framework for contrastive learning of visual representations";
-    the values of Jiang et al. 2020 are the defaults.
+    Chen, Kornblith, Norouzi and Hinton 2020, "A simple framework for contrastive learning of visual representations",
+    ICML, arXiv 2002.05709.
+
+    Jiang, Chen, Chen and Wang 2020, "Robust pre-training by adversarial contrastive learning", NeurIPS, arXiv
+    2010.13337.
 
     Examples
     --------

@@ -72,7 +72,8 @@ class Synchronised(TorchFunctionMode):
 
     References
     ----------
-    Chan, Golub and LeVeque 1983, "Algorithms for computing the sample variance: analysis and recommendations".
+    Chan, Golub and LeVeque 1983, "Algorithms for computing the sample variance: analysis and recommendations", The
+    American Statistician 37.
     """
 
     def __init__(self, shard: BatchShard) -> None:

@@ -56,6 +56,8 @@ def filtered(d: Tensor, mask: Tensor) -> Tensor:
 def split_bands(d: Tensor, cut: int | None = None) -> dict[str, Tensor]:
     """The parts of a perturbation in the four `BANDS`: they sum to it, and their squared norms to its squared norm.
 
+    Shao et al. 2022 cut images of 224 pixels at 32, and omit the two mixed bands.
+
     Parameters
     ----------
     d
@@ -75,8 +77,8 @@ def split_bands(d: Tensor, cut: int | None = None) -> dict[str, Tensor]:
 
     References
     ----------
-    Shao et al., "On the adversarial robustness of vision transformers", arXiv 2103.15670, who cut images of 224 pixels
-    at 32, and omit the two mixed bands.
+    Shao, Shi, Yi, Chen and Hsieh 2022, "On the adversarial robustness of vision transformers", Transactions on Machine
+    Learning Research, arXiv 2103.15670.
 
     Examples
     --------

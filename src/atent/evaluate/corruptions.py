@@ -114,8 +114,8 @@ def measure_corruptions(
 
     References
     ----------
-    Hendrycks and Dietterich, "Benchmarking neural network robustness to common corruptions and perturbations", ICLR
-    2019.
+    Hendrycks and Dietterich 2019, "Benchmarking neural network robustness to common corruptions and perturbations",
+    ICLR, arXiv 1903.12261.
 
     Examples
     --------

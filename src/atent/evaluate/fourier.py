@@ -87,7 +87,8 @@ def fourier_map(
 ) -> FourierMap:
     """The errors of a model on ``x + eps r U``, clipped to the box, for every image U of `fourier_basis`.
 
-    r is 1 or -1 at random for each sample, channel and frequency.
+    r is 1 or -1 at random for each sample, channel and frequency. Yin et al. 2019 take one of each pair of opposite
+    frequencies, and so one image for both.
 
     Parameters
     ----------
@@ -117,8 +118,8 @@ def fourier_map(
 
     References
     ----------
-    Yin et al., "A Fourier perspective on model robustness in computer vision", NeurIPS 2019. They take one of each pair
-    of opposite frequencies, and so one image for both.
+    Yin, Gontijo Lopes, Shlens, Cubuk and Gilmer 2019, "A Fourier perspective on model robustness in computer vision",
+    NeurIPS, arXiv 1906.08988.
 
     Examples
     --------

@@ -282,9 +282,13 @@ def masking_checks(
 
     References
     ----------
-    Carlini et al. 2019, "On evaluating adversarial robustness". Tramer et al. 2020, "On adaptive attacks to adversarial
-    example defenses", NeurIPS. Croce and Hein 2020, "Reliable evaluation of adversarial robustness with an ensemble of
-    diverse parameter-free attacks", ICML.
+    Carlini et al. 2019, "On evaluating adversarial robustness", arXiv 1902.06705.
+
+    Tramer, Carlini, Brendel and Madry 2020, "On adaptive attacks to adversarial example defenses", NeurIPS, arXiv
+    2002.08347.
+
+    Croce and Hein 2020, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
+    attacks", ICML, arXiv 2003.01690.
 
     Examples
     --------

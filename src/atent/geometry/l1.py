@@ -15,7 +15,7 @@ def project(v: Tensor, room: Tensor | None, eps: Any) -> Tensor:
     d_i = sign(v_i) clip(|v_i| - t, 0, room_i): t = 0 if that is in the ball, otherwise the t at which the lengths sum
     to eps. The sum is piecewise linear and decreasing in t with breakpoints at every |v_i| and |v_i| - room_i: the
     sorted breakpoints and a cumulative sum give the piece on which it equals eps. Clipping to the box before the
-    projection onto the ball gives a different point.
+    projection onto the ball gives a different point. Without the box it is the projection of Duchi et al. 2008.
 
     Parameters
     ----------
@@ -33,8 +33,11 @@ def project(v: Tensor, room: Tensor | None, eps: Any) -> Tensor:
 
     References
     ----------
-    Croce and Hein 2021, "Mind the box: l1-APGD for sparse adversarial attacks on image classifiers", ICML; without the
-    box Duchi et al. 2008, "Efficient projections onto the l1-ball for learning in high dimensions", ICML.
+    Croce and Hein 2021, "Mind the box: l1-APGD for sparse adversarial attacks on image classifiers", ICML, arXiv
+    2103.01208.
+
+    Duchi, Shalev-Shwartz, Singer and Chandra 2008, "Efficient projections onto the l1-ball for learning in high
+    dimensions", ICML.
     """
     size = v.abs()
     clipped = size if room is None else torch.minimum(size, room)

@@ -72,7 +72,8 @@ class ACL(Method):
 
     References
     ----------
-    Jiang, Chen, Chen and Wang 2020, "Robust pre-training by adversarial contrastive learning", NeurIPS.
+    Jiang, Chen, Chen and Wang 2020, "Robust pre-training by adversarial contrastive learning", NeurIPS, arXiv
+    2010.13337.
 
     Examples
     --------

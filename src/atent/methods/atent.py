@@ -83,7 +83,7 @@ class ATENT(Method):
     References
     ----------
     Jagatap, Joshi, Chowdhury, Garg and Hegde 2022, "Adversarially robust learning via entropic regularization",
-    Frontiers in Artificial Intelligence 4.
+    Frontiers in Artificial Intelligence 4, arXiv 2008.12338.
 
     Examples
     --------

@@ -82,7 +82,7 @@ class AWP(Method):
 
     References
     ----------
-    Wu, Xia and Wang 2020, "Adversarial weight perturbation helps robust generalization", NeurIPS.
+    Wu, Xia and Wang 2020, "Adversarial weight perturbation helps robust generalization", NeurIPS, arXiv 2004.05884.
 
     Examples
     --------

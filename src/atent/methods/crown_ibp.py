@@ -17,7 +17,7 @@ from atent.threat import Threat
 @method
 @dataclass(frozen=True)
 class CROWNIBP(Method):
-    """kappa CE(f(x), y) + (1 - kappa) CE(-m, y) with m = beta m_CROWN-IBP + (1 - beta) m_IBP (Zhang et al. 2019a).
+    """kappa CE(f(x), y) + (1 - kappa) CE(-m, y) with m = beta m_CROWN-IBP + (1 - beta) m_IBP (Zhang et al. 2020).
 
     m (n, classes) bounds the margins z_y - z_j from below over the intersection of the ball of radius eps and the box,
     so the second term is at least the cross-entropy under any attack ("Towards stable and efficient training of
@@ -48,9 +48,11 @@ class CROWNIBP(Method):
 
     References
     ----------
-    Zhang, Chen, Xiao, Gowal, Stanforth, Li, Boning and Hsieh 2020, "Towards stable and efficient training of
-    verifiably robust neural networks", ICLR; Gowal et al. 2018, "On the effectiveness of interval bound propagation for
-    training verifiably robust models", arXiv 1810.12715.
+    Zhang, Chen, Xiao, Gowal, Stanforth, Li, Boning and Hsieh 2020, "Towards stable and efficient training of verifiably
+    robust neural networks", ICLR, arXiv 1906.06316.
+
+    Gowal et al. 2018, "On the effectiveness of interval bound propagation for training verifiably robust models", arXiv
+    1810.12715.
 
     Examples
     --------

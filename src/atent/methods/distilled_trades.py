@@ -41,9 +41,13 @@ class DistilledTRADES(Method):
 
     References
     ----------
-    Jiang, Chen, Chen and Wang 2020, "Robust pre-training by adversarial contrastive learning", NeurIPS; Zhang et al.
-    2019, "Theoretically principled trade-off between robustness and accuracy", ICML; Hinton, Vinyals and Dean 2015,
-    "Distilling the knowledge in a neural network".
+    Jiang, Chen, Chen and Wang 2020, "Robust pre-training by adversarial contrastive learning", NeurIPS, arXiv
+    2010.13337.
+
+    Zhang, Yu, Jiao, Xing, El Ghaoui and Jordan 2019, "Theoretically principled trade-off between robustness and
+    accuracy", ICML, arXiv 1901.08573.
+
+    Hinton, Vinyals and Dean 2015, "Distilling the knowledge in a neural network", arXiv 1503.02531.
 
     Examples
     --------

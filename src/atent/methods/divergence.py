@@ -59,7 +59,8 @@ def mmd(a: Tensor, b: Tensor, kernel: Kernel) -> Tensor:
 
     References
     ----------
-    Gretton et al. 2012, A Kernel Two-Sample Test.
+    Gretton, Borgwardt, Rasch, Schölkopf and Smola 2012, "A kernel two-sample test", Journal of Machine Learning
+    Research 13.
     """
     if min(len(a), len(b)) < 2:
         raise ValueError(

@@ -51,7 +51,9 @@ class Dual(Method):
     References
     ----------
     Wong and Kolter 2018, "Provable defenses against adversarial examples via the convex outer adversarial polytope",
-    ICML; Wong, Schmidt, Metzen and Kolter 2018, "Scaling provable adversarial defenses", NeurIPS.
+    ICML, arXiv 1711.00851.
+
+    Wong, Schmidt, Metzen and Kolter 2018, "Scaling provable adversarial defenses", NeurIPS, arXiv 1805.12514.
 
     Examples
     --------

@@ -114,7 +114,9 @@ class EmbeddingRegularised(Method):
 
     References
     ----------
-    Li et al. 2021, Improving Adversarial Robustness via Low-dimensional Embedding (ER-Classifier), arXiv 1811.07950.
+    Li, Min, Lee, Yu, Kruus, Wang et al. 2021, "Towards robustness of deep neural networks via regularization", ICCV.
+    An earlier version is "Optimal transport classifier: defending against adversarial attacks by regularized deep
+    embedding", arXiv 1811.07950.
 
     Examples
     --------

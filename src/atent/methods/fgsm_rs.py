@@ -45,9 +45,12 @@ class FGSMRS(Method):
 
     References
     ----------
-    Wong, Rice and Kolter 2020, "Fast is better than free: revisiting adversarial training", ICLR; Andriushchenko and
-    Flammarion 2020, "Understanding and improving fast adversarial training", NeurIPS; Goodfellow, Shlens and Szegedy
-    2015, "Explaining and harnessing adversarial examples", ICLR.
+    Wong, Rice and Kolter 2020, "Fast is better than free: revisiting adversarial training", ICLR, arXiv 2001.03994.
+
+    Andriushchenko and Flammarion 2020, "Understanding and improving fast adversarial training", NeurIPS, arXiv
+    2007.02617.
+
+    Goodfellow, Shlens and Szegedy 2015, "Explaining and harnessing adversarial examples", ICLR, arXiv 1412.6572.
 
     Examples
     --------

@@ -49,7 +49,7 @@ class Free(Method):
     References
     ----------
     Shafahi, Najibi, Ghiasi, Xu, Dickerson, Studer, Davis, Taylor and Goldstein 2019, "Adversarial training for free!",
-    NeurIPS.
+    NeurIPS, arXiv 1904.12843.
 
     Examples
     --------

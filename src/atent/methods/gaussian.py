@@ -26,7 +26,8 @@ class Gaussian(Method):
 
     References
     ----------
-    Cohen, Rosenfeld and Kolter 2019, "Certified adversarial robustness via randomized smoothing", ICML.
+    Cohen, Rosenfeld and Kolter 2019, "Certified adversarial robustness via randomized smoothing", ICML, arXiv
+    1902.02918.
 
     Examples
     --------

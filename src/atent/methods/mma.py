@@ -68,7 +68,7 @@ class MMA(Method):
     References
     ----------
     Ding, Sharma, Lui and Huang 2020, "MMA training: direct input space margin maximization through adversarial
-    training", ICLR.
+    training", ICLR, arXiv 1812.02637.
 
     Examples
     --------

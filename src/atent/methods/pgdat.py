@@ -35,8 +35,11 @@ class PGDAT(Method):
     References
     ----------
     Madry, Makelov, Schmidt, Tsipras and Vladu 2018, "Towards deep learning models resistant to adversarial attacks",
-    ICLR; Rice, Wong and Kolter 2020, "Overfitting in adversarially robust deep learning", ICML; Wong, Rice and Kolter
-    2020, "Fast is better than free: revisiting adversarial training", ICLR.
+    ICLR, arXiv 1706.06083.
+
+    Rice, Wong and Kolter 2020, "Overfitting in adversarially robust deep learning", ICML, arXiv 2002.11569.
+
+    Wong, Rice and Kolter 2020, "Fast is better than free: revisiting adversarial training", ICLR, arXiv 2001.03994.
 
     Examples
     --------

@@ -86,8 +86,10 @@ class SmoothAdv(Method):
     References
     ----------
     Salman, Li, Razenshteyn, Zhang, Zhang, Bubeck and Yang 2019, "Provably robust deep learning via adversarially
-    trained smoothed classifiers", NeurIPS; Rony et al. 2019, "Decoupling direction and norm for efficient
-    gradient-based L2 adversarial attacks and defenses", CVPR.
+    trained smoothed classifiers", NeurIPS, arXiv 1906.04584.
+
+    Rony, Hafemann, Oliveira, Ben Ayed, Sabourin and Granger 2019, "Decoupling direction and norm for efficient
+    gradient-based L2 adversarial attacks and defenses", CVPR, arXiv 1811.09600.
 
     Examples
     --------

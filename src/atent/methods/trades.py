@@ -48,7 +48,7 @@ class TRADES(Method):
     References
     ----------
     Zhang, Yu, Jiao, Xing, El Ghaoui and Jordan 2019, "Theoretically principled trade-off between robustness and
-    accuracy", ICML.
+    accuracy", ICML, arXiv 1901.08573.
 
     Examples
     --------

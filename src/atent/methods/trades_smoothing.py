@@ -38,7 +38,7 @@ class TRADESSmoothing(Method):
     References
     ----------
     Blum, Dick, Manoj and Zhang 2020, "Random smoothing might be unable to certify l-infinity robustness for
-    high-dimensional images", Journal of Machine Learning Research 21.
+    high-dimensional images", Journal of Machine Learning Research 21, arXiv 2002.03517.
 
     Examples
     --------

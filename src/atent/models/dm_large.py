@@ -9,7 +9,7 @@ from atent.models.registry import model
 
 @model
 def dm_large(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32)) -> nn.Sequential:
-    """The "large" network of Gowal et al. 2018, "DM-large" of Zhang et al. 2019 (CROWN-IBP).
+    """The "large" network of Gowal et al. 2018, "DM-large" of Zhang et al. 2020 (CROWN-IBP).
 
     (n, c, h, w) to (n, classes) logits. Five 3x3 convolutions with padding 1, to 64, 64, 128, 128 and 128 channels,
     the third of stride 2, then fully connected 512-classes, ReLUs between. For (3, 32, 32) and 10 classes:

@@ -162,7 +162,7 @@ def dm_wrn_70_16(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32)
 
 @model
 def dm_preact_resnet18(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32)) -> DMPreActResNet:
-    """PreActResNet-18 with SiLU of Rebuffi et al. 2021 and Rade and Moosavi 2022; DMPreActResNet in RobustBench.
+    """PreActResNet-18 with SiLU (Rebuffi et al. 2021, Rade and Moosavi-Dezfooli 2022); RobustBench's DMPreActResNet.
 
     (n, c, h, w) to (n, classes) logits; any c, and h, w >= 8 and divisible by 8, else ValueError. Shortcuts that change
     the size are 3x3 convolutions of the block's input; a convolution of stride 2 pads only below and to the right.

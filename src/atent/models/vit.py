@@ -123,7 +123,8 @@ class VisionTransformer(nn.Module):
 
     References
     ----------
-    Dosovitskiy et al. 2021, An Image is Worth 16x16 Words, arXiv 2010.11929.
+    Dosovitskiy et al. 2021, "An image is worth 16x16 words: transformers for image recognition at scale", ICLR, arXiv
+    2010.11929.
 
     Examples
     --------

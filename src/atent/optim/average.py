@@ -44,7 +44,7 @@ class Average:
     References
     ----------
     Izmailov, Podoprikhin, Garipov, Vetrov and Wilson 2018, "Averaging weights leads to wider optima and better
-    generalization", UAI.
+    generalization", UAI, arXiv 1803.05407.
 
     Examples
     --------

@@ -99,9 +99,10 @@ class EntropySGD(torch.optim.Optimizer):
 
     References
     ----------
-    Chaudhari et al. 2017, "Entropy-SGD: biasing gradient descent into wide valleys", ICLR; Jagatap, Joshi, Chowdhury,
-    Garg and Hegde 2022, "Adversarially robust learning via entropic regularization", Frontiers in Artificial
-    Intelligence 4.
+    Chaudhari et al. 2017, "Entropy-SGD: biasing gradient descent into wide valleys", ICLR, arXiv 1611.01838.
+
+    Jagatap, Joshi, Chowdhury, Garg and Hegde 2022, "Adversarially robust learning via entropic regularization",
+    Frontiers in Artificial Intelligence 4, arXiv 2008.12338.
 
     Examples
     --------

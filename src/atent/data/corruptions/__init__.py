@@ -64,7 +64,8 @@ def corrupt(
 
     References
     ----------
-    Hendrycks and Dietterich, Benchmarking neural network robustness to common corruptions and perturbations, ICLR 2019.
+    Hendrycks and Dietterich 2019, "Benchmarking neural network robustness to common corruptions and perturbations",
+    ICLR, arXiv 1903.12261.
 
     Examples
     --------

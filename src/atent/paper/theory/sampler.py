@@ -250,7 +250,7 @@ def conditions(
     M = beta + gamma and m = gamma/4 by Lemma B.1. The theorem is for the plain recursion x - eta grad F + noise: raw
     gradients, an anchor term scaled by the step, neither projection nor box. It asks for M-smoothness and (m,
     b)-dissipativity, and its moment bounds for a step of at most min(1, m / (4 M^2)) and an inverse temperature of at
-    least 2/m (Raginsky et al. 2017, Lemma 3, for the same recursion).
+    least 2/m (Raginsky et al. 2017, for the same recursion).
     """
     eta = chain.step_size
     gamma = chain.anchor_weight / eta if eta > 0 else 0.0
