@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from atent.contracts import undeclared
 from atent.fields import LARGEST, defaults, fitting, mistyped, shown
 from atent.guard import check_shape
 from atent.messages import deprecated, unknown
@@ -50,6 +51,8 @@ class Settings(type):
         # Attacks are constructed for every batch of training: the common case is fast.
         threat = args[0] if args else given.get("threat")
         fields = defaults(cls)
+        if (line := undeclared(cls)) is not None:
+            raise ValueError(line)
         if type(threat) is not Threat or "threat" not in fields or not given.keys() <= fields.keys():
             given = _current(cls, given)
             _refuse(cls, args, given)

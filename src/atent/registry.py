@@ -26,6 +26,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar, overload
 
 from atent import trust
+from atent.contracts import kind_of
 from atent.messages import unknown
 
 T = TypeVar("T")
@@ -48,6 +49,10 @@ class Registry(Mapping[str, T]):
         Whether an object of a plug-in is of this kind.
     wanted
         Description of the kind, for errors.
+    flaw
+        The error, in one line, for an object of the user that lacks what its kind needs, or None.
+    page
+        The page of the documentation that describes the kind, for errors.
     others
         Prefixes of names with their own finder, and the module whose function ``find`` it is. Such a name can refer
         only to what that finder knows, so it needs no trust.
@@ -55,9 +60,11 @@ class Registry(Mapping[str, T]):
 
     def __init__(
         self, kind: str, package: str, group: str, fits: Callable[[Any], bool], wanted: str,
-        others: Mapping[str, str] = MappingProxyType({}),
+        others: Mapping[str, str] = MappingProxyType({}), *, flaw: Callable[[Any], str | None] | None = None,
+        page: str = "docs/extending.md",
     ) -> None:  # fmt: skip
         self.kind, self.package, self.group, self.fits, self.wanted = kind, package, group, fits, wanted
+        self.flaw, self.page = flaw, page
         self.others = others
         self._built_in: dict[str, T] = {}
         self._installed: dict[str, T] | None = None
@@ -107,26 +114,28 @@ class Registry(Mapping[str, T]):
     def find(self, name: str) -> T:
         """The object called ``name``; ValueError, in one line, if there is none or it cannot be imported."""
         if name in self._discover():
-            return self._built_in[name]
+            entry = self._built_in[name]
+            return entry if self._is_own(entry) else self._checked(entry, name)
         if self.delegates(name):
             return self._checked(importlib.import_module(self.others[name.partition(":")[0]]).find(name), name)
         if ":" in name:
             return self._checked(load_object(name), name)
-        entry = self._entries().get(name)
-        if entry is None:
+        point = self._entries().get(name)
+        if point is None:
             listed = f"atent list {self.group.rpartition('.')[2]}"
             raise ValueError(unknown(self.kind, name, [*self._built_in, *self._entries()], listed))
         try:
-            found = entry.load()
+            found = point.load()
         except (Exception, SystemExit) as error:
-            package = entry.dist.name if entry.dist else entry.value
+            package = point.dist.name if point.dist else point.value
             raise ValueError(f"{self.kind} {name!r} of {package} cannot be imported: {first_line(error)}") from error
         return self._checked(found, name)
 
     def _checked(self, found: Any, name: str) -> T:
         if not self.fits(found):
-            kind = found.__name__ if isinstance(found, type) else f"of type {type(found).__name__}"
-            raise ValueError(f"{self.kind} {name!r} is {kind}, not {self.wanted}")
+            raise ValueError(f"{self.kind} {name!r} is {kind_of(found)}, not {self.wanted} (see {self.page})")
+        if self.flaw is not None and (flaw := self.flaw(found)) is not None:
+            raise ValueError(f"{self.kind} {name!r}: {flaw} (see {self.page})")
         if dataclasses.is_dataclass(found):
             # The defaults of trusted code are trusted.
             trust.grant([each.default for each in dataclasses.fields(found)])

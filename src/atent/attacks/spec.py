@@ -54,7 +54,9 @@ def parse(
     try:
         cls = attacks.find(called)
     except ValueError as error:
-        raise ValueError(f"attack {shown(text, 200)}: {error}" if reference else str(error)) from None
+        raise ValueError(
+            str(error) if text == called or not reference else f"attack {shown(text, 200)}: {error}"
+        ) from None
     known = [f.name for f in dataclasses.fields(cls) if f.name != "threat"]
     values: dict[str, Any] = {}
     for keyword in keywords:

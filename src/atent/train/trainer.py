@@ -294,7 +294,7 @@ class Trainer:
         """The epoch's mean loss so far, None if no step was taken; Diverged if something is not finite."""
         line = self._problem()
         if line is None and last and not self.meter.count:
-            line = "no step of the epoch had a finite loss and gradient: lower optimizer.lr"
+            line = self.meter.empty
         if line is not None:
             raise Diverged(line, self.path)
         return float(self.meter.sums["loss"]) / self.meter.count if self.meter.count else None
