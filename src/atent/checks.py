@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Iterable
 from numbers import Integral, Real
@@ -44,6 +45,12 @@ class Settings(type):
     its field (`mistyped`), for something other than a `Threat` or a method where the first field is one, and for a
     threat in a norm that is not in ``norms``.
     """
+
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        """The fields as parameters, for `help` and editors, in place of those of ``__call__`` below."""
+        parameters = list(inspect.signature(cls.__init__).parameters.values())
+        return inspect.Signature(parameters[1:], return_annotation=None)
 
     def __call__(cls, *args: Any, **given: Any) -> Any:
         if not (_OWN.issuperset(map(type, args)) and _OWN.issuperset(map(type, given.values()))):
