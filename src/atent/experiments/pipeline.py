@@ -107,7 +107,7 @@ def run_job(
 ) -> Finished:
     """Train, evaluate once on the test set, and write a complete run folder to ``path``.
 
-    A run that is resumed keeps its own data.subset. ``saved``: what `saved_run` read of a run that was trained from
+    ``progress``: describe the run first, and show a bar. A run that is resumed keeps its own data.subset. ``saved``: what `saved_run` read of a run that was trained from
     Python, to resume it. Raises ValueError (InUse while another process is at work on the run),
     FileNotFoundError, FileExistsError, Diverged, Interrupted, OSError.
     """
@@ -161,7 +161,7 @@ def _fitted(
     check_attacks(model, data, {f"evaluate.attacks {name}": attack for name, attack in attacks.items()})
     import_module("matplotlib.figure")  # the curves are drawn at the end
     config = saved.config if saved else _config(job, model, data, attacks.values())
-    for line in _introduction(job, path, data, config):
+    for line in _introduction(job, path, data, config) if progress else ():
         say(line)
     fitted = fit(
         model, data, job.method, optimizer=job.optimizer, schedule=job.schedule, settings=job.train,
