@@ -404,7 +404,7 @@ def test_a_certifier_that_cannot_be_is_refused_in_one_line(begun, capsys):
     for words, parts in (
         (["crwn"], ["certifier 'crwn'", "did you mean 'crown'"]),
         (["mine:absent"], ["no attribute 'absent'"]),
-        (["mine:Noise"], ["is the class Noise, not a function of (model, x, threat), or a class with a method certify"]),
+        (["mine:Noise"], ["is the class Noise, not a function of (model, x, threat)", "a method certify"]),
         (["mine:nothing"], ["mine:nothing raised TypeError"]),
         (["mine:unsound"], ["that the model misclassifies", "check_certifier"]),
         (["mine:Boundless", *noise], ["radii of 9 to 9", "certify 0 to"]),

@@ -7,8 +7,8 @@ SOURCE = Path(__file__).parent.parent / "src" / "atent"
 
 # From the ground up; a room may import those of earlier lines.
 ORDER = [
-    ["fields"],
-    ["contracts", "docstrings", "extras", "geometry", "heap", "markdown", "messages", "progress", "signals", "threads", "torchrun"],
+    ["contracts", "fields"],
+    ["docstrings", "extras", "geometry", "heap", "markdown", "messages", "progress", "signals", "threads", "torchrun"],
     ["distributed"],
     ["losses", "rng", "sgld", "zoo"],
     ["stats", "trust"],

@@ -107,9 +107,9 @@ def run_job(
 ) -> Finished:
     """Train, evaluate once on the test set, and write a complete run folder to ``path``.
 
-    ``progress``: describe the run first, and show a bar. A run that is resumed keeps its own data.subset. ``saved``: what `saved_run` read of a run that was trained from
-    Python, to resume it. Raises ValueError (InUse while another process is at work on the run),
-    FileNotFoundError, FileExistsError, Diverged, Interrupted, OSError.
+    ``progress``: describe the run, and show bars. A resumed run keeps its data.subset. ``saved``: what `saved_run` read
+    of a run that was trained from Python, to resume it. Raises ValueError (InUse while another process is at work on
+    the run), FileNotFoundError, FileExistsError, Diverged, Interrupted, OSError.
     """
     with entered(lambda: held(path / folder.LOCK, "train")), resumed_by(lambda: _again(path)):
         job = as_begun(job, path) if resume else job
