@@ -179,7 +179,7 @@ def test_a_data_set_with_a_name_is_loaded_as_it_was(here, capsys, tmp_path):
         (["tensors", "--model", "entries_mine:net", "--data", "digits"], "--data digits has classes 10, tensors was"),
         (
             ["tensors", "--model", "entries_mine:net", "--data", "entries_mine:nothing"],
-            "of type int, want Data",
+            "returned an int, want Data",
         ),
         (["tensors", "--model", "entries_mine:net", "--data", "entries_mine:absent"], "no attribute 'absent'"),
         (["tensors", *NAMED, "--root", "elsewhere"], "data.root elsewhere has no effect for entries_mine:data"),
@@ -501,7 +501,7 @@ def test_data_that_were_loaded_by_name_are_loaded_again(name, here, capsys, tmp_
         ({"builder": "entries_mine:sized", "builder_args": {"width": print}}, "builder_args must be numbers"),
         ({"data_builder": "entries_mine:other"}, "gives other train samples"),
         ({"data_builder": "digits"}, "gives classes 10, the data have 3"),
-        ({"data_builder": "entries_mine:nothing"}, "of type int, want Data"),
+        ({"data_builder": "entries_mine:nothing"}, "returned an int, want Data"),
         ({"data_builder": "entries_mine:data", "data_builder_args": {"sed": 2}}, "unexpected keyword argument 'sed'"),
     ],
 )

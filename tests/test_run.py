@@ -449,7 +449,8 @@ def test_the_line_of_the_method_has_the_terms_of_the_field():
         return method_line({"method": {"name": "ATENT", "threat": threat}, "about": about, "train": {}})
 
     l2 = line(ATENT(Threat("l2", 0.5), steps=10))
-    assert l2.startswith("ATENT, l2 eps 0.5, 10 Langevin steps of 0.1, anchor term 0.05 (x - x'), noise 0.001 (effective")
+    assert l2.startswith("ATENT, l2 eps 0.5, 10 Langevin steps of 0.1, anchor term 0.05 (x - x')")
+    assert "noise 0.001 (effective_noise " in l2
     assert l2.endswith("no projection")
     linf = line(ATENT(Threat("linf", 0.1), steps=10))
     assert "no anchor term" in linf
