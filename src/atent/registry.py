@@ -273,18 +273,33 @@ def version_of(module: str) -> str | None:
 def code_of(entries: Iterable[Any]) -> list[str]:
     """Hashes of the source of classes and functions that are neither of this package, of torch, nor installed.
 
-    A measurement that resumes after an edit of such code would mix the results of both versions. Of the main module
-    each definition counts by itself, of other modules the entire file.
+    A measurement that resumes after an edit of such code would mix the results of both versions. See `sources_of`.
     """
-    found = set()
-    for entry in entries:
+    return sorted(set(sources_of(entries).values()))
+
+
+def sources_of(entries: Iterable[Any]) -> dict[str, str]:
+    """The hashes of `code_of` by module; the bases of a class count too.
+
+    Of the main module each definition counts by itself, of other modules the entire file.
+    """
+    found: dict[str, str] = {}
+    for entry in (part for each in entries for part in (each.__mro__ if isinstance(each, type) else (each,))):
         name = getattr(entry, "__module__", None) or type(entry).__module__
-        if name.partition(".")[0] in _LIBRARIES or version_of(name):
+        top = name.partition(".")[0]
+        if top in _LIBRARIES or top in sys.stdlib_module_names - {"__main__"} or name in found or version_of(name):
             continue
         path = Path(getattr(sys.modules.get(name), "__file__", None) or "")
         with contextlib.suppress(OSError, TypeError):  # made without a file, as in a notebook
-            found.add(inspect.getsource(entry).encode() if name == "__main__" else path.read_bytes())
-    return sorted(hashlib.sha256(source).hexdigest()[:16] for source in found)
+            if name == "__main__":
+                found[f"{name}.{entry.__qualname__}"] = _hash(inspect.getsource(entry).encode())
+            else:
+                found[name] = _hash(path.read_bytes())
+    return dict(sorted(found.items()))
+
+
+def _hash(source: bytes) -> str:
+    return hashlib.sha256(source).hexdigest()[:16]
 
 
 def where(entry: Any) -> str:

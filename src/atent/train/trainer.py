@@ -31,7 +31,7 @@ from atent.train.callbacks import Callback, Progress, first
 from atent.train.clock import Clock
 from atent.train.compiling import Compiling
 from atent.train.describe import describe, summary, with_subsets
-from atent.train.fingerprint import as_begun, difference, fingerprint
+from atent.train.fingerprint import as_begun, difference, fingerprint, started
 from atent.train.finite import Finite, Skipped, finite_logits, line_of, ordered
 from atent.train.interrupt import Interrupted, how_to_resume, stop_requests
 from atent.train.keeping import Keeper, identified
@@ -89,7 +89,7 @@ class Trainer:
         config = with_subsets(config, self.data, subsets)
         agreement.check(self.data, settings, config, fingerprint(config))
         self.config = identified(config, run, resume)
-        self.position: dict[str, Any] = {"config": fingerprint(self.config), "epoch": 0, "step": 0}
+        self.position = started(self.config, method, model, self.optimizer, *self.validation.attacks.values())
         self.history: list[dict[str, Any]] = []
         self.best, self.meter = Best(self.validation, settings), Meter()
         self.keeper = Keeper(run, model, self.begun, self.average, settings, self.device, say)
@@ -139,7 +139,7 @@ class Trainer:
 
     def _resume(self) -> None:
         saved, rows = self.keeper.find()
-        differs = difference(saved["mark"]["config"], self.position["config"], self.bare)
+        differs = difference(saved["mark"], self.position, self.bare)
         if differs:
             raise ValueError(f"{self.path} was trained with other {differs}")
         self.load_state_dict(saved)
@@ -379,7 +379,7 @@ class Trainer:
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Restore a `state_dict`."""
-        self.position = saved["mark"]
+        self.position = {"code": self.position["code"], **saved["mark"]}
         put(self.model, saved["model"], saved.get("own", ()))
         self.optimizer.load_state_dict(saved["optimizer"])
         self.state, self.meter = saved["method"], Meter.restore(folder.with_present_keys(saved["meter"]))
