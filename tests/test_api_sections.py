@@ -16,7 +16,10 @@ from atent.attacks import ATTACKS
 from atent.docstrings import field_docs
 from atent.methods import METHODS
 
-ROOMS = ["", "attacks", "certify", "data", "evaluate", "methods", "models", "optim", "testing", "threat", "train"]
+ROOMS = [
+    "", "attacks", "certify", "data", "evaluate", "export", "integrations", "losses", "methods", "models", "optim", "registry",
+    "runs", "testing", "threat", "train", "trust",
+]  # fmt: skip
 
 
 def public() -> Iterator[tuple[str, Any]]:
