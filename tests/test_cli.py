@@ -367,8 +367,8 @@ def test_completion_in_bash(tmp_path):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["--seed", "x"], "--seed must be a whole number, got 'x'"),
-        (["--limit", "q"], "--limit must be a whole number or all, got 'q'"),
+        (["--seed", "x"], "--seed must be an integer, got 'x'"),
+        (["--limit", "q"], "--limit must be an integer or all, got 'q'"),
         (["--norm", "l3"], "--norm must be one of"),
     ],
 )

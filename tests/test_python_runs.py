@@ -495,7 +495,7 @@ def test_data_that_were_loaded_by_name_are_loaded_again(name, here, capsys, tmp_
         ({"builder": "entries_mine:absent"}, "no attribute 'absent'"),
         ({"builder": "small_cn"}, "did you mean 'small_cnn'"),
         ({"builder": "digits_cnn", "builder_args": {"drop": 3}}, "did you mean 'dropout'"),
-        ({"builder": print}, "builder must be a text such as 'module:function'"),
+        ({"builder": print}, "builder must be a string such as 'module:function'"),
         ({"builder_args": {"width": 3}}, "builder_args needs builder"),
         ({"builder": "entries_mine:sized", "builder_args": [3]}, "a dictionary of keywords, got a list"),
         ({"builder": "entries_mine:sized", "builder_args": {"width": print}}, "builder_args must be numbers"),

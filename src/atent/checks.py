@@ -291,7 +291,7 @@ def check_number(name: str, value: float, low: float, *, above: bool = False, wh
     if type(value) is not int and (whole or type(value) is not float):
         value = plain(value)
         if not isinstance(value, Integral if whole else Real):
-            raise ValueError(f"{name} must be a {'whole ' if whole else ''}number, got {shown(value)}")
+            raise ValueError(f"{name} must be {'an integer' if whole else 'a number'}, got {shown(value)}")
     if isinstance(value, bool) or not low <= value < math.inf or (above and value == low):
         raise ValueError(f"{name} must be {'above' if above else 'at least'} {low:g}, got {shown(value)}")
     if value > LARGEST:
@@ -312,10 +312,10 @@ def check_threat(threat: Any) -> None:
 
 
 def check_seed(seed: int) -> int:
-    """The seed as a plain integer; ValueError unless a whole number in [-2^63, 2^64), what torch's generators take."""
+    """The seed as a plain integer; ValueError unless an integer in [-2^63, 2^64), what torch's generators take."""
     seed = plain(seed)
     if isinstance(seed, bool) or not isinstance(seed, Integral) or not -(2**63) <= seed < 2**64:
-        raise ValueError(f"seed must be a whole number of at most 64 bits, got {shown(seed)}")
+        raise ValueError(f"seed must be an integer of at most 64 bits, got {shown(seed)}")
     return int(seed)
 
 

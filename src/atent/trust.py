@@ -131,7 +131,7 @@ def options() -> list[str]:
 
 
 def references(value: Any) -> list[str]:
-    """All references in a text, or in the texts of lists and dictionaries, without repetition, in their order."""
+    """All references in a string, or in the strings of lists and dictionaries, without repetition, in their order."""
     return list(dict.fromkeys(_references(value)))
 
 

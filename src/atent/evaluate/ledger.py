@@ -150,7 +150,7 @@ def _is_result(row: dict[str, Any], n: int) -> bool:
 
 
 def _places(text: Any, n: int) -> int:
-    """The number of positions, ascending and below n, in a text of `spans`; 0 for any other text."""
+    """The number of positions, ascending and below n, in a string of `spans`; 0 for any other string."""
     if not isinstance(text, str) or not re.fullmatch(r"\d{1,18}(-\d{1,18})?( \d{1,18}(-\d{1,18})?)*", text):
         return 0
     end, count = -1, 0

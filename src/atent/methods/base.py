@@ -276,7 +276,7 @@ def ramp(progress: float, start: float = 0.0, end: float = 1.0) -> float:
 
 def scheduled(name: str, value: float | str, progress: float) -> float:
     """A setting at ``progress``: a number is constant; "0.5..0.1" is linear from 0.5 to 0.1 over the training, and
-    "0.5..0.1@0.3" over its first 30 %. ValueError for other texts."""
+    "0.5..0.1@0.3" over its first 30 %. ValueError for other strings."""
     if not isinstance(value, str):
         return value
     ways, _, share = value.partition("@")

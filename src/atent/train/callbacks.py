@@ -51,7 +51,7 @@ class Progress:
 class Callback:
     """Hooks of a training, which do nothing by default; override the required ones.
 
-    A text returned by `start` or `epoch` ends the training with that reason (`Fitted.stopped`). `validation`,
+    A string returned by `start` or `epoch` ends the training with that reason (`Fitted.stopped`). `validation`,
     `checkpoint` and `epoch` are called in this order after an epoch is saved, so that an exception, which ends the
     training with its own error, loses no epoch. With several ranks only rank 0 calls them: their return values are
     shared, and a change of the network would affect rank 0 alone. Rows are those of metrics.jsonl; do not modify them.
@@ -115,7 +115,7 @@ class EarlyStopping(Callback):
 
     def __init__(self, patience: int) -> None:
         if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
-            raise ValueError(f"patience must be a whole number of at least 1, got {patience!r}")
+            raise ValueError(f"patience must be an integer of at least 1, got {patience!r}")
         self.patience, self.waited = patience, 0
 
     def start(self, progress: Progress) -> str | None:
