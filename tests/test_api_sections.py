@@ -17,8 +17,8 @@ from atent.docstrings import field_docs
 from atent.methods import METHODS
 
 ROOMS = [
-    "", "attacks", "certify", "data", "evaluate", "export", "integrations", "losses", "methods", "models", "optim", "registry",
-    "runs", "testing", "threat", "train", "trust",
+    "", "attacks", "certify", "data", "evaluate", "export", "integrations", "losses", "methods", "models", "optim",
+    "registry", "runs", "testing", "threat", "train", "trust",
 ]  # fmt: skip
 
 

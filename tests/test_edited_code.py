@@ -9,7 +9,7 @@ import torch
 from atent.attacks import FGSM
 from atent.cli import main
 from atent.evaluate import evaluate, measure_flips
-from atent.registry import code_of
+from atent.origins import code_of
 from atent.threat import Threat
 
 ATTACK = """

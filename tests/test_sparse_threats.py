@@ -333,7 +333,7 @@ def test_counts_are_scaled_to_whole_numbers():
         (lambda: Threat("l0", 3, side=2), "side is for a patch threat, got side 2 with l0"),
         (lambda: Threat("l1", 3.0, inner="linf"), "inner is for a patch threat, got inner 'linf' with l1"),
         (lambda: Threat("linf", 0.1, inner_eps=0.1), "inner_eps is for a patch threat"),
-        (lambda: Threat("patch", 1), "a patch threat needs side, its width in pixels, an integer of at least 1, got None"),
+        (lambda: Threat("patch", 1), "needs side, its width in pixels, an integer of at least 1, got None"),
         (lambda: Threat("patch", 1, side=0), "of at least 1, got 0"),
         (lambda: Threat("patch", 1, side=2.0), "got 2.0"),
         (lambda: Threat("patch", 1, side=2, inner="l2"), "inner 'l2' is not known: use one of free, linf"),

@@ -11,27 +11,25 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import importlib
 import importlib.metadata
-import inspect
 import os
 import pkgutil
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar, overload
 
 from atent import trust
 from atent.contracts import kind_of
 from atent.messages import unknown
+from atent.origins import version_of
+
+__all__ = ["Plugin", "Registry", "load_object"]
 
 T = TypeVar("T")
-_LIBRARIES = ("atent", "torch")
-"""Packages whose version a measurement records."""
 
 
 class Registry(Mapping[str, T]):
@@ -56,6 +54,12 @@ class Registry(Mapping[str, T]):
     others
         Prefixes of names with their own finder, and the module whose function ``find`` it is. Such a name can refer
         only to what that finder knows, so it needs no trust.
+
+    Examples
+    --------
+    >>> from atent.attacks import ATTACKS
+    >>> ATTACKS.find("PGD").__name__, ATTACKS.origin("PGD"), "no such attack" in ATTACKS
+    ('PGD', 'built-in', False)
     """
 
     def __init__(
@@ -228,12 +232,23 @@ def exported(registry: Registry[Any], module: str, name: str, others: Sequence[s
 
 @dataclass(frozen=True)
 class Plugin:
-    """A user-defined or installed object, as recorded in a run."""
+    """A user-defined or installed object, as recorded in a run.
+
+    Examples
+    --------
+    >>> from atent.registry import Plugin
+    >>> Plugin("attack", "mine:Shift", module="mine", qualname="Shift", version=None).name
+    'mine:Shift'
+    """
 
     kind: str
+    """What it is, such as attack."""
     name: str
+    """The name that finds it."""
     module: str
+    """Its module."""
     qualname: str
+    """Its name in the module."""
     version: str | None
     """Distribution and version, if it was installed."""
 
@@ -261,58 +276,38 @@ def plugin_found(registry: Registry[Any], name: str) -> Plugin | None:
     return plugin_of(registry, entry) if hasattr(entry, "__qualname__") else plugin_named(registry, name)
 
 
-def version_of(module: str) -> str | None:
-    """Name and version of the distribution of a module; None if it was not installed."""
-    top = module.partition(".")[0]
-    for name in importlib.metadata.packages_distributions().get(top, []):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            return f"{name} {importlib.metadata.version(name)}"
-    return None
-
-
-def code_of(entries: Iterable[Any]) -> list[str]:
-    """Hashes of the source of classes and functions that are neither of this package, of torch, nor installed.
-
-    A measurement that resumes after an edit of such code would mix the results of both versions. See `sources_of`.
-    """
-    return sorted(set(sources_of(entries).values()))
-
-
-def sources_of(entries: Iterable[Any]) -> dict[str, str]:
-    """The hashes of `code_of` by module; the bases of a class count too.
-
-    Of the main module each definition counts by itself, of other modules the entire file.
-    """
-    found: dict[str, str] = {}
-    for entry in (part for each in entries for part in (each.__mro__ if isinstance(each, type) else (each,))):
-        name = getattr(entry, "__module__", None) or type(entry).__module__
-        top = name.partition(".")[0]
-        if top in _LIBRARIES or top in sys.stdlib_module_names - {"__main__"} or name in found or version_of(name):
-            continue
-        path = Path(getattr(sys.modules.get(name), "__file__", None) or "")
-        with contextlib.suppress(OSError, TypeError):  # made without a file, as in a notebook
-            if name == "__main__":
-                found[f"{name}.{entry.__qualname__}"] = _hash(inspect.getsource(entry).encode())
-            else:
-                found[name] = _hash(path.read_bytes())
-    return dict(sorted(found.items()))
-
-
-def _hash(source: bytes) -> str:
-    return hashlib.sha256(source).hexdigest()[:16]
-
-
 def where(entry: Any) -> str:
     """The reference module:name of an object."""
     return f"{entry.__module__}:{entry.__qualname__}"
 
 
 def load_object(reference: str) -> Any:
-    """The object of ``reference``, written "module:name"; the name may be dotted.
+    """The object that a reference names.
 
-    The current directory is searched first, as by `python -m`; `sys.path` is restored. ValueError, in one line, if the
-    colon is missing, the module or the name does not exist, or the import raises (the cause is chained); Untrusted,
-    before anything is imported, for a reference that `atent.trust` does not permit.
+    The current directory is searched first, as by `python -m`; `sys.path` is restored. Untrusted, before anything is
+    imported, for a reference that `atent.trust` does not permit.
+
+    Parameters
+    ----------
+    reference
+        "module:name"; the name may be dotted.
+
+    Returns
+    -------
+    object
+        What the module has under this name.
+
+    Raises
+    ------
+    ValueError
+        In one line: if the colon is missing, the module or the name does not exist, or the import raises (the cause is
+        chained).
+
+    Examples
+    --------
+    >>> from atent.registry import load_object
+    >>> load_object("torch.nn:Linear").__name__
+    'Linear'
     """
     name, colon, path = reference.partition(":")
     if not (name and colon and path) or name.startswith("."):

@@ -20,7 +20,7 @@ from atent.data.described import spans, unspan
 from atent.distributed import SINGLE, World
 from atent.evaluate.lines import Lines, Values
 from atent.evaluate.outcomes import bits
-from atent.registry import code_of
+from atent.origins import code_of
 from atent.threat import Box
 
 

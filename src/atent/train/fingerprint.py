@@ -18,7 +18,7 @@ from atent.data.settings import READING
 from atent.methods import Method
 from atent.models import ModelSettings
 from atent.optim import Optimizer, Schedule
-from atent.registry import sources_of
+from atent.origins import sources_of
 from atent.runs.folder import BUILDER_KEYS
 from atent.runs.manifest import read_json
 from atent.train.settings import TrainSettings
