@@ -22,7 +22,15 @@ _MEASURED = 5.0
 
 @dataclass(frozen=True)
 class Progress:
-    """The progress of a training, for callbacks."""
+    """The progress of a training, for callbacks.
+
+    Examples
+    --------
+    >>> from atent.train import Callback
+    >>> class Steps(Callback):
+    ...     def step(self, progress):
+    ...         print(f"epoch {progress.epoch}, step {progress.step} of {progress.steps}")
+    """
 
     model: nn.Module
     """The network in training; changes to it affect the training."""
@@ -141,7 +149,18 @@ class EarlyStopping(Callback):
 
 
 class Report(Callback):
-    """Calls a function with each epoch's row; in a training of given minutes, with each measured one."""
+    """Calls a function with each epoch's row; in a training of given minutes, with each measured one.
+
+    Parameters
+    ----------
+    function
+        Receives the row of an epoch, a line of metrics.jsonl.
+
+    Examples
+    --------
+    >>> from atent.train.callbacks import Report
+    >>> report = Report(lambda row: print(row["epoch"], row["loss"]))
+    """
 
     def __init__(self, function: Callable[[Row], None]) -> None:
         self.function = function
