@@ -34,11 +34,11 @@ from atent.train.describe import describe, summary, with_subsets
 from atent.train.fingerprint import as_begun, difference, fingerprint, started
 from atent.train.finite import Finite, Skipped, finite_logits, line_of, ordered
 from atent.train.interrupt import Interrupted, how_to_resume, stop_requests
-from atent.train.keeping import Keeper, identified
 from atent.train.memory import MicroBatches
 from atent.train.meter import Meter
 from atent.train.result import Diverged, Fitted
 from atent.train.rows import parts_of, row_of
+from atent.train.run_files import Keeper, identified
 from atent.train.settings import TrainSettings, pick_device
 from atent.train.step import around
 from atent.train.validation import Validation
