@@ -7,7 +7,7 @@ import inspect
 import math
 from collections.abc import Iterable
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -49,7 +49,7 @@ class Settings(type):
     @property
     def __signature__(cls) -> inspect.Signature:
         """The fields as parameters, for `help` and editors, in place of those of ``__call__`` below."""
-        parameters = list(inspect.signature(cls.__init__).parameters.values())
+        parameters = list(inspect.signature(cast(Any, cls).__init__).parameters.values())
         return inspect.Signature(parameters[1:], return_annotation=None)
 
     def __call__(cls, *args: Any, **given: Any) -> Any:

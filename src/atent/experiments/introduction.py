@@ -18,7 +18,7 @@ _PROJECTED = {
 
 
 def introduction(
-    path: Path, data: Data, config: dict[str, Any], validate_limit: int, test_limit: Limit
+    path: Path, data: Data, config: dict[str, Any], validate_limit: Limit, test_limit: Limit
 ) -> Iterator[str]:
     """The lines: run folder, data and the samples in use, network, and method."""
     counts = data.about["counts"]
