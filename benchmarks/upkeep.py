@@ -27,7 +27,7 @@ from atent.models import build
 from atent.runs import provenance, write_json
 from atent.train import TrainSettings
 from atent.train.finite import Finite
-from atent.train.keeping import Keeper
+from atent.train.run_files import Keeper
 
 NETWORKS = {"digits_cnn": ((1, 8, 8), 128), "small_cnn": ((1, 28, 28), 128), "resnet18": ((3, 32, 32), 16)}
 """Shapes of an image, and the size of a batch."""

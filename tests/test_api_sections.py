@@ -3,10 +3,12 @@
 import dataclasses
 import doctest
 import importlib
+import importlib.util
 import inspect
 import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,11 +18,33 @@ from atent.attacks import ATTACKS
 from atent.docstrings import field_docs
 from atent.methods import METHODS
 
-ROOMS = ["", "attacks", "certify", "data", "evaluate", "methods", "models", "optim", "testing", "threat", "train"]
+ROOMS = [
+    "", "attacks", "certify", "data", "evaluate", "export", "integrations", "losses", "methods", "models", "optim",
+    "registry", "runs", "testing", "threat", "train", "trust",
+]  # fmt: skip
+
+
+# Packages that the examples of a module import, where they are installed.
+NEEDED = {
+    "atent.integrations.art": "art", "atent.integrations.foolbox": "foolbox", "atent.integrations.peers": "foolbox",
+    "atent.integrations.torchattacks": "torchattacks",
+}  # fmt: skip
+
+
+def pages() -> Iterator[str]:
+    """The names on the API's pages, which also document single names of other modules."""
+    file = Path(__file__).parent.parent / "docs" / "_ext" / "api.py"
+    spec = importlib.util.spec_from_file_location("api_pages", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for names in module.listed().values():
+        yield from names
 
 
 def public() -> Iterator[tuple[str, Any]]:
-    """Each class and function that a room exports, once, with the name that imports it."""
+    """Each class and function that a room exports or a page of the API documents, once, with a name that imports it."""
     seen = set()
     for room in ROOMS:
         module = importlib.import_module(f"atent.{room}".rstrip("."))
@@ -32,6 +56,12 @@ def public() -> Iterator[tuple[str, Any]]:
             if value not in seen:
                 seen.add(value)
                 yield f"{module.__name__}.{name}", value
+    for name in pages():
+        module, _, last = name.rpartition(".")
+        value = getattr(importlib.import_module(module), last)
+        if value not in seen:
+            seen.add(value)
+            yield name, value
 
 
 def wanted(value: Any) -> set[str]:
@@ -45,7 +75,7 @@ def wanted(value: Any) -> set[str]:
             sections.add("Returns")
         if re.search(r"^\s+raise ", inspect.getsource(value), re.M):
             sections.add("Raises")
-    elif not dataclasses.is_dataclass(value) and value.__init__ not in (object.__init__, Exception.__init__):
+    elif not dataclasses.is_dataclass(value) and inspect.isfunction(value.__init__):
         sections.add("Parameters")
     if value in [ATTACKS.find(name) for name in ATTACKS] + [METHODS.find(name) for name in METHODS]:
         sections.add("References")
@@ -120,7 +150,10 @@ def examples() -> list[Any]:
         for test in finder.find(value, name, module, globs={**vars(module), "torch": torch, value.__name__: value}):
             # Those of `atent.testing` run in test_testing.py.
             if test.examples and not value.__module__.startswith("atent.testing"):
-                cases.append(pytest.param(test, id=name))
+                package = NEEDED.get(value.__module__)
+                absent = package is not None and importlib.util.find_spec(package) is None
+                marks = [pytest.mark.skip(f"{package} is not installed")] if absent else []
+                cases.append(pytest.param(test, id=name, marks=marks))
     return cases
 
 

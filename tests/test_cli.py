@@ -50,12 +50,14 @@ def refused(capsys, *args, status=2, lines=1):
 
 
 def test_train_evaluate_load(here, capsys):
-    status, out, err = said(capsys, "train", "digits-linf-atent", "--no_baseline", *QUICK)
+    status, out, err = said(capsys, "train", "digits-linf-atent", "--no_baseline", *QUICK[:-1])
     assert status == 0, err
+    assert [line.split()[0] for line in out.splitlines() if line][:5] == ["run", "data", "subset", "subset", "model"]
+    assert sum(line.startswith("epoch ") for line in out.splitlines()) == 2
     path = here / "runs" / "digits-linf-atent"
     assert "run folder: runs/digits-linf-atent" in out
     assert "effective 0.06" not in out
-    assert "(effective " in out
+    assert "(effective_noise " in out
     assert "Not measured by AutoAttack" in out
     names = {p.name for p in path.iterdir()}
     assert names >= {"config.json", "metrics.jsonl", "best.safetensors", "last", "curves.png", "evaluation.json"}
@@ -182,10 +184,20 @@ def test_a_recipe_of_your_own(here, capsys):
     (here / "net.py").write_text(
         "from torch import nn\nbuild = lambda: nn.Sequential(nn.Linear(2, 8), nn.Linear(8, 2))\n"
     )
-    status, out, err = said(capsys, "train", "mine.toml", "--quiet")
+    status, out, err = said(capsys, "train", "mine.toml")
     assert status == 0, err
     assert (here / "runs" / "mine" / "evaluation.json").is_file()
     assert "l2 eps 0.2" in out
+
+
+def test_quiet_prints_results_and_no_progress(here, capsys):
+    status, out, err = said(capsys, "train", "digits-linf-pgdat", "--no_baseline", *QUICK)
+    assert (status, err) == (0, "")
+    assert "PGDAT" in out
+    assert "run folder: " in out
+    assert not any(
+        line.startswith(("run  ", "data ", "model ", "method ", "epoch ", "Next")) for line in out.splitlines()
+    )
 
 
 # ---- mistakes
@@ -355,8 +367,8 @@ def test_completion_in_bash(tmp_path):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["--seed", "x"], "--seed must be a whole number, got 'x'"),
-        (["--limit", "q"], "--limit must be a whole number or all, got 'q'"),
+        (["--seed", "x"], "--seed must be an integer, got 'x'"),
+        (["--limit", "q"], "--limit must be an integer or all, got 'q'"),
         (["--norm", "l3"], "--norm must be one of"),
     ],
 )

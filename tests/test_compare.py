@@ -166,9 +166,8 @@ def test_compare_trains_once_and_reuses(here, capsys, monkeypatch):
 
     # The same again trains nothing; neither does a narrower machine or another place of the data.
     before = times(path)
-    status, out, err = said(capsys, "--seeds", "2", "--data.root", ".", "--train.threads", "2")
-    assert status == 0, err
-    assert "4 runs, 4 finished before" in out
+    assert main(["compare", "plain.toml", "pgd.toml", "--seeds", "2", "--data.root", ".", "--train.threads", "2"]) == 0
+    assert "4 runs, 4 finished before" in capsys.readouterr().out
     assert times(path) == before
     assert not (here / "runs" / "compare-2").exists()
 
@@ -266,7 +265,7 @@ def test_what_the_runs_are_given(here, capsys, fake, monkeypatch):
     reported = {m: (here / "runs" / "compare" / f"{m}-seed4.log").read_text().strip() for m in METHODS}
     for name, text in reported.items():
         start = f"-P -m atent train {name}.toml --runs runs/compare --name {name}-seed4 --train.seed 4"
-        assert text.startswith(start + " --no_baseline --quiet --optimizer.lr 1")
+        assert text.startswith(start + " --no_baseline --optimizer.lr 1")
     assert "--train.threads" not in reported["plain"]
     assert reported["pgd"].endswith("--train.threads 3")
 

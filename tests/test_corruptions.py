@@ -181,7 +181,7 @@ def test_jpeg_and_pixels_are_those_of_pillow(channels):
 
     # Pillow rounds to whole levels after the rows and after the columns.
     assert gap("pixelate", np.array(small)).max() <= 1 + 1e-9
-    # Its cosine transform works in whole numbers, so that a coefficient halfway between two steps may go the other way,
+    # Its cosine transform works in integers, so that a coefficient halfway between two steps may go the other way,
     # which moves a few pixels of its block.
     far = gap("jpeg_compression", np.array(jpegs))
     assert (far <= 2).mean() > 0.9

@@ -9,7 +9,7 @@ import torch
 from atent.attacks import FGSM
 from atent.cli import main
 from atent.evaluate import evaluate, measure_flips
-from atent.registry import code_of
+from atent.origins import code_of
 from atent.threat import Threat
 
 ATTACK = """
@@ -124,3 +124,123 @@ def test_code_of_libraries_does_not_count(edited):
     net = edited(NETWORK, "+").Net
     assert code_of([torch.nn.Linear, FGSM, pytest.Item]) == []
     assert len(code_of([net, torch.nn.Linear])) == len(code_of([net, net])) == 1
+
+
+METHOD = """
+from dataclasses import dataclass
+
+from torch.nn.functional import cross_entropy
+
+from atent.methods import Method
+
+
+@dataclass(frozen=True)
+class Own(Method):
+    def loss(self, model, x, y, aux, *, progress=1.0, state=None):
+        return cross_entropy(model(x), y) * (1 {sign} 0.5), {}
+"""
+OPTIMIZER = """
+import torch
+
+
+class Own(torch.optim.SGD):
+    def step(self, closure=None):
+        return super().step(closure) {sign} 0.0
+"""
+BUILDER = """
+from torch import nn
+
+
+def net():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10 {sign} 0), nn.Dropout(0.0))
+"""
+DATA = """
+import torch
+
+from atent.data import from_tensors
+
+
+def blobs():
+    y = torch.arange(240) % 3
+    x = 0.5 {sign} 0.1 * y.view(-1, 1, 1, 1).float().expand(-1, 1, 8, 8)
+    return from_tensors(x[:180], y[:180], x[180:], y[180:], validation=30, name="blobs")
+"""
+RECIPE = """
+about = "code of the user"
+
+[data]
+name = "digits"
+limit = 60
+test_limit = 20
+
+[model]
+name = "mlp"
+
+[method]
+name = "Standard"
+
+[train]
+epochs = 1
+device = "cpu"
+validate_limit = 20
+threads = 1
+
+[evaluate]
+norm = "linf"
+eps = 0.1
+attacks = ["FGSM"]
+limit = 10
+"""
+TRAININGS = {
+    "method": (METHOD, ["--method", "edited_by_user:Own"]),
+    "optimizer": (OPTIMIZER, ["--optimizer", "edited_by_user:Own"]),
+    "network": (BUILDER, ["--model", "edited_by_user:net"]),
+    "layers": (NETWORK, ["--model", "edited_by_user:net"]),
+    "validation attack": (ATTACK, ["--train.validate_attack", "edited_by_user:Shift"]),
+}
+
+
+@pytest.mark.parametrize(("source", "words"), TRAININGS.values(), ids=TRAININGS)
+def test_a_training(edited, capsys, tmp_path, source, words):
+    (tmp_path / "own.toml").write_text(RECIPE)
+    edited(source, "+")
+    assert main(["train", "own.toml", "--name", "own", "--quiet", *words]) == 0, capsys.readouterr().err
+    assert main(["train", "--resume", "runs/own", "--quiet"]) == 0, capsys.readouterr().err
+    edited(source, "-")
+    capsys.readouterr()
+    assert main(["train", "--resume", "runs/own", "--quiet"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "runs/own" in line
+    assert "edited_by_user has changed" in line
+    assert "--name" in line
+    edited(source, "+")
+    assert main(["train", "--resume", "runs/own", "--quiet"]) == 0, capsys.readouterr().err
+
+
+def test_the_data_of_a_training(edited, capsys, tmp_path):
+    (tmp_path / "own.toml").write_text(RECIPE.replace("limit = 60\ntest_limit = 20\n", ""))
+    edited(DATA, "+")
+    assert main(["train", "own.toml", "--name", "own", "--quiet", "--data", "edited_by_user:blobs"]) == 0
+    edited(DATA, "-")
+    capsys.readouterr()
+    assert main(["train", "--resume", "runs/own", "--quiet"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "samples have changed" in line
+    # Another way to the same samples is no other training.
+    edited(DATA + "\n# a remark\n", "+")
+    assert main(["train", "--resume", "runs/own", "--quiet"]) == 0, capsys.readouterr().err
+
+
+def test_a_training_of_an_earlier_version_resumes(edited, capsys, tmp_path):
+    (tmp_path / "own.toml").write_text(RECIPE)
+    edited(METHOD, "+")
+    assert main(["train", "own.toml", "--name", "own", "--quiet", "--method", "edited_by_user:Own"]) == 0
+    from atent import runs as folder
+
+    path = tmp_path / "runs" / "own"
+    state = torch.load(path / folder.LAST / "state.pt", weights_only=True)
+    assert list(state["mark"].pop("code")) == ["edited_by_user"]
+    torch.save(state, path / folder.LAST / "state.pt")
+    (path / folder.MANIFEST).unlink()
+    edited(METHOD, "-")
+    assert main(["train", "--resume", "runs/own", "--quiet"]) == 0, capsys.readouterr().err

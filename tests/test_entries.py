@@ -92,9 +92,9 @@ def test_what_is_no_number_stays():
     array, text = np.zeros(3), "8/255"
     assert plain(array) is array
     assert plain(text) is text
-    with pytest.raises(ValueError, match=r"steps must be a whole number, got 2\.0"):
+    with pytest.raises(ValueError, match=r"steps must be an integer, got 2\.0"):
         PGD(LINF, steps=np.float64(2.0))
-    with pytest.raises(ValueError, match="seed must be a whole number"):
+    with pytest.raises(ValueError, match="seed must be an integer"):
         ATTACK(nn.Identity(), torch.zeros(1, 3), torch.zeros(1).long(), seed=np.float64(3))
 
 

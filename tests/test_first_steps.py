@@ -69,9 +69,9 @@ def test_fields_of_an_own_attack_are_checked_in_a_call(mine, capsys):
     threat = Threat("linf", 0.1)
     assert parse("stepsmine:X(tries=3, size=2)", threat, ATTACKS).tries == 3
     for text, told in (
-        ("stepsmine:X(tries=x)", "tries must be a whole number, got 'x'"),
-        ("stepsmine:X(tries=1.5)", "tries must be a whole number, got 1.5"),
-        ("stepsmine:X(tries=true)", "tries must be a whole number, got True"),
+        ("stepsmine:X(tries=x)", "tries must be an integer, got 'x'"),
+        ("stepsmine:X(tries=1.5)", "tries must be an integer, got 1.5"),
+        ("stepsmine:X(tries=true)", "tries must be an integer, got True"),
         ("stepsmine:X(size=none)", "size must be a number, got None"),
     ):
         with pytest.raises(ValueError, match=re.escape(told)) as error:
@@ -80,7 +80,7 @@ def test_fields_of_an_own_attack_are_checked_in_a_call(mine, capsys):
     told = line(
         capsys, "evaluate", "run", "--norm", "linf", "--eps", "0.1", "--attacks", "stepsmine:X(tries=x)", *QUICK
     )
-    assert "tries must be a whole number" in told
+    assert "tries must be an integer" in told
 
 
 def test_types_in_words():
@@ -94,9 +94,9 @@ def test_types_in_words():
     Fields.__annotations__ = {"pair": tuple[int, int], "many": tuple[str, ...], "which": int | None, "net": nn.Module}
     right = {"pair": (1, 2), "many": ["a", "b"], "which": None, "net": 3}
     assert mistyped(Fields, right) is None
-    assert mistyped(Fields, {"pair": (1, 2, 3)}) == "pair must be a tuple of a whole number, got (1, 2, 3)"
-    assert mistyped(Fields, {"many": (1,)}) == "many must be a tuple of a text, got (1,)"
-    assert mistyped(Fields, {"which": "x"}) == "which must be a whole number or none, got 'x'"
+    assert mistyped(Fields, {"pair": (1, 2, 3)}) == "pair must be a tuple of integers, got (1, 2, 3)"
+    assert mistyped(Fields, {"many": (1,)}) == "many must be a tuple of strings, got (1,)"
+    assert mistyped(Fields, {"which": "x"}) == "which must be an integer or none, got 'x'"
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_train_takes_root(mine, capsys):
 
 def test_words_for_numbers_and_for_what_a_resumed_run_has(mine, capsys):
     told = line(capsys, "train", "digits-linf-atent", "--train.epochs", "one")
-    assert "must be a whole number, got 'one'" in told
+    assert "must be an integer, got 'one'" in told
     assert "must be a number, got 'big'" in line(capsys, "train", "digits-linf-atent", "--optimizer.lr", "big")
     told = line(capsys, "train", "--resume", "run", "--train.epochs", "5")
     assert "--train.epochs has no effect with --resume" in told

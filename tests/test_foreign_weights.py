@@ -229,7 +229,7 @@ BROKEN = {
     "no weights": (lambda s: saved({"epoch": 3, "optimizer": {"state": {}, "param_groups": []}}), ["epoch, optimizer"]),
     "NumPy weights": (lambda s: saved({name: value.numpy() for name, value in s.items()}), ["no weights"]),
     "an endless dict": (lambda s: saved((lambda d: d.update(self=d) or d)({})), ["no weights"]),
-    "whole numbers": (lambda s: saved(with_bias(s, torch.Tensor.long)), ["fc1.bias is torch.int64", "save it in"]),
+    "integers": (lambda s: saved(with_bias(s, torch.Tensor.long)), ["fc1.bias is torch.int64", "save it in"]),
     "complex": (lambda s: saved(with_bias(s, torch.Tensor.cfloat)), ["fc1.bias is torch.complex64"]),
     "sparse": (lambda s: saved(with_bias(s, torch.Tensor.to_sparse)), ["fc1.bias is a sparse", "to_dense"]),
     "without values": (lambda s: saved(with_bias(s, lambda t: t.to("meta"))), ["fc1.bias is on the meta device"]),

@@ -24,8 +24,8 @@ from atent import signals
 from atent.cli import main
 from atent.distributed import SINGLE, World, alone, current, each, entered
 from atent.distributed import launch as launched
+from atent.distributed.failures import Failure, Failures, Peer
 from atent.distributed.notes import Notes, Unreachable
-from atent.distributed.verdict import Failure, Peer, Verdict
 from atent.distributed.world import within
 from atent.runs import manifest, restarts
 from atent.torchrun import Ending, Place, place, quiet, timeout
@@ -124,7 +124,7 @@ def test_a_command_that_cannot_use_ranks_runs_on_rank_0(alone_again, capsys):
         assert capsys.readouterr().out
 
 
-# ---- notes and the verdict
+# ---- notes and failures
 
 
 class Board:
@@ -151,13 +151,13 @@ class Board:
 
 
 def endings(*own, peers=None):
-    """What the verdict makes of the endings of all ranks, each in a thread; None: the rank is gone before it ends."""
+    """The common ending from the endings of all ranks, each in a thread; None: the rank is gone before it ends."""
     board, me = Board(), Peer.own({})
     peers = peers or dict.fromkeys(range(len(own)), me)
     found = {}
 
     def end(rank, ending):
-        found[rank] = Verdict(rank, peers, board, board).agreed(ending)
+        found[rank] = Failures(rank, peers, board, board).agreed(ending)
 
     threads = [threading.Thread(target=end, args=each) for each in enumerate(own) if each[1] is not None]
     for thread in threads:
@@ -199,11 +199,11 @@ def test_the_rank_that_is_gone_is_named():
 
 
 def test_a_rank_that_waits_for_a_failed_one_is_ended(monkeypatch):
-    from atent.distributed import verdict
+    from atent.distributed import failures
 
-    monkeypatch.setattr(verdict, "BEAT", 0.01)
-    monkeypatch.setattr(verdict, "GRACE", 0.05)
-    monkeypatch.setattr(verdict, "GONE", 0.2)
+    monkeypatch.setattr(failures, "BEAT", 0.01)
+    monkeypatch.setattr(failures, "GRACE", 0.05)
+    monkeypatch.setattr(failures, "GONE", 0.2)
     ended = threading.Event()
     statuses, reports = [], []
 
@@ -211,9 +211,9 @@ def test_a_rank_that_waits_for_a_failed_one_is_ended(monkeypatch):
         statuses.append(status)
         ended.set()
 
-    monkeypatch.setattr(verdict.os, "_exit", leave)
+    monkeypatch.setattr(failures.os, "_exit", leave)
     # It says nothing, and no sign of its life changes.
-    one = Verdict(0, dict.fromkeys(range(2), Peer.own({})), Board(), Board())
+    one = Failures(0, dict.fromkeys(range(2), Peer.own({})), Board(), Board())
     with one.watching(reports.append):
         assert ended.wait(30)
     assert set(statuses) == {1}
@@ -222,7 +222,7 @@ def test_a_rank_that_waits_for_a_failed_one_is_ended(monkeypatch):
 
 def test_waiting_for_all_ends_where_one_has_failed():
     board = Board()
-    one = Verdict(0, dict.fromkeys(range(2), Peer.own({})), board, board)
+    one = Failures(0, dict.fromkeys(range(2), Peer.own({})), board, board)
     board.write("failed", json.dumps(vars(Failure(1, 2, "why", 1))))
     assert one.before(["met/1/1"]) == Failure(1, 2, "why", 1)
     board.write("met/1/1")
@@ -233,11 +233,11 @@ def test_rank_0_waits_for_those_that_read_its_store_and_no_longer():
     me, board = Peer.own({}), Board(agent=False)
     waits = []
     board.wait = lambda name, seconds: waits.append(name) or (board.read(name) if len(waits) > 2 else None)
-    Verdict(1, {0: me, 1: me}, board, board).leave()
-    Verdict(0, {0: me, 1: me}, board, board).leave()
+    Failures(1, {0: me, 1: me}, board, board).leave()
+    Failures(0, {0: me, 1: me}, board, board).leave()
     assert waits == ["left/1"] * 3
     # One that is gone does not read.
-    Verdict(0, {0: me, 1: me, 2: gone()}, board, board).leave()
+    Failures(0, {0: me, 1: me, 2: gone()}, board, board).leave()
     assert waits[-1] == "left/2"
 
 

@@ -29,7 +29,7 @@ from atent.runs.loading import load
 from atent.runs.manifest import Damaged, check, record, seal, states
 from atent.train import Callback, TrainSettings, fit
 from atent.train.fingerprint import difference
-from atent.train.keeping import Keeper
+from atent.train.run_files import Keeper
 
 BEFORE = Path(__file__).parent / "before_subsets"
 CPU = torch.device("cpu")
@@ -477,7 +477,7 @@ def test_a_checkpoint_without_history_needs_every_row(whole, run):
 
 def test_a_checkpoint_is_due_when_saving_costs_a_hundredth(monkeypatch, tmp_path):
     now = [0.0]
-    monkeypatch.setattr("atent.train.keeping.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("atent.train.run_files.time.perf_counter", lambda: now[0])
 
     def due(seconds, at, minutes=None):
         keeper = Keeper(tmp_path, net(), None, None, TrainSettings(save_minutes=minutes), CPU, print)
@@ -496,7 +496,7 @@ def test_a_checkpoint_is_due_when_saving_costs_a_hundredth(monkeypatch, tmp_path
 
 def test_the_ends_of_epochs_are_saved_within_a_hundredth_of_the_time(monkeypatch, tmp_path):
     now = [0.0]
-    monkeypatch.setattr("atent.train.keeping.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("atent.train.run_files.time.perf_counter", lambda: now[0])
     for minutes, seconds, spent, at, want in (
         (None, 0.1, 0.4, 5, True), (None, 0.1, 0.55, 5, False), (None, 0.1, 0.55, 66, True),
         (None, 1.0, 10.0, 1099, False), (None, 1.0, 10.0, 1101, True), (5, 1.0, 10.0, 5, True),

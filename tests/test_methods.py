@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from atent import Threat
 from atent.distributed import BatchShard
+from atent.distributed.batch_rng import caught
 from atent.distributed.batch_shard import under_way
-from atent.distributed.draws import caught
 from atent.methods import AWP, METHODS, PGDAT, Method, Standard
 from atent.methods.awp import may_perturb
 from atent.methods.base import correct, warm

@@ -696,7 +696,7 @@ def test_alma_and_fmn_are_no_farther_than_ddn_and_carlini_wagner_than_deepfool(c
         (DDN, {"gamma": 1.0}, r"gamma must lie in \[0, 1\), got 1"),
         (DDN, {"gamma": -0.1}, "gamma must be at least 0, got -0.1"),
         (DDN, {"levels": 1}, "levels must be at least 2, got 1"),
-        (FMN, {"steps": 2.5}, "steps must be a whole number, got 2.5"),
+        (FMN, {"steps": 2.5}, "steps must be an integer, got 2.5"),
         (FMN, {"step_size": 0.0}, "step_size must be above 0, got 0"),
         (FMN, {"final_step_size": -1.0}, "final_step_size must be at least 0"),
         (FMN, {"gamma": 2.0}, r"gamma must lie in \[0, 1\)"),

@@ -131,7 +131,7 @@ def test_an_attack_of_a_package_is_an_attack(made):
     [
         ("torchattacks:Stepp", "did you mean 'Step'"),
         ("torchattacks:Step(stepz=1)", "did you mean 'steps'"),
-        ("torchattacks:Step(mode=1)", "mode must be a text"),
+        ("torchattacks:Step(mode=1)", "mode must be a string"),
         ("torchattacks:Step(norm=l1, eps=1)", "has no form for l1"),
         ("torchattacks:Step(eps=inf)", "needs a finite eps"),
         ("pyautoattack:apgd", "known: standard, plus"),

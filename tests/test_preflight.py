@@ -586,7 +586,7 @@ def too_large(n):
     ("kind", "why"),
     [
         (too_large, "Rule cannot start on 24 images .* RuntimeError: no memory"),
-        (Opaque, "state cannot be restored from a file"),
+        (Opaque, "must return a dict of tensors, got an Opaque"),
     ],
 )
 def test_a_method_that_cannot_begin_or_be_kept_is_refused(kind, why, tmp_path):

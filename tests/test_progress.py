@@ -68,9 +68,62 @@ def test_the_bar_of_an_evaluation_moves_by_cost_and_ends_full():
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
     x, y = torch.rand(9, 1, 2, 2), torch.arange(9) % 3
     moved = []
-    advance = progress.in_rounds(lambda amount, text="": moved.append(amount), 9, each)
-    evaluate(model, x, y, attacks, batch=2, advance=advance)
-    assert sum(moved) == 9 * sum(each)
+    work = progress.Work(9, "test", each)
+    evaluate(model, x, y, attacks, batch=2, advance=lambda amount, text="": moved.append(work.add(amount, text)))
+    assert sum(moved) == work.done == work.total == 9 * sum(each)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The time that progress reads, as a list of one number."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    return now
+
+
+def test_an_estimate_falls_during_a_batch_and_ends_where_the_batch_takes_longer(clock):
+    work = progress.Work(100, "test")
+    work.add(0, "")
+    clock[0] += 100
+    assert work.left() is None  # nothing is measured yet
+    work.add(10, "")
+    estimates = []
+    for _ in range(9):
+        estimates.append(work.left())
+        clock[0] += 100
+    assert estimates == [900 - 100 * k for k in range(9)]
+    clock[0] += 1
+    assert work.left() is None
+    assert work.line() == "test: 10%"
+
+
+def test_an_estimate_of_a_cascade_leaves_out_what_earlier_parts_fooled_and_never_rises(clock):
+    # Parts of 1, 10 and 5 passes; 100 samples, of which 20, then 50, then 60 need no attack.
+    work = progress.Work(100, "test", [1, 10, 5])
+    estimates = []
+    for cost, skipped in zip(work.costs, (20, 50, 60)):
+        work.add(skipped, "")
+        estimates.append(work.left())
+        for _ in range(skipped, 100, 10):
+            clock[0] += 10 * cost
+            work.add(10, "")
+            estimates.append(work.left())
+    known = [left for left in estimates if left is not None]
+    assert estimates[0] is None
+    assert known[0] == 70 + 80 * 15
+    assert known == sorted(known, reverse=True)
+    assert known[-1] == 0
+    assert work.done == work.total
+
+
+def test_known_results_are_no_measure(clock):
+    work = progress.Work(100, "test", [3, 3])
+    work.add(100, "")  # a pass of an interrupted evaluation
+    work.add(0, "")
+    clock[0] += 10
+    assert work.left() is None
+    work.add(50, "")
+    assert work.left() == 10
 
 
 def test_tables_fold_at_80_columns_where_output_is_piped_and_lose_no_text(monkeypatch):

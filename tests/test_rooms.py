@@ -7,7 +7,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "atent"
 
 # From the ground up; a room may import those of earlier lines.
 ORDER = [
-    ["fields"],
+    ["contracts", "fields", "origins"],
     ["docstrings", "extras", "geometry", "heap", "markdown", "messages", "progress", "signals", "threads", "torchrun"],
     ["distributed"],
     ["losses", "rng", "sgld", "zoo"],

@@ -436,3 +436,22 @@ def test_import_is_cheap():
     command = [sys.executable, "-c", code, files.__file__]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_the_line_of_the_method_has_the_terms_of_the_field():
+    from atent.experiments.introduction import method_line
+    from atent.methods import ATENT
+    from atent.threat import Threat
+
+    def line(method):
+        threat = {"norm": method.threat.norm, "eps": method.threat.eps}
+        about = {"chain": method.chain().describe()}
+        return method_line({"method": {"name": "ATENT", "threat": threat}, "about": about, "train": {}})
+
+    l2 = line(ATENT(Threat("l2", 0.5), steps=10))
+    assert l2.startswith("ATENT, l2 eps 0.5, 10 Langevin steps of 0.1, anchor term 0.05 (x - x')")
+    assert "noise 0.001 (effective_noise " in l2
+    assert l2.endswith("no projection")
+    linf = line(ATENT(Threat("linf", 0.1), steps=10))
+    assert "no anchor term" in linf
+    assert linf.endswith("projected after the last step")

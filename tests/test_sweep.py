@@ -169,7 +169,7 @@ def trials(found):
     [
         ("trails = 3", STEPS, "", ["unknown setting 'trails'", "'trials'"]),
         ("trials = 0", STEPS, "", ["trials must be at least 1, got 0"]),
-        ("trials = true", STEPS, "", ["trials must be a whole number, got True"]),
+        ("trials = true", STEPS, "", ["trials must be an integer, got True"]),
         ('sampler = "gird"', STEPS, "", ["unknown sampler 'gird'", "'grid'"]),
         ('pruner = "median"', STEPS, "", ["unknown pruner", "none, asha"]),
         ('objective = "test_robust"', STEPS, "", ["unknown objective 'test_robust'"]),
@@ -196,7 +196,7 @@ def trials(found):
         ("", '"method.steps" = []', "", ["method.steps has no values"]),
         ("", '"method.steps" = 5', "", ["method.steps has a single value, 5"]),
         ("", '"method.steps" = [5, 5]', "", ["lists 5 twice"]),
-        ("", '"method.steps" = [[5]]', "", ["takes numbers, texts, true and false"]),
+        ("", '"method.steps" = [[5]]', "", ["takes numbers, strings, true and false"]),
         ("", '"method.stpes" = [5, 6]', "", ["method.stpes", "'steps'"]),
         ("", '"method.steps" = ["many"]', "", ["method.steps", "many"]),
         ("", '"steps" = [5]', "", ["steps is not a field of a recipe"]),

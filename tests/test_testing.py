@@ -349,7 +349,7 @@ WRONG_METHODS = [
     (AdversaryFillsGradients, "backward adds weight times", ["off by"]),
     (Remembers, "", []),
     (OneStateForAll, "all that a method remembers is in the state", ["one tensor 'mean' in two states"]),
-    (FloatMetrics, "metrics are tensors on the device", ["a float as right"]),
+    (FloatMetrics, "metrics are tensors on the device", ["right", "a float"]),
     (Waits, "backward waits for the device once at most", ["_local_scalar_dense"]),
     (GlobalNoise, "the same state of the generator", ["random numbers from rng only"]),
     (FailsAtTheStart, "progress from 0 to 1 is accepted", ["not finite at progress 0"]),

@@ -516,5 +516,5 @@ def test_arguments_of_another_type_are_one_line(wrong, line):
 
 @pytest.mark.parametrize("epochs", [1.5, "3"])
 def test_epochs_are_whole_numbers(epochs):
-    with pytest.raises(ValueError, match="epochs must be a whole number"):
+    with pytest.raises(ValueError, match="epochs must be an integer"):
         TrainSettings(epochs=epochs)

@@ -111,7 +111,7 @@ def ran(tmp_path, monkeypatch):
 
 
 def leaves(value, path=()):
-    """The path of every text in a JSON value, and of every null, which a text might take the place of."""
+    """The path of every text in a JSON value, and of every null, which a string might take the place of."""
     if isinstance(value, dict | list):
         for key, each in value.items() if isinstance(value, dict) else enumerate(value):
             yield from leaves(each, (*path, key))

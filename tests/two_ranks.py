@@ -29,7 +29,7 @@ LINF = Threat("linf", 0.1)
 TINY = (
     "--data.limit", "64", "--data.test_limit", "40", "--train.device", "cpu", "--train.validate_limit", "20",
     "--train.epochs", "2", "--method.steps", "2", "--evaluate.limit", "20", "--evaluate.attacks", "FGSM",
-    "--no-baseline", "--quiet",
+    "--no-baseline",
 )  # fmt: skip
 OWN = ("seconds", "memory_mb")
 """What the rows of two equal trainings do not share."""

@@ -32,22 +32,17 @@ ROOMS = {
     "models": ("Networks", "Networks and their weights.", ["atent.models"]),
     "testing": ("Contract checks", "Checks of attacks, methods and certifiers of your own.", ["atent.testing"]),
     "losses": ("Losses", "Losses per sample, from logits and labels.", ["atent.losses"]),
+    "runs": ("Run folders", "Their files, names and configurations.", ["atent.runs"]),
     "packages": ("Other packages", "scikit-learn, other attack libraries, export and comparisons.", []),
-    "plugins": ("Plug-ins and trust", "How names are found, and which may become code.", []),
+    "plugins": (
+        "Plug-ins and trust",
+        "How names are found, and which may become code.",
+        ["atent.registry", "atent.trust"],
+    ),
 }
 """Each page with its title, what it holds, and the modules whose public names it documents."""
 
 NAMES = {
-    "atent.losses": [
-        "atent.losses.cross_entropy",
-        "atent.losses.boosted_cross_entropy",
-        "atent.losses.margin",
-        "atent.losses.margin_targeted",
-        "atent.losses.dlr",
-        "atent.losses.dlr_targeted",
-        "atent.losses.kl",
-        "atent.losses.nt_xent",
-    ],
     "atent.models.contrastive": ["atent.models.contrastive.Contrastive", "atent.models.contrastive.Frozen"],
     "atent.train.callbacks": ["atent.train.callbacks.Progress", "atent.train.callbacks.Report"],
     "data": ["atent.data.corruptions.corrupt", "atent.data.views.Views"],
@@ -62,7 +57,6 @@ NAMES = {
         "atent.export.hub.push",
         "atent.experiments.finished.compare_runs",
     ],
-    "plugins": ["atent.registry.Registry", "atent.trust.Untrusted", "atent.trust.fenced"],
 }
 """Public names of modules that export no list, and those beside a room's own."""
 

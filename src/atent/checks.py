@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Iterable
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from atent.contracts import undeclared
 from atent.fields import LARGEST, defaults, fitting, mistyped, shown
 from atent.guard import check_shape
 from atent.messages import deprecated, unknown
@@ -44,12 +46,20 @@ class Settings(type):
     threat in a norm that is not in ``norms``.
     """
 
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        """The fields as parameters, for `help` and editors, in place of those of ``__call__`` below."""
+        parameters = list(inspect.signature(cast(Any, cls).__init__).parameters.values())
+        return inspect.Signature(parameters[1:], return_annotation=None)
+
     def __call__(cls, *args: Any, **given: Any) -> Any:
         if not (_OWN.issuperset(map(type, args)) and _OWN.issuperset(map(type, given.values()))):
             args, given = tuple(map(plain, args)), {name: plain(value) for name, value in given.items()}
         # Attacks are constructed for every batch of training: the common case is fast.
         threat = args[0] if args else given.get("threat")
         fields = defaults(cls)
+        if (line := undeclared(cls)) is not None:
+            raise ValueError(line)
         if type(threat) is not Threat or "threat" not in fields or not given.keys() <= fields.keys():
             given = _current(cls, given)
             _refuse(cls, args, given)
@@ -281,7 +291,7 @@ def check_number(name: str, value: float, low: float, *, above: bool = False, wh
     if type(value) is not int and (whole or type(value) is not float):
         value = plain(value)
         if not isinstance(value, Integral if whole else Real):
-            raise ValueError(f"{name} must be a {'whole ' if whole else ''}number, got {shown(value)}")
+            raise ValueError(f"{name} must be {'an integer' if whole else 'a number'}, got {shown(value)}")
     if isinstance(value, bool) or not low <= value < math.inf or (above and value == low):
         raise ValueError(f"{name} must be {'above' if above else 'at least'} {low:g}, got {shown(value)}")
     if value > LARGEST:
@@ -302,10 +312,10 @@ def check_threat(threat: Any) -> None:
 
 
 def check_seed(seed: int) -> int:
-    """The seed as a plain integer; ValueError unless a whole number in [-2^63, 2^64), what torch's generators take."""
+    """The seed as a plain integer; ValueError unless an integer in [-2^63, 2^64), what torch's generators take."""
     seed = plain(seed)
     if isinstance(seed, bool) or not isinstance(seed, Integral) or not -(2**63) <= seed < 2**64:
-        raise ValueError(f"seed must be a whole number of at most 64 bits, got {shown(seed)}")
+        raise ValueError(f"seed must be an integer of at most 64 bits, got {shown(seed)}")
     return int(seed)
 
 

@@ -25,7 +25,7 @@ _SHOWN = 60
 def shown(value: Any, most: int = _SHOWN) -> str:
     """A value for an error message: one line of about ``most`` characters, for any length, nesting or digits."""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**24:
-        return f"a whole number of {value.bit_length()} bits"
+        return f"an integer of {value.bit_length()} bits"
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"a {type(value).__name__} of shape {tuple(value.shape)}"
     if isinstance(value, str | bytes):
@@ -74,7 +74,7 @@ def mistyped(cls: type, values: Mapping[str, Any]) -> str | None:
     """An error for the first of ``values`` that is not of the type of its field in the dataclass ``cls``; None if all
     are valid.
 
-    Types other than numbers, texts, flags, choices, tables, tuples of them and settings are not checked, nor is a
+    Types other than numbers, strings, flags, choices, tables, tuples of them and settings are not checked, nor is a
     field's default. Numbers must be finite, integers of at most 64 bits and floats within float32; the fields in
     ``INFINITE`` of the class may be infinite. Texts must be encodable in files.
     """
@@ -104,7 +104,7 @@ def _wanted(hint: Any, value: Any) -> str:
 
 
 def _choices(hint: Any) -> list[str]:
-    """The texts that a type allows; [] if it allows other values than these and None."""
+    """The strings that a type allows; [] if it allows other values than these and None."""
     parts = typing.get_args(hint)
     if typing.get_origin(hint) is typing.Literal:
         return list(map(str, parts))
@@ -139,9 +139,11 @@ def _takes_tuple(hint: Any) -> bool:
 
 
 _TYPES: dict[Any, tuple[str, tuple[type, ...]]] = {
-    bool: ("true or false", (bool,)), int: ("a whole number", (int,)), float: ("a number", (int, float)),
-    str: ("a text", (str, os.PathLike)), type(None): ("none", (type(None),)),
+    bool: ("true or false", (bool,)), int: ("an integer", (int,)), float: ("a number", (int, float)),
+    str: ("a string", (str, os.PathLike)), type(None): ("none", (type(None),)),
 }  # fmt: skip
+
+_PLURAL: dict[Any, str] = {int: "integers", float: "numbers", str: "strings"}
 
 
 def _is_of(value: Any, hint: Any) -> bool:
@@ -163,7 +165,7 @@ def _is_of(value: Any, hint: Any) -> bool:
 
 
 def _limit(value: Any) -> str:
-    """The limit that a number or a text exceeds, in words; "" for a valid value."""
+    """The limit that a number or a string exceeds, in words; "" for a valid value."""
     if isinstance(value, str):
         if "\0" in value:
             return " without NUL bytes"
@@ -183,7 +185,8 @@ def _in_words(hint: Any) -> str:
     if origin is typing.Literal:
         return repr(parts[0]) if len(parts) == 1 else f"one of {', '.join(map(str, parts))}"
     if origin is tuple:
-        return f"a tuple of {', '.join(dict.fromkeys(_in_words(part) for part in parts if part is not ...))}"
+        kinds = dict.fromkeys(_PLURAL.get(part) or _in_words(part) for part in parts if part is not ...)
+        return f"a tuple of {' and '.join(kinds)}"
     if origin is dict:
         return f"a table of {_in_words(parts[1])}"
     name = str(getattr(hint, "__name__", hint))

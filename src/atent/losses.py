@@ -11,6 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+__all__ = [
+    "boosted_cross_entropy", "cross_entropy", "dlr", "dlr_targeted", "kl", "margin", "margin_targeted", "nt_xent",
+]  # fmt: skip
+
 
 def wide(logits: Tensor) -> Tensor:
     """The logits, converted to float32 if they are in half precision."""
@@ -18,8 +22,33 @@ def wide(logits: Tensor) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, y: Tensor, smoothing: float = 0.0) -> Tensor:
-    """-log softmax(z)_y; with ``smoothing`` s in [0, 1), a share s of the target is uniform over all classes:
-    -(1 - s) log softmax(z)_y - s / classes * sum_i log softmax(z)_i (Szegedy et al. 2016)."""
+    """The cross-entropy -log softmax(z)_y.
+
+    With ``smoothing`` s a share s of the target is uniform over all classes:
+    -(1 - s) log softmax(z)_y - s / classes * sum_i log softmax(z)_i (Szegedy et al. 2016).
+
+    Parameters
+    ----------
+    logits
+        Logits (n, classes), of any floating-point type.
+    y
+        True classes (n,), integers.
+    smoothing
+        s, in [0, 1). Default: 0.
+
+    Returns
+    -------
+    Tensor
+        (n,): one value for each sample.
+
+    Examples
+    --------
+    >>> import torch
+    >>> z, y = torch.tensor([[3.0, 1.0, 0.0, -1.0], [0.0, 2.0, 1.0, 1.0]]), torch.tensor([0, 2])
+    >>> from atent.losses import cross_entropy
+    >>> cross_entropy(z, y)
+    tensor([0.1852, 1.6265])
+    """
     return F.cross_entropy(wide(logits), y, reduction="none", label_smoothing=smoothing)
 
 
@@ -35,21 +64,95 @@ def _true_and_best_other(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
-    """max over i != y of z_i - z_y: positive exactly where the sample is misclassified (Carlini-Wagner)."""
+    """max over i != y of z_i - z_y: positive exactly where the sample is misclassified (Carlini and Wagner 2017).
+
+    Parameters
+    ----------
+    logits
+        Logits (n, classes), of any floating-point type.
+    y
+        True classes (n,), integers.
+
+    Returns
+    -------
+    Tensor
+        (n,): one value for each sample.
+
+    Examples
+    --------
+    >>> import torch
+    >>> z, y = torch.tensor([[3.0, 1.0, 0.0, -1.0], [0.0, 2.0, 1.0, 1.0]]), torch.tensor([0, 2])
+    >>> from atent.losses import margin
+    >>> margin(z, y)
+    tensor([-2.,  1.])
+    """
     own, other = _true_and_best_other(wide(logits), y)
     return other - own
 
 
 def margin_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    """z_t - z_y for target classes t (n,): positive where the target is preferred to the true class."""
+    """z_t - z_y for target classes t: positive where the target has the larger logit of the two.
+
+    Parameters
+    ----------
+    logits
+        Logits (n, classes), of any floating-point type.
+    y
+        True classes (n,), integers.
+    target
+        Target classes (n,), integers.
+
+    Returns
+    -------
+    Tensor
+        (n,): one value for each sample.
+
+    Examples
+    --------
+    >>> import torch
+    >>> z, y = torch.tensor([[3.0, 1.0, 0.0, -1.0], [0.0, 2.0, 1.0, 1.0]]), torch.tensor([0, 2])
+    >>> from atent.losses import margin_targeted
+    >>> margin_targeted(z, y, torch.tensor([1, 1]))
+    tensor([-2.,  1.])
+    """
     own, aim = wide(logits).gather(1, torch.stack([y, target], 1)).unbind(1)
     return aim - own
 
 
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
-    """Difference of logits ratio, (max_{i != y} z_i - z_y) / (z_(1) - z_(3)); Croce and Hein 2020.
+    """Difference of logits ratio, (max_{i != y} z_i - z_y) / (z_(1) - z_(3)), with sorted logits z_(1) >= z_(2) ...
 
-    Invariant to shifts and positive rescalings of the logits. ValueError for fewer than 3 classes.
+    It is invariant to shifts and positive rescalings of the logits.
+
+    Parameters
+    ----------
+    logits
+        Logits (n, classes), of any floating-point type.
+    y
+        True classes (n,), integers.
+
+    Returns
+    -------
+    Tensor
+        (n,): one value for each sample.
+
+    Raises
+    ------
+    ValueError
+        For fewer than 3 classes.
+
+    References
+    ----------
+    Croce and Hein 2020, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
+    attacks", ICML.
+
+    Examples
+    --------
+    >>> import torch
+    >>> z, y = torch.tensor([[3.0, 1.0, 0.0, -1.0], [0.0, 2.0, 1.0, 1.0]]), torch.tensor([0, 2])
+    >>> from atent.losses import dlr
+    >>> dlr(z, y)
+    tensor([-0.6667,  1.0000])
     """
     z = wide(logits)
     if z.shape[1] < 3:
@@ -60,10 +163,41 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def dlr_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    """Targeted difference of logits ratio, -(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2), for target classes t (n,);
-    Croce and Hein 2020.
+    """Targeted difference of logits ratio, -(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2), for target classes t.
 
-    Invariant to shifts and positive rescalings of the logits. ValueError for fewer than 4 classes.
+    It is invariant to shifts and positive rescalings of the logits.
+
+    Parameters
+    ----------
+    logits
+        Logits (n, classes), of any floating-point type.
+    y
+        True classes (n,), integers.
+    target
+        Target classes (n,), integers.
+
+    Returns
+    -------
+    Tensor
+        (n,): one value for each sample.
+
+    Raises
+    ------
+    ValueError
+        For fewer than 4 classes.
+
+    References
+    ----------
+    Croce and Hein 2020, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
+    attacks", ICML.
+
+    Examples
+    --------
+    >>> import torch
+    >>> z, y = torch.tensor([[3.0, 1.0, 0.0, -1.0], [0.0, 2.0, 1.0, 1.0]]), torch.tensor([0, 2])
+    >>> from atent.losses import dlr_targeted
+    >>> dlr_targeted(z, y, torch.tensor([1, 1]))
+    tensor([-0.5714,  0.6667])
     """
     z = wide(logits)
     if z.shape[1] < 4:
@@ -75,14 +209,58 @@ def dlr_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 
 
 def kl(logits: Tensor, reference: Tensor) -> Tensor:
-    """KL(softmax(reference) || softmax(logits)); both (n, classes)."""
+    """The Kullback-Leibler divergence KL(softmax(reference) || softmax(logits)).
+
+    Parameters
+    ----------
+    logits, reference
+        Logits (n, classes), of any floating-point type.
+
+    Returns
+    -------
+    Tensor
+        (n,): one value for each sample.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent.losses import kl
+    >>> z = torch.tensor([[3.0, 1.0, 0.0]])
+    >>> kl(z, z), kl(z, 0 * z)
+    (tensor([0.]), tensor([0.7379]))
+    """
     return F.kl_div(
         F.log_softmax(wide(logits), 1), F.log_softmax(wide(reference), 1), reduction="none", log_target=True
     ).sum(1)
 
 
 def boosted_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """-log p_y - log(1 - max_{i != y} p_i); the boosted cross-entropy (BCE) of MART, Wang et al. 2020."""
+    """The boosted cross-entropy of MART, -log p_y - log(1 - max_{i != y} p_i).
+
+    Parameters
+    ----------
+    logits
+        Logits (n, classes), of any floating-point type.
+    y
+        True classes (n,), integers.
+
+    Returns
+    -------
+    Tensor
+        (n,): one value for each sample.
+
+    References
+    ----------
+    Wang et al. 2020, "Improving adversarial robustness requires revisiting misclassified examples", ICLR.
+
+    Examples
+    --------
+    >>> import torch
+    >>> z, y = torch.tensor([[3.0, 1.0, 0.0, -1.0], [0.0, 2.0, 1.0, 1.0]]), torch.tensor([0, 2])
+    >>> from atent.losses import boosted_cross_entropy
+    >>> boosted_cross_entropy(z, y)
+    tensor([0.3045, 2.3911])
+    """
     log_p = F.log_softmax(wide(logits), 1)
     own = log_p.gather(1, y[:, None]).squeeze(1)
     other = log_p.scatter(1, y[:, None], float("-inf")).argmax(1)
@@ -103,6 +281,11 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float = 0.5) -> Tensor:
     temperature
         T, above 0.
 
+    Returns
+    -------
+    Tensor
+        (n,): one value for each pair.
+
     Raises
     ------
     ValueError
@@ -112,6 +295,14 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float = 0.5) -> Tensor:
     ----------
     Chen, Kornblith, Norouzi and Hinton 2020, "A simple framework for contrastive learning of visual representations",
     ICML, arXiv 2002.05709.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent.losses import nt_xent
+    >>> views = torch.eye(2)
+    >>> nt_xent(views, views)
+    tensor([0.2395, 0.2395])
     """
     n = len(first)
     if n < 2:

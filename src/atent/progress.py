@@ -23,45 +23,55 @@ def _silent(amount: int, text: str = "") -> None:
 
 
 @contextmanager
-def bar(total: int, title: str, *, enabled: bool = True, estimate: bool = True) -> Iterator[Advance]:
+def bar(
+    total: int, title: str, *, enabled: bool = True, estimate: bool = True, costs: Sequence[int] = (1,)
+) -> Iterator[Advance]:
     """Progress on stderr: on a terminal a bar with the remaining time (needs rich), otherwise one line per minute.
 
-    ``estimate``: without a terminal, one line with the estimated time from the first batches. Silent if not enabled,
-    and on all ranks but the first.
+    ``total`` samples pass once for each of the ``costs``, such as the passes of an attack. The remaining time is that
+    of the measured batches, by cost; there is none before a batch is measured. ``estimate``: without a terminal, one
+    line with the estimated time from the first batches. Silent if not enabled, and on all ranks but the first.
     """
     if not enabled or os.environ.get("RANK", "0") not in ("", "0"):
         yield _silent
         return
     if not sys.stderr.isatty():
-        with plain(total, title, estimate=estimate) as advance:
+        with plain(total, title, estimate=estimate, costs=costs) as advance:
             yield advance
         return
     try:
         from rich import progress as rich_progress
         from rich.console import Console
+        from rich.text import Text
     except ImportError:
         yield _silent
         return
+    work = Work(total, title, costs)
+
+    class Left(rich_progress.ProgressColumn):
+        def render(self, task: rich_progress.Task) -> Text:
+            return Text(work.left_text())
+
     columns = (
         rich_progress.TextColumn("{task.description}"),
         rich_progress.BarColumn(bar_width=28),
         rich_progress.MofNCompleteColumn(),
-        rich_progress.TimeRemainingColumn(),
+        Left(),
         rich_progress.TextColumn("{task.fields[text]}"),
     )
     with rich_progress.Progress(*columns, console=Console(stderr=True), transient=True) as display:
-        task = display.add_task(title, total=total, text="")
+        task = display.add_task(title, total=work.total, text="")
 
         def advance(amount: int, text: str = "") -> None:
-            display.update(task, advance=amount, text=text)
+            display.update(task, advance=work.add(amount, text), text=text)
 
         yield advance
 
 
 @contextmanager
-def plain(total: int, title: str, *, estimate: bool = True) -> Iterator[Advance]:
+def plain(total: int, title: str, *, estimate: bool = True, costs: Sequence[int] = (1,)) -> Iterator[Advance]:
     """Progress as plain lines on stderr, one per minute, also while a batch takes longer than that."""
-    work, over = _Work(total, title), threading.Event()
+    work, over = Work(total, title, costs), threading.Event()
 
     def beat() -> None:
         while not over.wait(MINUTE):
@@ -86,44 +96,60 @@ def plain(total: int, title: str, *, estimate: bool = True) -> Iterator[Advance]
         beating.join()
 
 
-class _Work:
-    """The amount of finished work, and its start time."""
+class Work:
+    """The finished share of some work, and the estimated time of the rest.
 
-    def __init__(self, total: int, title: str) -> None:
-        self.total, self.title, self.done, self.text = total, title, 0, ""
-        # The first report includes earlier results or the initialisation of kernels, and is not measured.
-        self.begun: tuple[int, float] | None = None
+    ``samples`` pass once for each of the ``costs``. The first report of a pass counts those that need no work, such as
+    earlier results or, in a cascade, samples that are misclassified already; later passes skip at least as many. Each
+    further report is a measured batch.
+    """
 
-    def add(self, amount: int, text: str) -> None:
-        self.done, self.text = self.done + amount, text
-        if self.begun is None:
-            self.begun = self.done, time.perf_counter()
+    def __init__(self, samples: int, title: str, costs: Sequence[int] = (1,)) -> None:
+        self.samples, self.title, self.costs, self.text = samples, title, costs or (1,), ""
+        self.total, self.done = samples * sum(self.costs), 0
+        self.number, self.inside, self.begun, self.skipped = 0, 0, False, 0
+        """The current pass, the samples that have passed, whether it has begun, and those without work."""
+        self.worked, self.seconds, self.last = 0, 0.0, 0.0
+        """Cost and time of the measured batches, and the time of the last report."""
+
+    @property
+    def cost(self) -> int:
+        """The cost of a sample in the current pass."""
+        return self.costs[min(self.number, len(self.costs) - 1)]
+
+    def add(self, amount: int, text: str = "") -> int:
+        """Count some samples; returns their cost."""
+        now, spent = time.perf_counter(), amount * self.cost
+        if self.begun:
+            self.worked, self.seconds = self.worked + spent, self.seconds + now - self.last
+        elif amount < self.samples:
+            self.skipped = amount
+        self.begun, self.last, self.text = True, now, text
+        self.done, self.inside = self.done + spent, self.inside + amount
+        if self.samples and self.inside >= self.samples:
+            self.number, self.inside, self.begun = self.number + 1, self.inside - self.samples, False
+        return spent
 
     def left(self) -> float | None:
-        """Estimated remaining seconds; None before an estimate is possible."""
-        if self.begun is None:
+        """Estimated remaining seconds; None before a batch is measured, and where one takes longer than estimated."""
+        if not self.worked or self.seconds < _MEASURED:
             return None
-        done, seconds = self.done - self.begun[0], time.perf_counter() - self.begun[1]
-        return seconds / done * max(self.total - self.done, 0) if done > 0 and seconds >= _MEASURED else None
+        passed = self.inside if self.begun else self.skipped
+        current = (self.samples - passed) * self.cost if self.number < len(self.costs) else 0
+        later = (self.samples - self.skipped) * sum(self.costs[self.number + 1 :])
+        since = time.perf_counter() - self.last if current or later else 0.0
+        left = self.seconds / self.worked * (current + later) - since
+        return left if left > 0 or not (current or later) else None
+
+    def left_text(self) -> str:
+        """The remaining time for display, or ""."""
+        left = self.left()
+        return "" if left is None else f"about {roughly(left)} left"
 
     def line(self) -> str:
-        left = self.left()
+        """The progress as one line."""
         share = f"{min(self.done / self.total, 1):.0%}" if self.total else "begun"
-        parts = [share, self.text, "" if left is None else f"about {roughly(left)} left"]
-        return f"{self.title}: {', '.join(filter(None, parts))}"
-
-
-def in_rounds(advance: Advance, n: int, costs: Sequence[int]) -> Advance:
-    """An ``advance`` in samples, ``n`` per round, for a bar in units of cost: samples of round i cost ``costs[i]``."""
-    done = 0
-
-    def weighted(amount: int, text: str = "") -> None:
-        nonlocal done
-        cost = costs[min(done // n, len(costs) - 1)] if costs and n else 1
-        done += amount
-        advance(amount * cost, text)
-
-    return weighted
+        return f"{self.title}: {', '.join(filter(None, [share, self.text, self.left_text()]))}"
 
 
 def roughly(seconds: float) -> str:

@@ -11,26 +11,25 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import importlib
 import importlib.metadata
-import inspect
 import os
 import pkgutil
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar, overload
 
 from atent import trust
+from atent.contracts import kind_of
 from atent.messages import unknown
+from atent.origins import version_of
+
+__all__ = ["Plugin", "Registry", "load_object"]
 
 T = TypeVar("T")
-_LIBRARIES = ("atent", "torch")
-"""Packages whose version a measurement records."""
 
 
 class Registry(Mapping[str, T]):
@@ -48,16 +47,28 @@ class Registry(Mapping[str, T]):
         Whether an object of a plug-in is of this kind.
     wanted
         Description of the kind, for errors.
+    flaw
+        The error, in one line, for an object of the user that lacks what its kind needs, or None.
+    page
+        The page of the documentation that describes the kind, for errors.
     others
         Prefixes of names with their own finder, and the module whose function ``find`` it is. Such a name can refer
         only to what that finder knows, so it needs no trust.
+
+    Examples
+    --------
+    >>> from atent.attacks import ATTACKS
+    >>> ATTACKS.find("PGD").__name__, ATTACKS.origin("PGD"), "no such attack" in ATTACKS
+    ('PGD', 'built-in', False)
     """
 
     def __init__(
         self, kind: str, package: str, group: str, fits: Callable[[Any], bool], wanted: str,
-        others: Mapping[str, str] = MappingProxyType({}),
+        others: Mapping[str, str] = MappingProxyType({}), *, flaw: Callable[[Any], str | None] | None = None,
+        page: str = "docs/extending.md",
     ) -> None:  # fmt: skip
         self.kind, self.package, self.group, self.fits, self.wanted = kind, package, group, fits, wanted
+        self.flaw, self.page = flaw, page
         self.others = others
         self._built_in: dict[str, T] = {}
         self._installed: dict[str, T] | None = None
@@ -107,26 +118,28 @@ class Registry(Mapping[str, T]):
     def find(self, name: str) -> T:
         """The object called ``name``; ValueError, in one line, if there is none or it cannot be imported."""
         if name in self._discover():
-            return self._built_in[name]
+            entry = self._built_in[name]
+            return entry if self._is_own(entry) else self._checked(entry, name)
         if self.delegates(name):
             return self._checked(importlib.import_module(self.others[name.partition(":")[0]]).find(name), name)
         if ":" in name:
             return self._checked(load_object(name), name)
-        entry = self._entries().get(name)
-        if entry is None:
+        point = self._entries().get(name)
+        if point is None:
             listed = f"atent list {self.group.rpartition('.')[2]}"
             raise ValueError(unknown(self.kind, name, [*self._built_in, *self._entries()], listed))
         try:
-            found = entry.load()
+            found = point.load()
         except (Exception, SystemExit) as error:
-            package = entry.dist.name if entry.dist else entry.value
+            package = point.dist.name if point.dist else point.value
             raise ValueError(f"{self.kind} {name!r} of {package} cannot be imported: {first_line(error)}") from error
         return self._checked(found, name)
 
     def _checked(self, found: Any, name: str) -> T:
         if not self.fits(found):
-            kind = found.__name__ if isinstance(found, type) else f"of type {type(found).__name__}"
-            raise ValueError(f"{self.kind} {name!r} is {kind}, not {self.wanted}")
+            raise ValueError(f"{self.kind} {name!r} is {kind_of(found)}, not {self.wanted} (see {self.page})")
+        if self.flaw is not None and (flaw := self.flaw(found)) is not None:
+            raise ValueError(f"{self.kind} {name!r}: {flaw} (see {self.page})")
         if dataclasses.is_dataclass(found):
             # The defaults of trusted code are trusted.
             trust.grant([each.default for each in dataclasses.fields(found)])
@@ -219,12 +232,23 @@ def exported(registry: Registry[Any], module: str, name: str, others: Sequence[s
 
 @dataclass(frozen=True)
 class Plugin:
-    """A user-defined or installed object, as recorded in a run."""
+    """A user-defined or installed object, as recorded in a run.
+
+    Examples
+    --------
+    >>> from atent.registry import Plugin
+    >>> Plugin("attack", "mine:Shift", module="mine", qualname="Shift", version=None).name
+    'mine:Shift'
+    """
 
     kind: str
+    """What it is, such as attack."""
     name: str
+    """The name that finds it."""
     module: str
+    """Its module."""
     qualname: str
+    """Its name in the module."""
     version: str | None
     """Distribution and version, if it was installed."""
 
@@ -252,43 +276,38 @@ def plugin_found(registry: Registry[Any], name: str) -> Plugin | None:
     return plugin_of(registry, entry) if hasattr(entry, "__qualname__") else plugin_named(registry, name)
 
 
-def version_of(module: str) -> str | None:
-    """Name and version of the distribution of a module; None if it was not installed."""
-    top = module.partition(".")[0]
-    for name in importlib.metadata.packages_distributions().get(top, []):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            return f"{name} {importlib.metadata.version(name)}"
-    return None
-
-
-def code_of(entries: Iterable[Any]) -> list[str]:
-    """Hashes of the source of classes and functions that are neither of this package, of torch, nor installed.
-
-    A measurement that resumes after an edit of such code would mix the results of both versions. Of the main module
-    each definition counts by itself, of other modules the entire file.
-    """
-    found = set()
-    for entry in entries:
-        name = getattr(entry, "__module__", None) or type(entry).__module__
-        if name.partition(".")[0] in _LIBRARIES or version_of(name):
-            continue
-        path = Path(getattr(sys.modules.get(name), "__file__", None) or "")
-        with contextlib.suppress(OSError, TypeError):  # made without a file, as in a notebook
-            found.add(inspect.getsource(entry).encode() if name == "__main__" else path.read_bytes())
-    return sorted(hashlib.sha256(source).hexdigest()[:16] for source in found)
-
-
 def where(entry: Any) -> str:
     """The reference module:name of an object."""
     return f"{entry.__module__}:{entry.__qualname__}"
 
 
 def load_object(reference: str) -> Any:
-    """The object of ``reference``, written "module:name"; the name may be dotted.
+    """The object that a reference names.
 
-    The current directory is searched first, as by `python -m`; `sys.path` is restored. ValueError, in one line, if the
-    colon is missing, the module or the name does not exist, or the import raises (the cause is chained); Untrusted,
-    before anything is imported, for a reference that `atent.trust` does not permit.
+    The current directory is searched first, as by `python -m`; `sys.path` is restored. Untrusted, before anything is
+    imported, for a reference that `atent.trust` does not permit.
+
+    Parameters
+    ----------
+    reference
+        "module:name"; the name may be dotted.
+
+    Returns
+    -------
+    object
+        What the module has under this name.
+
+    Raises
+    ------
+    ValueError
+        In one line: if the colon is missing, the module or the name does not exist, or the import raises (the cause is
+        chained).
+
+    Examples
+    --------
+    >>> from atent.registry import load_object
+    >>> load_object("torch.nn:Linear").__name__
+    'Linear'
     """
     name, colon, path = reference.partition(":")
     if not (name and colon and path) or name.startswith("."):

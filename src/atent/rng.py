@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from atent.distributed import batch_shard
-from atent.distributed.draws import drawn
+from atent.distributed.batch_rng import drawn
 
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85

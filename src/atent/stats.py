@@ -94,7 +94,7 @@ def _whole(name: str, value: Any) -> int:
     try:
         return operator.index(value)
     except TypeError:
-        raise ValueError(f"{name} must be a whole number, not {value!r}") from None
+        raise ValueError(f"{name} must be an integer, not {value!r}") from None
 
 
 # ---- one sample --------------------------------------------------------------------------------------------

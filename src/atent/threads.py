@@ -46,7 +46,7 @@ def _quota(path: Path) -> int:
 
 
 def check_threads(threads: Threads) -> None:
-    """ValueError unless ``threads`` is None, "auto" or a whole number from 1."""
+    """ValueError unless ``threads`` is None, "auto" or an integer from 1."""
     number = isinstance(threads, int) and not isinstance(threads, bool)
     if not (threads is None or threads == "auto" or (number and 1 <= int(threads) <= _MOST)):
         raise ValueError(f"threads must be at least 1, at most {_MOST} and whole, or auto, got {threads!r}")

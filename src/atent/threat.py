@@ -27,7 +27,7 @@ __all__ = [
 Norm = Literal["linf", "l2", "l1", "l0", "patch"]
 NORMS: tuple[str, ...] = ("linf", "l2", "l1", "l0", "patch")
 COUNTS = ("l0", "patch")
-"""The norms that count changes: their eps is a whole number of elements, pixels or patches."""
+"""The norms that count changes: their eps is a number of elements, pixels or patches."""
 EXTRA = ("group", "side", "inner", "inner_eps")
 """The fields of a threat that apply to l0 and patch only."""
 # Their defaults.
@@ -50,7 +50,7 @@ class Threat:
     Raises
     ------
     ValueError
-        For an unknown norm, an ``eps`` that is negative or not a number (l0, patch: not a whole number of at least 1),
+        For an unknown norm, an ``eps`` that is negative or not a number (l0, patch: not an integer of at least 1),
         an empty box, or a field that belongs to another norm.
 
     Examples
@@ -109,7 +109,7 @@ class Threat:
             self._check_fields()
 
     def _check_fields(self) -> None:
-        """ValueError for a count that is not a whole number, and for fields that contradict each other."""
+        """ValueError for a count that is not an integer, and for fields that contradict each other."""
         if self.norm in COUNTS:
             check_counts(self.norm, cast("float | Radii", self.eps))
         for name, norm, unset in zip(EXTRA, ("l0", *["patch"] * 3), _ELSEWHERE):
@@ -119,7 +119,9 @@ class Threat:
         if self.norm != "patch":
             return
         if self.side is None or self.side < 1:
-            raise ValueError(f"a patch threat needs side, a whole number of pixels of at least 1, got {self.side!r}")
+            raise ValueError(
+                f"a patch threat needs side, its width in pixels, an integer of at least 1, got {self.side!r}"
+            )
         if self.inner == "free" and self.inner_eps is not None:
             raise ValueError(f"inner_eps {self.inner_eps} needs inner 'linf', got inner 'free'")
         if self.inner == "linf" and self.inner_eps is None:

@@ -102,10 +102,10 @@ def timeout(environ: Mapping[str, str] = os.environ) -> float:
 
 
 def _whole(environ: Mapping[str, str], name: str, least: int, end: int | None) -> int:
-    """A variable as a whole number from ``least``, below ``end``."""
+    """A variable as an integer from ``least``, below ``end``."""
     text = environ.get(name, "").strip()
     if text.isdigit() and least <= int(text) and (end is None or int(text) < end):
         return int(text)
     bound = f"from {least}" + ("" if end is None else f" to {end - 1}")
     size = f" (WORLD_SIZE is {environ.get('WORLD_SIZE')})" if name in ("RANK", "LOCAL_RANK") else ""
-    raise ValueError(f"{name} must be a whole number {bound}{size}, got {text!r}: {_START}, which sets it")
+    raise ValueError(f"{name} must be an integer {bound}{size}, got {text!r}: {_START}, which sets it")

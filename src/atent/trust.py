@@ -24,6 +24,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+__all__ = ["Untrusted", "check", "fenced", "grant", "granted", "references"]
+
 # A reference inside a longer text, such as that of an attack; parts of paths are excluded.
 _INSIDE = re.compile(r"(?<![\w./\\:-])([^\W\d][\w.]*:[^\W\d][\w.]*)(?![\w/\\:-])")
 _WHOLE = re.compile(r"[\w.-]+:[^\W\d][\w.]*")
@@ -31,7 +33,18 @@ _KEY_BYTES = 32
 
 
 class Untrusted(ValueError):
-    """A reference from an untrusted source would run code."""
+    """A reference from an untrusted source would run code.
+
+    Examples
+    --------
+    >>> from atent.trust import Untrusted, check, fenced
+    >>> with fenced():
+    ...     try:
+    ...         check("theirs:net")
+    ...     except Untrusted as error:
+    ...         print(str(error).partition(",")[0])
+    theirs:net would run code
+    """
 
 
 @dataclass(frozen=True)
@@ -58,11 +71,23 @@ def fenced(*given: Any, trust_code: bool = False, plugins: tuple[str, ...] = ())
     Parameters
     ----------
     given
-        Texts, and lists and dictionaries of them, whose references are granted.
+        Strings, and lists and dictionaries of them, whose references are granted.
     trust_code
         Grant every reference, from any folder. Default: False.
     plugins
         Modules that are imported first, which `options` repeats.
+
+    Returns
+    -------
+    context manager
+        Without a value.
+
+    Examples
+    --------
+    >>> from atent.trust import fenced, granted
+    >>> with fenced(["--model", "mine:net"]):
+    ...     granted("mine:net"), granted("theirs:net")
+    (True, False)
     """
     outer = _FENCE.get()
     made = _Fence(set(references(given)), trust_code, plugins) if outer is None else outer
@@ -85,7 +110,21 @@ def lifted() -> Iterator[None]:
 
 
 def grant(*values: Any) -> None:
-    """Grant the references in ``values`` in the current fence; no effect without one."""
+    """Grant the references in some values in the current fence; without one there is no effect.
+
+    Parameters
+    ----------
+    values
+        Strings, and lists and dictionaries of them.
+
+    Examples
+    --------
+    >>> from atent.trust import fenced, grant, granted
+    >>> with fenced():
+    ...     grant({"name": "mine:net"})
+    ...     granted("mine:net")
+    True
+    """
     fence = _FENCE.get()
     if fence is not None:
         fence.names.update(references(values))
@@ -99,13 +138,47 @@ def note(folder: str | Path, values: Any) -> None:
 
 
 def granted(reference: str) -> bool:
-    """Whether ``reference`` may be imported."""
+    """Whether a reference may be imported.
+
+    Parameters
+    ----------
+    reference
+        Name of code, "module:object".
+
+    Returns
+    -------
+    bool
+        True also where there is no fence.
+
+    Examples
+    --------
+    >>> from atent.trust import granted
+    >>> granted("mine:net")
+    True
+    """
     fence = _FENCE.get()
     return fence is None or fence.code or reference in fence.names
 
 
 def check(reference: str) -> None:
-    """Untrusted, in one line that lists all references of the folder, unless ``reference`` may be imported."""
+    """Check that a reference may be imported.
+
+    Parameters
+    ----------
+    reference
+        Name of code, "module:object".
+
+    Raises
+    ------
+    Untrusted
+        In one line, with all references of the folder that contains it.
+
+    Examples
+    --------
+    >>> from atent.trust import check, fenced
+    >>> with fenced("mine:net"):
+    ...     check("mine:net")
+    """
     fence = _FENCE.get()
     if fence is None or granted(reference):
         return
@@ -131,7 +204,24 @@ def options() -> list[str]:
 
 
 def references(value: Any) -> list[str]:
-    """All references in a text, or in the texts of lists and dictionaries, without repetition, in their order."""
+    """All references in a value, without repetition, in their order.
+
+    Parameters
+    ----------
+    value
+        A string, or lists and dictionaries of strings; other values have none.
+
+    Returns
+    -------
+    list of str
+        Each "module:object".
+
+    Examples
+    --------
+    >>> from atent.trust import references
+    >>> references({"attacks": ["FGSM", "mine:Shift(steps=3)"], "model": {"name": "mine:net"}})
+    ['mine:Shift', 'mine:net']
+    """
     return list(dict.fromkeys(_references(value)))
 
 

@@ -151,7 +151,7 @@ def seeded(*counts, n=1000):
 
 
 def pictured(*texts, ids="0-9"):
-    """A cell of the outcomes of each image, a text of 1 and 0 for each seed."""
+    """A cell of the outcomes of each image, a string of 1 and 0 for each seed."""
     n = len(texts[0])
     return {**seeded(*(text.count("1") for text in texts), n=n), "outcomes": {"ids": ids, "each": list(texts)}}
 

@@ -34,7 +34,7 @@ def cells(name):
 
 
 def figures(text):
-    """The numbers of a text, signs and all."""
+    """The numbers of a string, signs and all."""
     return re.findall(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?", text)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass, is_dataclass, replace
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from atent.attacks.oracle import Oracle
 from atent.attacks.watch import Callback, Watch
 from atent.checks import (
+    NotFinite,
     Settings,
     as_inputs,
     as_labels,
@@ -20,11 +22,15 @@ from atent.checks import (
     check_seed,
     numbered,
 )
+from atent.contracts import Member, flaw, kind_of
 from atent.guard import Mode, guard, outside_inference
 from atent.precision import Lowered, SearchDtype, full_precision, images_last
 from atent.registry import Registry
 from atent.rng import Batch, PerSample, Streams, narrow, seed_from
 from atent.threat import Threat, per_sample
+
+_PAGE = "docs/add-attack.md"
+_PASSES = "define the most forwards and backwards of one sample, such as passes = 10 or a property"
 
 
 class Outcome(NamedTuple):
@@ -108,12 +114,14 @@ class Attack(metaclass=Settings):
 
     @property
     def passes(self) -> int:
-        """The largest number of forwards plus backwards per sample, including the final verdict's forward."""
-        raise TypeError(f"{type(self).__name__} has no passes: define how many one sample can cost at most")
+        """The largest number of forwards plus backwards per sample, including the forward that decides success."""
+        raise TypeError(f"{type(self).__name__} has no passes: {_PASSES} (see {_PAGE})")
 
     def search(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         """Adversarial inputs for ``x`` in the box; the caller freezes the model and restores it."""
-        raise TypeError(f"{type(self).__name__} has no search: define search(oracle, x, y, streams)")
+        raise TypeError(
+            f"{type(self).__name__} has no search: define search(self, oracle, x, y, streams) (see {_PAGE})"
+        )
 
     def of(self, rows: Tensor) -> Attack:
         """The attack for the samples ``rows``: the same object if all share one eps."""
@@ -136,8 +144,8 @@ class Attack(metaclass=Settings):
             raise ValueError(f"{type(self).__name__} takes no targets: use one of {able}, or targeted=False")
 
     def _checked(self, found: Any, x: Tensor) -> Tensor:
-        """The result of a search; ValueError unless its shape and dtype fit ``x``."""
-        if isinstance(found, Tensor) and found.shape == x.shape and found.is_floating_point():
+        """The result of a search; ValueError unless its shape and dtype are those of ``x``."""
+        if isinstance(found, Tensor) and found.shape == x.shape and found.dtype == x.dtype:
             return found
         got = f"{found.dtype} of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
         wanted = f"adversarial inputs, {x.dtype} of shape {tuple(x.shape)}"
@@ -307,7 +315,35 @@ class Attack(metaclass=Settings):
             # The logits are checked as those of the first pass: NaN would count as misclassified.
             oracle.model, oracle.check = model, rng is None
             with full_precision(x.device):
-                return x_adv, oracle.fooled(oracle.logits(x_adv, y), y), *counters
+                return x_adv, oracle.fooled(self._final(oracle, x_adv, y), y), *counters
+
+    def _final(self, oracle: Oracle, x_adv: Tensor, y: Tensor) -> Tensor:
+        """The logits that decide success; ValueError for a result that is not finite."""
+        try:
+            return oracle.logits(x_adv, y)
+        except NotFinite:
+            if not torch.isfinite(x_adv).all():
+                raise ValueError(f"{type(self).__name__}.search returned NaN or infinite inputs") from None
+            raise
+
+
+_MEMBERS = (
+    Member("search", "search(self, oracle, x, y, streams)", 4, needed=True),
+    Member("remarks", "remarks(self, classes)", 1),
+    Member("parts", "parts(self)", 0),
+)
+
+
+def _flaw(cls: type[Attack]) -> str | None:
+    """The error for an attack of the user that lacks what an evaluation needs; None for a valid class."""
+    line = flaw(cls, Attack, _MEMBERS)
+    passes = inspect.getattr_static(cls, "passes")
+    if line is None and passes is inspect.getattr_static(Attack, "passes"):
+        return f"{cls.__name__} has no passes: {_PASSES}"
+    counted = isinstance(passes, int) or (hasattr(passes, "__get__") and not inspect.isroutine(passes))
+    if line is None and not counted:
+        return f"passes of {cls.__name__} is {kind_of(passes)}: {_PASSES}"
+    return line
 
 
 def _is_attack(found: Any) -> bool:
@@ -318,7 +354,7 @@ _PEERS = dict.fromkeys(("foolbox", "torchattacks", "adv_lib", "art", "pyautoatta
 
 ATTACKS: Registry[type[Attack]] = Registry(
     "attack", "atent.attacks", "atent.attacks", _is_attack, "a dataclass that inherits from atent.attacks.Attack",
-    _PEERS,
+    _PEERS, flaw=_flaw, page=_PAGE,
 )  # fmt: skip
 """Name -> class; recipes, the command line and the contract tests read it."""
 

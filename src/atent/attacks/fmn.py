@@ -28,7 +28,7 @@ class FMN(Attack):
     radius r and the point onto the box. Until the first success r is the estimated distance to the boundary: the norm
     of the perturbation + |margin| / dual norm of the gradient. Afterwards r shrinks by ``gamma`` after a success (and
     to at most the best norm) and grows by it after a failure. Step size and ``gamma`` are annealed by cosines.
-    ``steps`` forwards, ``steps - 1`` backwards. In l0 r is a whole number that starts at 1 and changes by at least 1.
+    ``steps`` forwards, ``steps - 1`` backwards. In l0 r is an integer that starts at 1 and changes by at least 1.
 
     ``projection="ball"`` is the form of the paper and of its first code: the nearest point of the ball, which never
     lengthens a perturbation. In l2 a step across the ball then ends inside it, and the clamp shortens it further, so

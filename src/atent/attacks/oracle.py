@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from atent.attacks.watch import Watch
 from atent.checks import check_logits
+from atent.contracts import kind_of
 from atent.guard import NO_GRADIENT, ask, explain
 from atent.losses import margin
 from atent.messages import deprecated
@@ -133,8 +134,9 @@ class Oracle:
             with torch.enable_grad():
                 logits = self._forward(z, y)
                 values = loss(logits, y)
-                if values.shape != x.shape[:1]:
-                    raise ValueError(f"the loss must have one value per sample, {len(x)}, got {tuple(values.shape)}")
+                if not isinstance(values, Tensor) or values.shape != x.shape[:1]:
+                    got = tuple(values.shape) if isinstance(values, Tensor) else kind_of(values)
+                    raise ValueError(f"the loss must have one value per sample, {len(x)}, got {got}")
                 grad = self._slope(values, z)
             seen = grad, values.detach(), logits.detach()
             found = seen if found is None else (found[0] + seen[0], found[1] + seen[1], found[2] + seen[2])

@@ -54,7 +54,9 @@ def parse(
     try:
         cls = attacks.find(called)
     except ValueError as error:
-        raise ValueError(f"attack {shown(text, 200)}: {error}" if reference else str(error)) from None
+        raise ValueError(
+            str(error) if text == called or not reference else f"attack {shown(text, 200)}: {error}"
+        ) from None
     known = [f.name for f in dataclasses.fields(cls) if f.name != "threat"]
     values: dict[str, Any] = {}
     for keyword in keywords:
@@ -274,6 +276,6 @@ def show(threat: Threat) -> str:
 
 
 def _size(eps: float) -> str:
-    """A radius for display: in units of 1/255 if it is a small whole number of them."""
+    """A radius for display: in units of 1/255 if it is a small multiple of that."""
     levels = round(255 * eps) if math.isfinite(eps) else 0
     return f"{levels}/255" if 1 <= levels <= 32 and math.isclose(eps, levels / 255, rel_tol=1e-9) else f"{eps:g}"

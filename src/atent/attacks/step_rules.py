@@ -130,7 +130,7 @@ class Sparse:
         stopped = ((grad > 0) & (point >= high - near)) | ((grad < 0) & (point <= low + near))
         grad = torch.where(stopped, 0, grad).flatten(1)
         size, d = grad.abs(), grad.shape[1]
-        # A share is a ratio of whole numbers: its rounding must not decrease the count.
+        # A share is a ratio of integers: its rounding must not decrease the count.
         count = (self.share.double() * d + 1e-6).floor().clamp(1, d).long()
         limit = size.sort(1).values.gather(1, d - count[:, None])
         sign = torch.where(size >= limit, grad.sign(), 0)

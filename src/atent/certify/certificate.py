@@ -100,7 +100,7 @@ def certify_run(
         The ranks that share the groups, as `atent.distributed.current` gives them. Each has a file of its own beside
         ``path`` until all are done, and each gets all rows.
     advance
-        Called with the number of noise samples that are done, n0 + n for each input, and a text.
+        Called with the number of noise samples that are done, n0 + n for each input, and a string.
 
     Returns
     -------

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from atent.certify.bounds import bounds
 from atent.certify.smoothing import Smoothed
+from atent.contracts import kind_of, owned
 from atent.guard import ask, guard
 from atent.precision import full_precision
 from atent.registry import Registry, first_line
@@ -27,6 +28,7 @@ CERTIFIERS: Registry[Callable[..., Any]] = Registry(
     "atent.certifiers",
     _is_certifier,
     "a function of (model, x, threat), or a class with a method certify",
+    page="docs/add-certifier.md",
 )
 """Name -> class whose objects have ``certify``, as `Smoothed`, or function (model, x, threat) that gives bounds of the
 logits, as `bounds`."""
@@ -110,13 +112,18 @@ def verified_by(name: str, model: nn.Module, x: Tensor, y: Tensor, threat: Threa
             raise ValueError(f"{name} raised {first_line(error)}") from error
     shape = tuple(logits.shape)
     if not (isinstance(found, tuple | list) and len(found) == 2 and all(isinstance(t, Tensor) for t in found)):
-        raise ValueError(f"{name} returned {_kind(found)}, not the pair (lower, upper) of tensors of shape {shape}")
+        raise ValueError(f"{name} returned {kind_of(found)}, not the pair (lower, upper) of tensors of shape {shape}")
     lower, upper = (t.detach() for t in found)
     if lower.shape != logits.shape or upper.shape != logits.shape:
         got = f"{tuple(lower.shape)} and {tuple(upper.shape)}"
         raise ValueError(
             f"{name} returned bounds of shapes {got}, not {shape}: a lower and an upper one for each logit"
         )
+    if not (lower.is_floating_point() and upper.is_floating_point()):
+        raise ValueError(f"{name} returned bounds of {lower.dtype} and {upper.dtype}, floating point is required")
+    undefined = int((lower.isnan() | upper.isnan()).any(1).sum())
+    if undefined and owned(CERTIFIERS.find(name)):
+        raise ValueError(f"{name} returned NaN bounds for {undefined} of {len(x)} images")
     own = torch.nn.functional.one_hot(y, shape[1]).bool()
     # Comparisons with NaN are false: no sample is verified by one.
     certain: Tensor = (lower.gather(1, y[:, None]) > upper.masked_fill(own, -math.inf)).all(1)
@@ -127,10 +134,6 @@ def verified_by(name: str, model: nn.Module, x: Tensor, y: Tensor, threat: Threa
             " it by atent.testing.check_certifier"
         )
     return certain
-
-
-def _kind(found: Any) -> str:
-    return "None" if found is None else f"a {type(found).__name__}"
 
 
 @certifier("ibp")

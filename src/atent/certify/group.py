@@ -82,6 +82,8 @@ def _certified_by(smoothed: Any, model: nn.Module, x: Tensor, ids: Tensor, sampl
     pair = tuple(found) if isinstance(found, tuple | list) else ()
     if len(pair) != 2 or not all(isinstance(t, Tensor) and t.shape == (n,) for t in pair):
         raise ValueError(f"{name}.certify must return (classes, radii), tensors of shape ({n},): see Smoothed.certify")
+    if pair[0].is_floating_point():
+        raise ValueError(f"{name}.certify must return classes as integers, got {pair[0].dtype}")
     classes, radii = pair[0].long(), pair[1].double()
     most = largest_radius(sampling.n, sampling.alpha, sampling.sigma)
     # Comparisons with NaN are false, so that NaN is refused.

@@ -122,7 +122,7 @@ class Smoothed(metaclass=Settings):
             Noise samples per forward pass, of several inputs where n is small; default: 100 on the CPU, where more
             exceeds the cache, 200 for inputs below 784 values, otherwise 4,000.
         advance
-            Called with the number of noise samples that are done, n0 + n for each input, and a text.
+            Called with the number of noise samples that are done, n0 + n for each input, and a string.
 
         Returns
         -------

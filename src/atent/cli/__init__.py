@@ -198,10 +198,27 @@ def _message(error: Exception) -> tuple[str, int]:
     """The message and the exit status of an exception."""
     failed = type(error).__name__ in ("Diverged", "Interrupted", "OutOfMemory", "Lost", "Elsewhere")
     expected = failed or isinstance(error, ValueError | OSError | ImportError)
-    text = str(error) if expected else f"{type(error).__name__}: {error} (run again with --debug for the traceback)"
+    text = _located(error) if expected else _unexpected(error)
     bad_input = isinstance(error, ValueError | FileNotFoundError | FileExistsError | ImportError)
     status = signals.status(1) if type(error).__name__ == "Interrupted" else 1
     return text or type(error).__name__, 2 if bad_input and not failed else status
+
+
+def _located(error: Exception) -> str:
+    """The message of an error, with its place if the user's own code, or what it called, raised it."""
+    from atent.cli.places import raised_by_user
+
+    place = raised_by_user(error)
+    return f"{error} ({place})" if place else str(error)
+
+
+def _unexpected(error: Exception) -> str:
+    """One line for an error that no check foresaw, with its place in the user's own code if it came through that."""
+    from atent.cli.places import place_of_error
+    from atent.registry import first_line
+
+    place = place_of_error(error)
+    return f"{first_line(error)} ({f'{place}; ' if place else ''}run again with --debug for the traceback)"
 
 
 def _fail(text: str, status: int) -> int:

@@ -54,7 +54,7 @@ def bench(
     out
         Folder for bench.json, bench.md and bench.png. Default: bench; a number is appended if it exists.
     quiet
-        Do not show progress.
+        Print only results, warnings and errors: no progress, estimates or suggestions.
     json
         Print the result to standard output as a single JSON document.
     """

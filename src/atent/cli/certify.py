@@ -128,7 +128,7 @@ def certify(
         Write a table with one row per run to this .md file and to a .json file beside it. Existing rows are kept, so
         that several commands, with smoothing or bounds, can fill one table.
     quiet
-        Do not show progress.
+        Print only results, warnings and errors: no progress, estimates or suggestions.
     steal_lock
         Take over the lock of a process on another host. Use it only if that process has ended.
     json

@@ -82,7 +82,7 @@ def compare(
     beside
         Result folder of an earlier comparison to include in pareto.png.
     quiet
-        Do not show progress.
+        Print only results, warnings and errors: no progress, estimates or suggestions.
     steal_lock
         Take over the lock of a process on another host. Use it only if that process has ended.
     json
@@ -113,7 +113,7 @@ def compare(
         plan = Plan(made, tuple(range(first_seed, first_seed + seeds)), tuple(overrides), command)
         path, found = room.compare(
             plan, runs=runs, name=name, backend=place, build=job, beside=beside, progress=not quiet,
-            say=lambda line: print(line, flush=True),
+            say=show.lines(quiet),
         )  # fmt: skip
         _print(path, found)
         emit(found.to_json())

@@ -169,14 +169,12 @@ def _reason(event: Any) -> str:
         tried = re.match(r"no type matching \S+ could be instantiated from \['(.*?)'\]", text)
         if tried:
             metavar = str(event.argument.lowered.metavar).replace("{None}|", "")
-            wanted = " or ".join(
-                {"N": "a whole number", "X": "a number"}.get(part, part) for part in metavar.split("|")
-            )
+            wanted = " or ".join({"N": "an integer", "X": "a number"}.get(part, part) for part in metavar.split("|"))
             return f"{event.argument.display_name()} must be {wanted}, got {shown(tried[1])}"
         name = event.argument.display_name() if event.argument is not None else ""
         literal = re.search(r"(invalid literal for int\(\)|could not convert string to float).*?: (.*)$", text)
         if literal:
-            wanted = "a whole number" if "int()" in literal[1] else "a number"
+            wanted = "an integer" if "int()" in literal[1] else "a number"
             return f"{name} must be {wanted}, got {_short(literal[2])}"
         return _short(text, 400) if name and name in text else f"{name}: {_short(text, 400)}".removeprefix(": ")
     return f"invalid command line ({kind}): see `{event.prog} --help`"

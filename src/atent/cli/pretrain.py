@@ -52,7 +52,7 @@ def pretrain(
     log
         Also log to these trackers: tensorboard, mlflow, wandb (each an extra of the package).
     quiet
-        Do not show progress.
+        Print only results, warnings and errors: no progress, estimates or suggestions.
     steal_lock
         Take over the lock of a process on another host. Use it only if that process has ended.
     """
@@ -75,7 +75,8 @@ def pretrain(
     place = (runs, (job.recipe or "run") if name is None else name, "pretrain")
     with entered(lambda: claimed(*place, numbered=name is None)) as (path, begun):
         status = training.train_job(job, path, baseline=False, quiet=quiet, log=log, resume=begun)
-    print(next_steps(job, path))
+    if not quiet:
+        print(next_steps(job, path))
     return status
 
 

@@ -47,7 +47,7 @@ def report(
     root
         Folder of the data (npz: the file). Default: the run's.
     quiet
-        Do not show progress.
+        Print only results, warnings and errors: no progress, estimates or suggestions.
     """
     if not runs:
         raise UsageError("no run given: write `atent report RUN [RUN ...]`, with the paths that training printed")

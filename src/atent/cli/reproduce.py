@@ -8,6 +8,7 @@ from typing import Annotated
 
 import tyro
 
+from atent.cli import show
 from atent.cli.parse import Number, Text, arg, read
 from atent.cli.words import seconds
 from atent.experiments.recipe_files import UsageError
@@ -52,7 +53,7 @@ def reproduce(
     only
         Train and measure only these rows, by their keys in table-*.json, such as atent.
     quiet
-        Do not show progress.
+        Print only results, warnings and errors: no progress, estimates or suggestions.
     steal_lock
         Take over the lock of a process on another host. Use it only if that process has ended.
     """
@@ -69,7 +70,7 @@ def reproduce(
     locks.steal(steal_lock)
     written = make(
         what, scale, build=job, read=read_recipe, seeds=seeds, time_limit=limit, out=out, runs=runs, only=only,
-        progress=not quiet, say=lambda line: print(line, flush=True), command=command,
+        progress=not quiet, say=show.lines(quiet), command=command,
     )  # fmt: skip
     print(f"written: {', '.join(map(str, written))}")
     return 0

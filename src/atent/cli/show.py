@@ -117,6 +117,11 @@ def print_table(table: Any) -> None:
     Console(width=screen()).print(table)
 
 
+def lines(quiet: bool) -> Callable[[str], None]:
+    """A function that prints lines on the progress of several runs to standard output, at once; silent if ``quiet``."""
+    return (lambda line: None) if quiet else (lambda line: print(line, flush=True))
+
+
 def warn(text: str) -> None:
     """Print a warning to standard error, in one line."""
     print(f"warning: {' '.join(text.split())}", file=sys.stderr)

@@ -61,7 +61,7 @@ def sweep(
     slurm
         With --backend slurm: job parameters under submitit's names, such as partition=gpu timeout_min=240.
     quiet
-        Do not show progress.
+        Print only results, warnings and errors: no progress, estimates or suggestions.
     steal_lock
         Take over the lock of a process on another host. Use it only if that process has ended.
     json
@@ -82,7 +82,7 @@ def sweep(
     with show.json_alone(json) as emit:
         path, result = run_sweep(
             found, runs=runs, name=name, backend=place, command=command, progress=not quiet,
-            say=lambda line: print(line, flush=True),
+            say=show.lines(quiet),
         )  # fmt: skip
         _print(path, result)
         emit(result.to_json())

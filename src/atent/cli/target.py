@@ -124,7 +124,7 @@ class Target:
     threads: Threads = None
     """CPU threads: a number, or auto, which measures whether more than one is faster. Default: all cores."""
     quiet: bool = False
-    """Do not show progress."""
+    """Print only results, warnings and errors: no progress, estimates or suggestions."""
     steal_lock: bool = False
     """Take over the lock of a process on another host. Use it only if that process has ended."""
 

@@ -85,7 +85,7 @@ def theory(
         File to write. Default: theory.json in the run folder; a number is appended if it exists. Figures are written
         beside it.
     quiet
-        Do not show progress.
+        Print only results, warnings and errors: no progress, estimates or suggestions.
     json
         Print the result to standard output as a single JSON document.
     """

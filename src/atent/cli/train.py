@@ -80,7 +80,7 @@ def train(
     log
         Also log to these trackers: tensorboard, mlflow, wandb (each an extra of the package).
     quiet
-        Do not show progress.
+        Print only results, warnings and errors: no progress, estimates or suggestions.
     steal_lock
         Take over the lock of a process on another host. Use it only if that process has ended.
     """
@@ -191,7 +191,7 @@ def train_job(
 
     if validation_only:
         return _validated(job, path, quiet=quiet, resume=resume, saved=saved, certifier=certifier)
-    options: dict[str, Any] = {"progress": not quiet, "log": log}
+    options: dict[str, Any] = {"progress": not quiet, "report": None if quiet else _epoch_line, "log": log}
     done = _tracked(job, path, resume=resume, saved=saved, **options)
     models = {job.title: done.evaluation}
     if not baseline:
@@ -245,7 +245,14 @@ def _validated(job: Any, path: Path, *, quiet: bool, resume: bool, saved: Any, c
     if certifier is not None:
         check_certifier(certifier)
     found = fit_job(
-        job, path, resume=resume, saved=saved, progress=not quiet, report=_epoch_line, say=print, callbacks=[Rows()]
+        job,
+        path,
+        resume=resume,
+        saved=saved,
+        progress=not quiet,
+        report=None if quiet else _epoch_line,
+        say=print,
+        callbacks=[Rows()],
     )
     if certifier is not None:
         verified = alone(lambda: verify(job, found.model, path, certifier).text)
@@ -270,12 +277,12 @@ def _tracked(job: Any, path: Path, *, log: tuple[str, ...], **options: Any) -> A
     from atent.experiments.pipeline import run_job
 
     if not log or not current().first:
-        return run_job(job, path, report=_epoch_line, say=print, **options)
+        return run_job(job, path, say=print, **options)
     from atent.integrations.trackers import trackers
 
     callbacks = trackers(log, keep_open=True)
     try:
-        return run_job(job, path, report=_epoch_line, say=print, callbacks=callbacks, **options)
+        return run_job(job, path, say=print, callbacks=callbacks, **options)
     finally:
         for callback in callbacks:
             callback.close()

@@ -121,7 +121,7 @@ def transfer(
     png
         Figure file of the matrix. Default: beside the JSON file.
     quiet
-        Do not show progress.
+        Print only results, warnings and errors: no progress, estimates or suggestions.
     steal_lock
         Take over the lock of a process on another host. Use it only if that process has ended.
     json

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from atent import trust
 from atent.checks import collect, plain
+from atent.contracts import kind_of
 from atent.data import checks
 from atent.data.augmentation import AUGMENTATIONS, augment
 from atent.data.generated import check as check_generated
@@ -123,10 +124,9 @@ def _loaded(loader: Any, settings: DataSettings) -> Source | Data:
         except ValueError as error:
             raise ValueError(f"{settings.name}: {error}") from error
     if not isinstance(made, Source | Data):
-        kind = "None" if made is None else f"of type {type(made).__name__}"
         raise ValueError(
-            f"{settings.name} returned {kind}, want Data, such as atent.data.from_tensors returns, or a pair (train,"
-            " test) of torch Datasets"
+            f"{settings.name} returned {kind_of(made)}, want Data, such as atent.data.from_tensors returns, or a pair"
+            " (train, test) of torch Datasets"
         )
     return made
 

@@ -21,7 +21,7 @@ from atent.data.stored import Rows
 from atent.distributed.world import current
 from atent.messages import first_only, note
 from atent.progress import Advance, bar
-from atent.runs.files import append_jsonl, read_jsonl, write_json
+from atent.runs.json_files import append_jsonl, read_jsonl, write_json
 from atent.runs.locks import held, lock_of
 
 FOLDER = ".atent-cache"

@@ -21,7 +21,7 @@ def is_pair(found: Any) -> bool:
 SOURCES: Registry[Callable[..., Any]] = Registry(
     "data set", "atent.data", "atent.data", _fits,
     "Data, a pair (train, test) of torch Datasets, or a function that returns these or a Source",
-    {"hf": "atent.data.hugging_face"},
+    {"hf": "atent.data.hugging_face"}, page="docs/add-data.md",
 )  # fmt: skip
 """Name -> loader: a function that returns a `Source`, `Data` or a pair of torch Datasets, or one of the latter two.
 A function may have the parameters ``root`` (the folder of the data or None), ``reading`` (a `Reading`) and ``columns``

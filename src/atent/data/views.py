@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
 from atent.checks import Settings, check_number
-from atent.distributed.draws import drawn
+from atent.distributed.batch_rng import drawn
 
 # Luma of ITU-R BT.601, as in torchvision and PIL.
 _LUMA = (0.299, 0.587, 0.114)

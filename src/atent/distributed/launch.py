@@ -12,8 +12,8 @@ from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdo
 from datetime import timedelta
 from typing import Any
 
+from atent.distributed.failures import Failures, Peer, Report
 from atent.distributed.notes import Notes, Unreachable
-from atent.distributed.verdict import Peer, Report, Verdict
 from atent.distributed.world import SINGLE, Lost, World, current, meeting, speaking, within
 from atent.torchrun import Ending, Place, place, timeout
 
@@ -39,13 +39,13 @@ def run(here: Place, work: Callable[[], Ending], report: Report) -> Ending:
             silent = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
             stack.enter_context(redirect_stdout(silent))
             stack.enter_context(redirect_stderr(silent))
-        stack.enter_context(job.verdict.watching(report))
+        stack.enter_context(job.failures.watching(report))
         ending = work()
         if ending.text is not None:
             job.drop()
-        ending = job.verdict.agreed(ending)
+        ending = job.failures.agreed(ending)
     if ending.text is not None:
-        job.verdict.reported(ending, report)
+        job.failures.reported(ending, report)
     job.end(failed=ending.text is not None, status=ending.status)
     return ending
 
@@ -109,7 +109,7 @@ class Job:
         self.notes.write(f"here/{self.here.rank}", json.dumps(vars(Peer.own(_versions()))))
         peers = {rank: self._peer(rank) for rank in range(self.here.size)}
         _same({rank: peer.versions for rank, peer in peers.items()})
-        self.verdict = Verdict(self.here.rank, peers, self.notes, Notes(self.here, self.timeout))
+        self.failures = Failures(self.here.rank, peers, self.notes, Notes(self.here, self.timeout))
         if self.here.size > 1:
             self._begin_group()
 
@@ -160,7 +160,7 @@ class Job:
         self._met += 1
         with speaking():
             self.notes.write(f"met/{self._met}/{self.here.rank}")
-            if self.verdict.before([f"met/{self._met}/{rank}" for rank in range(self.here.size)]):
+            if self.failures.before([f"met/{self._met}/{rank}" for rank in range(self.here.size)]):
                 raise Lost("another rank has failed")
 
     def drop(self) -> None:
@@ -178,12 +178,12 @@ class Job:
         if failed and self.accelerated:
             sys.stdout.flush()
             sys.stderr.flush()
-            self.verdict.leave()
+            self.failures.leave()
             os._exit(status)
         with suppress(RuntimeError):
             if dist.is_initialized():
                 dist.destroy_process_group()
-        self.verdict.leave()
+        self.failures.leave()
 
 
 _JOB: Job | None = None

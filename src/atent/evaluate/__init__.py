@@ -1,5 +1,6 @@
 """Robustness of a model: accuracy under attacks, with intervals, and checks of its evaluation."""
 
+import inspect
 import sys
 from types import ModuleType
 from typing import Any
@@ -55,4 +56,6 @@ class _Called(ModuleType):
         return evaluate(*args, **given)
 
 
+# For `inspect.signature` and editors, in place of that of `__call__`.
+__signature__ = inspect.signature(evaluate)
 sys.modules[__name__].__class__ = _Called

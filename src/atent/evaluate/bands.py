@@ -180,7 +180,7 @@ def measure_bands(
     resume
         JSON-lines file from which the same call resumes after an interruption.
     advance
-        Called with the number of samples that are done, n in all, and a text.
+        Called with the number of samples that are done, n in all, and a string.
 
     Returns
     -------

@@ -100,7 +100,7 @@ def measure_corruptions(
     resume
         JSON-lines file from which the same call resumes after an interruption.
     advance
-        Called with n samples for each corruption and severity, and a text.
+        Called with n samples for each corruption and severity, and a string.
 
     Returns
     -------

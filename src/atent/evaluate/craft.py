@@ -54,7 +54,7 @@ def craft(
     shard
         Attack only its batches, each as it would be among all.
     advance
-        Called with the number of samples that are done, and a text.
+        Called with the number of samples that are done, and a string.
 
     Returns
     -------

@@ -49,7 +49,7 @@ def fewest(
     batch
         Samples attacked at a time.
     advance
-        Called with the number of samples that are done, and a text.
+        Called with the number of samples that are done, and a string.
 
     Returns
     -------

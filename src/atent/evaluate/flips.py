@@ -101,7 +101,7 @@ def measure_flips(
     resume
         JSON-lines file from which the same call resumes after an interruption.
     advance
-        Called with n samples for each sequence, and a text.
+        Called with n samples for each sequence, and a string.
 
     Returns
     -------

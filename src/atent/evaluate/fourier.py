@@ -104,7 +104,7 @@ def fourier_map(
     resume
         JSON-lines file from which the same call resumes after an interruption.
     advance
-        Called with h w in all, one for each frequency, and a text.
+        Called with h w in all, one for each frequency, and a string.
 
     Returns
     -------

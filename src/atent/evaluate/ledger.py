@@ -20,7 +20,7 @@ from atent.data.described import spans, unspan
 from atent.distributed import SINGLE, World
 from atent.evaluate.lines import Lines, Values
 from atent.evaluate.outcomes import bits
-from atent.registry import code_of
+from atent.origins import code_of
 from atent.threat import Box
 
 
@@ -150,7 +150,7 @@ def _is_result(row: dict[str, Any], n: int) -> bool:
 
 
 def _places(text: Any, n: int) -> int:
-    """The number of positions, ascending and below n, in a text of `spans`; 0 for any other text."""
+    """The number of positions, ascending and below n, in a string of `spans`; 0 for any other string."""
     if not isinstance(text, str) or not re.fullmatch(r"\d{1,18}(-\d{1,18})?( \d{1,18}(-\d{1,18})?)*", text):
         return 0
     end, count = -1, 0

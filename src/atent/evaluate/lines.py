@@ -201,7 +201,7 @@ class Values:
     """The type of a value of a row: nested lists of these sizes, with entries of that kind."""
 
     kind: Literal["bit", "count", "real"]
-    """bit: 0 or 1; count: a whole number >= 0; real: a finite number >= 0."""
+    """bit: 0 or 1; count: an integer >= 0; real: a finite number >= 0."""
     sizes: tuple[int, ...] = ()
     """Lengths of the nested lists; empty for a number."""
     most: float = math.inf

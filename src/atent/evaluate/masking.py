@@ -267,7 +267,7 @@ def masking_checks(
     batch
         Samples attacked at a time, 1 or more.
     advance
-        Called with the number of checks that are done, ``len(CHECKS)`` in all, and a text.
+        Called with the number of checks that are done, ``len(CHECKS)`` in all, and a string.
 
     Returns
     -------

@@ -91,7 +91,7 @@ def sweep(
     search_dtype, channels_last, folding, blocks, world
         As in `evaluate`.
     advance
-        Called with the number of samples that are done, n for each radius and each of `rounds`, and a text.
+        Called with the number of samples that are done, n for each radius and each of `rounds`, and a string.
 
     Returns
     -------

@@ -79,7 +79,7 @@ def measure_transfer(
     search_dtype, folding
         As in `evaluate`; "auto" is measured on the first network, for all of them.
     advance
-        Called with n samples for each network, and a text.
+        Called with n samples for each network, and a string.
 
     Returns
     -------

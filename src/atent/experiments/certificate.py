@@ -47,8 +47,9 @@ from atent.experiments.target import Target, load_target
 from atent.folded import Folded
 from atent.memory import Batches
 from atent.models.convention import Convention
+from atent.origins import code_of
 from atent.progress import Advance, bar
-from atent.registry import Plugin, code_of, plugin_named
+from atent.registry import Plugin, plugin_named
 from atent.runs import manifest
 from atent.runs.locks import held, lock_of
 from atent.runs.weights import visible

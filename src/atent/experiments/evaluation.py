@@ -18,7 +18,7 @@ from atent.data import Data
 from atent.data.described import described
 from atent.distributed import alone, current
 from atent.distributed.shards import Shard
-from atent.evaluate import Evaluation, checked, evaluate, masking_checks, rounds, sweep, union
+from atent.evaluate import Evaluation, checked, evaluate, masking_checks, sweep, union
 from atent.evaluate.craft import craft
 from atent.evaluate.evaluation import costs, depends_on
 from atent.evaluate.masking import CHECKS
@@ -31,7 +31,7 @@ from atent.experiments.target import EvaluateSettings, Target, inputs
 from atent.experiments.unfinished import beside, unfinished
 from atent.precision import SearchDtype
 from atent.probe import Auto
-from atent.progress import bar, in_rounds
+from atent.progress import bar
 from atent.threat import Threat
 
 
@@ -54,8 +54,7 @@ def evaluate_model(
     last = alone(lambda: resolve(model, x, search_dtype=None, **formats))[1]
     given = how(settings) | {"channels_last": last, "world": current()}
     each = costs(attacks, False)
-    with bar(len(x) * sum(each), "test", enabled=progress) as by_cost:
-        advance = in_rounds(by_cost, len(x), each)
+    with bar(len(x), "test", enabled=progress, costs=each) as advance:
         found = evaluate(model, x, y, attacks, ids=ids, cascade=False, advance=advance, **given)
     content = _measured(data, settings, found)
     if settings.checks and threat is not None:
@@ -93,15 +92,14 @@ def evaluate_target(
     known = samples(target, checks)
     given = how(settings) | {"search_dtype": search_dtype, "blocks": blocks, "world": current()}
     parts = [partial, beside(partial, "sweep")] if partial else [None, None]
-    total = len(known.x) * rounds(attacks)
     cascaded = chain(target, cascade)
     each = costs(attacks, cascaded)
-    with bar(len(known.x) * sum(each), "test", enabled=progress) as by_cost:
-        advance = in_rounds(by_cost, len(known.x), each)
+    with bar(len(known.x), "test", enabled=progress, costs=each) as advance:
         found = evaluate(model, known, None, attacks, cascade=cascaded, resume=parts[0], advance=advance, **given)
     content = {**target.about, **_measured(target.data, settings, found)}
     if radii:
-        with bar(total * len(radii), "radii", enabled=progress) as advance:
+        each = [cost for name in attacks for cost in costs({name: attacks[name]}, False) * len(radii)]
+        with bar(len(known.x), "radii", enabled=progress, costs=each) as advance:
             content["sweep"] = sweep(model, known, None, attacks, radii, resume=parts[1], advance=advance, **given)
     if checks and target.threat is not None:
         threat = target.threat

@@ -95,6 +95,14 @@ def compare_runs(
     ValueError
         For fewer than two rows, a row without runs, rows of different seeds, and evaluations that differ
         in their images, attacks or seed.
+
+    Examples
+    --------
+    >>> from atent.experiments.finished import compare_runs
+    >>> compare_runs({"one": []})
+    Traceback (most recent call last):
+    ...
+    ValueError: a row needs at least one run, got none for one
     """
     how = {
         "attacks": attacks, "limit": limit, "model": model, "data": data, "root": root, "device": device,

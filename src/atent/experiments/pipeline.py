@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module, resources
 from pathlib import Path
@@ -16,13 +16,12 @@ from atent import runs as folder
 from atent import trust
 from atent.attacks import ATTACKS, Attack
 from atent.attacks.length import LONGEST_INNER, check_length
-from atent.attacks.spec import label, labelled, parse, show
-from atent.data import SOURCES, Data, DataSettings, Limit
+from atent.attacks.spec import label, labelled, parse
+from atent.data import SOURCES, Data, DataSettings
 from atent.data import load as load_data
-from atent.data.described import described, words
-from atent.data.split import Part
 from atent.distributed import alone, current, entered
 from atent.experiments.evaluation import evaluate_model
+from atent.experiments.introduction import introduction
 from atent.experiments.recipe_files import read_recipe
 from atent.experiments.results import EvaluationFile
 from atent.experiments.target import EvaluateSettings, attacks_of, data_of, recipe_attacks, threat_of
@@ -41,7 +40,7 @@ from atent.runs.locks import held
 from atent.runs.manifest import write_json
 from atent.runs.pretrained import load_start
 from atent.signals import resumed_by
-from atent.threat import COUNTS, Threat
+from atent.threat import Threat
 from atent.train.agreement import reloaded
 from atent.train.callbacks import Callback
 from atent.train.interrupt import again
@@ -107,9 +106,9 @@ def run_job(
 ) -> Finished:
     """Train, evaluate once on the test set, and write a complete run folder to ``path``.
 
-    A run that is resumed keeps its own data.subset. ``saved``: what `saved_run` read of a run that was trained from
-    Python, to resume it. Raises ValueError (InUse while another process is at work on the run),
-    FileNotFoundError, FileExistsError, Diverged, Interrupted, OSError.
+    ``progress``: describe the run, and show bars. A resumed run keeps its data.subset. ``saved``: what `saved_run` read
+    of a run that was trained from Python, to resume it. Raises ValueError (InUse while another process is at work on
+    the run), FileNotFoundError, FileExistsError, Diverged, Interrupted, OSError.
     """
     with entered(lambda: held(path / folder.LOCK, "train")), resumed_by(lambda: _again(path)):
         job = as_begun(job, path) if resume else job
@@ -161,7 +160,7 @@ def _fitted(
     check_attacks(model, data, {f"evaluate.attacks {name}": attack for name, attack in attacks.items()})
     import_module("matplotlib.figure")  # the curves are drawn at the end
     config = saved.config if saved else _config(job, model, data, attacks.values())
-    for line in _introduction(job, path, data, config):
+    for line in introduction(path, data, config, job.train.validate_limit, job.evaluate.limit) if progress else ():
         say(line)
     fitted = fit(
         model, data, job.method, optimizer=job.optimizer, schedule=job.schedule, settings=job.train,
@@ -220,22 +219,6 @@ def _config(job: Job, model: nn.Module, data: Data, attacks: Iterable[Attack]) -
         "about": _with_plugins(facts(model, data, job.method), job, attacks),
         "provenance": folder.provenance(seed=job.train.seed, device=pick_device(job.train.device)),
     }
-
-
-def _introduction(job: Job, path: Path, data: Data, config: dict[str, Any]) -> Iterator[str]:
-    """The lines that are printed before the training begins."""
-    counts = data.about["counts"]
-    yield f"run     {path}"
-    parts = f"{counts['train']} train, {counts['validation']} validation (seed {data.about['split']['seed']})"
-    yield f"data    {data.name}: {parts}, {counts['test']} test"
-    limits: dict[Part, Limit] = {"validation": job.train.validate_limit or None, "test": job.evaluate.limit}
-    for part, limit in limits.items():
-        chosen = described(data, part, data.sample(part, limit))
-        if chosen["n"] < chosen["of"]:
-            yield f"subset  {part}: {words(chosen)}"
-    network = config["model"].get("name") or config["model"].get("class")
-    yield f"model   {network}, {config['about']['parameters']:,} parameters"
-    yield f"method  {_method_line(config)}"
 
 
 def _evaluated(
@@ -373,28 +356,3 @@ def _method_of(tables: Mapping[str, Any]) -> str | None:
     """The name of the method, where the tables of a recipe or a run have one."""
     name: str | None = (tables.get("method") or {}).get("name")
     return name
-
-
-def _method_line(config: dict[str, Any]) -> str:
-    method, chain = config["method"], config["about"].get("chain")
-    threat = method.get("threat")
-    line: str = method["name"]
-    if threat:
-        line += (
-            f", {show(Threat(**threat))}" if threat["norm"] in COUNTS else f", {threat['norm']} eps {threat['eps']:g}"
-        )
-    if chain:
-        line += (
-            f", K {chain['steps']}, step {chain['step_size']:g}, anchor weight {chain['anchor_weight']:g}"
-            f", noise {chain['noise']:g} (effective {chain['effective_noise']:.4g} per step), projection"
-            f" {chain['projection']}"
-        )
-    if method.get("calibrated"):
-        line += f", {'noise' if method['calibrated'] == 'noise' else 'gamma'} to be calibrated"
-    awp = config["train"].get("awp")
-    if awp and awp["gamma"]:
-        line += f", weights perturbed by {awp['gamma']:g} (AWP)"
-    term = config["train"].get("embedding")
-    if term and term["weight"]:
-        line += f", embeddings regularised by {term['weight']:g} {term['divergence']} (after Li et al. 2021)"
-    return line

@@ -188,7 +188,7 @@ def _tables(name: str, file: Traversable) -> Tables:
             raise UsageError(f"recipe {name}: {unknown('table', key, (*SECTIONS, *_HEAD))}")
         if key in SECTIONS and not isinstance(tables[key], dict):
             raise UsageError(f"recipe {name}: {key} must be a table, got {shown(tables[key])}: write [{key}]")
-    for key, kind, words in (("about", str, "a text"), ("baseline", bool, "true or false")):
+    for key, kind, words in (("about", str, "a string"), ("baseline", bool, "true or false")):
         if not isinstance(tables.get(key, kind()), kind):
             raise UsageError(f"recipe {name}: {key} must be {words}, got {shown(tables[key])}")
     try:

@@ -42,7 +42,7 @@ def job(tables: dict[str, Any], recipe: str | None) -> Job:
     if name is None:
         raise UsageError(f"method.name is missing: use one of {', '.join(METHODS)}")
     if not isinstance(name, str):
-        raise UsageError(f"method.name must be a text, got {shown(name)}: use one of {', '.join(METHODS)}")
+        raise UsageError(f"method.name must be a string, got {shown(name)}: use one of {', '.join(METHODS)}")
     try:
         types["method"] = METHODS.find(name)
     except ValueError as error:

@@ -134,7 +134,32 @@ def client_for(repo: str) -> Client:
 
 
 def push(place: Path, repo: str, client: Client, *, private: bool = False) -> str:
-    """Push the folder to a repository of the Hub, which is created if it does not exist; returns its address."""
+    """Push a folder to a repository of the Hub, which is created if it does not exist.
+
+    Parameters
+    ----------
+    place
+        The folder, from the format hub of `atent.export.write.write`.
+    repo
+        "USER/NAME".
+    client
+        `huggingface_hub.HfApi`, or another object with its functions create_repo and upload_folder.
+    private
+        Whether a new repository is private. Default: False.
+
+    Returns
+    -------
+    str
+        The address of the repository.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from unittest.mock import Mock
+    >>> from atent.export.hub import push
+    >>> push(Path("digits"), "user/digits", Mock())
+    'https://huggingface.co/user/digits'
+    """
     client.create_repo(repo, private=private, exist_ok=True)
     client.upload_folder(repo_id=repo, folder_path=str(place), commit_message=f"Network of atent: {place.name}")
     return f"https://huggingface.co/{repo}"

@@ -53,10 +53,26 @@ def write(
     license, repo
         hub: licence of the weights, and the repository that the card names.
 
+    Returns
+    -------
+    Exported
+        The lines for the terminal, and the check of the file.
+
     Raises
     ------
     ValueError, ImportError
         In one line: if the format cannot represent the network or its threat, or needs an extra that is not installed.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from atent.experiments.target import load_target
+    >>> from atent.export.write import write
+    >>> target = load_target("zoo:digits-linf-crown-ibp", limit=20)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write(target, "safetensors", Path(folder) / "net.safetensors").check.passed
+    True
     """
     if format == "vnnlib":
         return _vnnlib(target, place, timeout)

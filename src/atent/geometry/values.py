@@ -119,11 +119,11 @@ else:
 
 
 def check_counts(norm: str, eps: float | Radii) -> None:
-    """ValueError unless every eps is a whole number of at least 1, or infinite."""
+    """ValueError unless every eps is an integer of at least 1, or infinite."""
     what = {"l0": "elements or pixels", "patch": "patches"}[norm]
     for value in eps if isinstance(eps, Radii) else (eps,):
         if value != math.inf and (value < 1 or value != math.floor(value)):
-            raise ValueError(f"{norm} eps is a number of {what}: give a whole number of at least 1, got {shown(value)}")
+            raise ValueError(f"{norm} eps is a number of {what}: give an integer of at least 1, got {shown(value)}")
 
 
 def as_eps(value: Any) -> float | Radii:

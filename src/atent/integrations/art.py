@@ -38,6 +38,21 @@ def attack(classifier: Any, ours: Attack, *, seed: int = 0, batch_size: int = 25
     ------
     ValueError
         In one line: if ART cannot be used, for preprocessing outside the network, and for another box.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import torch
+    >>> from art.estimators.classification import PyTorchClassifier
+    >>> from atent import Threat
+    >>> from atent.attacks import PGD
+    >>> from atent.integrations.art import attack
+    >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+    >>> loss = torch.nn.CrossEntropyLoss()
+    >>> classifier = PyTorchClassifier(network, loss, (1, 4, 4), 3, clip_values=(0.0, 1.0))
+    >>> x = np.random.default_rng(0).random((2, 1, 4, 4), dtype=np.float32)
+    >>> attack(classifier, PGD(Threat("linf", 0.1), steps=3)).generate(x, np.array([0, 1])).shape
+    (2, 1, 4, 4)
     """
     base: Any = needed("art", "art.attacks").EvasionAttack
     estimators = needed("art", "art.estimators.classification")

@@ -34,6 +34,20 @@ def attack(ours: Attack, *, seed: int = 0) -> Any:
     ------
     ValueError
         In one line: if foolbox cannot be used, and for a threat without a distance in foolbox.
+
+    Examples
+    --------
+    >>> import foolbox
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.attacks import PGD
+    >>> from atent.integrations.foolbox import attack
+    >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3)).eval()
+    >>> x, y = torch.rand(2, 1, 4, 4), torch.tensor([0, 1])
+    >>> theirs = foolbox.PyTorchModel(network, bounds=(0, 1))
+    >>> _, clipped, success = attack(PGD(Threat("linf", 0.1), steps=3))(theirs, x, y, epsilons=[0.1, 0.2])
+    >>> len(clipped), success.shape
+    (2, torch.Size([2, 2]))
     """
     base = needed("foolbox", "foolbox.attacks.base")
     distances, criteria = needed("foolbox", "foolbox.distances"), needed("foolbox", "foolbox.criteria")

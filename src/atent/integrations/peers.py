@@ -205,6 +205,16 @@ def attack(text: str, threat: Threat | None = None) -> Attack:
     ------
     ValueError
         In one line: for a package that is not installed, and as `atent.attacks.spec.parse`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.integrations import peers
+    >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+    >>> x, y = torch.rand(2, 1, 4, 4), torch.tensor([0, 1])
+    >>> peers.attack("foolbox:LinfPGD(steps=3)", Threat("linf", 0.1)).run(network, x, y).x_adv.shape
+    torch.Size([2, 1, 4, 4])
     """
     return parse(text, threat, ATTACKS)
 

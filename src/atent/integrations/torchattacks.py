@@ -35,6 +35,17 @@ def attack(model: nn.Module, ours: Attack, *, seed: int = 0) -> Any:
     ------
     ValueError
         In one line, if torchattacks cannot be used.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.attacks import PGD
+    >>> from atent.integrations.torchattacks import attack
+    >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3)).eval()
+    >>> x, y = torch.rand(2, 1, 4, 4), torch.tensor([0, 1])
+    >>> attack(network, PGD(Threat("linf", 0.1), steps=3))(x, y).shape
+    torch.Size([2, 1, 4, 4])
     """
     base: Any = needed("torchattacks", "torchattacks.attack").Attack
 

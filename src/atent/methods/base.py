@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from atent.checks import Settings, check_number
 from atent.fields import shown
 from atent.guard import explained
+from atent.methods.contract import LOSS, checked_loss, lacking
 from atent.registry import Registry
 from atent.rng import fresh
 from atent.threat import Threat
@@ -130,7 +131,7 @@ class Method(metaclass=Settings):
         self, model: nn.Module, x: Tensor, y: Tensor, aux: Any, *, progress: float = 1.0, state: State | None = None
     ) -> tuple[Tensor, Metrics]:
         """The scalar to minimise, and metrics."""
-        raise TypeError(f"{type(self).__name__} has no loss: define loss(model, x, y, aux), see atent.methods.Method")
+        raise TypeError(f"{type(self).__name__} has no loss: define {LOSS}, see atent.methods.Method")
 
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator | None = None, ids: Tensor | None = None,
@@ -153,7 +154,7 @@ class Method(metaclass=Settings):
         rng = fresh(x.device) if rng is None else rng
         with explained(model, x):
             aux = self.adversary(model, x, y, rng=rng, ids=ids, progress=progress, state=state)
-            return self.loss(model, x, y, aux, progress=progress, state=state)
+            return checked_loss(self, self.loss(model, x, y, aux, progress=progress, state=state), x)
 
     def backward(
         self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator | None = None, ids: Tensor | None = None,
@@ -197,7 +198,11 @@ class Method(metaclass=Settings):
         state: State | None = None,
     ) -> Metrics:  # fmt: skip
         """`backward` after the adversary: add ``weight`` times the gradient of the loss at ``aux``."""
-        loss, metrics = self.loss(model, x, y, aux, progress=progress, state=state)
+        loss, metrics = checked_loss(self, self.loss(model, x, y, aux, progress=progress, state=state), x)
+        if not loss.requires_grad:
+            raise ValueError(
+                f"{type(self).__name__}.loss has no gradient with respect to the weights: do not detach it"
+            )
         (loss * weight).backward()
         return {"loss": loss.detach(), **metrics}
 
@@ -219,8 +224,9 @@ def _is_method(found: Any) -> bool:
 
 
 METHODS: Registry[type[Method]] = Registry(
-    "method", "atent.methods", "atent.methods", _is_method, "a dataclass that inherits from atent.methods.Method"
-)
+    "method", "atent.methods", "atent.methods", _is_method, "a dataclass that inherits from atent.methods.Method",
+    flaw=lambda cls: lacking(cls, Method), page="docs/add-method.md",
+)  # fmt: skip
 """Registry of the methods by name, for recipes, the command line and the contract tests."""
 
 method = METHODS.register
@@ -270,7 +276,7 @@ def ramp(progress: float, start: float = 0.0, end: float = 1.0) -> float:
 
 def scheduled(name: str, value: float | str, progress: float) -> float:
     """A setting at ``progress``: a number is constant; "0.5..0.1" is linear from 0.5 to 0.1 over the training, and
-    "0.5..0.1@0.3" over its first 30 %. ValueError for other texts."""
+    "0.5..0.1@0.3" over its first 30 %. ValueError for other strings."""
     if not isinstance(value, str):
         return value
     ways, _, share = value.partition("@")

@@ -88,7 +88,23 @@ class Frozen(nn.Sequential):
     """A network of which only the last linear layer is trained: a linear evaluation of its features.
 
     All other weights need no gradient, and all other layers stay in eval mode, so that batch-norm statistics are fixed
-    and dropout is off. Parameters as `Contrastive`.
+    and dropout is off.
+
+    Parameters
+    ----------
+    network
+        The network, whose last layer is linear.
+    shape
+        Shape of one input.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from atent.models.contrastive import Frozen
+    >>> network = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
+    >>> [name for name, p in Frozen(network, (1, 4, 4)).named_parameters() if p.requires_grad]
+    ['network.3.weight', 'network.3.bias']
     """
 
     network: nn.Module

@@ -9,8 +9,9 @@ from torch import nn
 from atent.registry import Registry
 
 MODELS: Registry[Callable[..., nn.Module]] = Registry(
-    "model", "atent.models", "atent.models", callable, "a function that builds an nn.Module"
-)
+    "model", "atent.models", "atent.models", callable, "a function that builds an nn.Module",
+    page="docs/add-network.md",
+)  # fmt: skip
 """Name -> function that builds the network; it takes ``classes`` and ``shape`` (with the native shape as default), and
 ``dropout``, ``activation`` and ``patch`` if the network has them."""
 

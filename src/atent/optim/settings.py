@@ -11,16 +11,20 @@ import torch
 from torch import nn
 
 from atent.checks import Settings, check_number
+from atent.contracts import Member, flaw, kind_of
 from atent.messages import unknown
 from atent.optim.entropy_sgd import EntropySGD
 from atent.optim.sgld import SGLD
 from atent.registry import Registry, first_line
 
 OPTIMIZERS: Registry[Callable[..., torch.optim.Optimizer]] = Registry(
-    "optimizer", "atent.optim", "atent.optimizers", callable, "a torch.optim.Optimizer, or a function that makes one"
-)
+    "optimizer", "atent.optim", "atent.optimizers", callable, "a torch.optim.Optimizer, or a function that makes one",
+    page="docs/add-network.md",
+)  # fmt: skip
 """Name -> function (settings, parameters, seed) of a built-in optimizer, whose other parameters are those of
 ``Optimizer.args``, or (parameters, lr, ...) of another."""
+
+_MEMBERS = (Member("step", "step(self, closure), which calls closure() for the loss and its gradient", 1, needed=True),)
 
 
 @dataclass(frozen=True)
@@ -182,7 +186,9 @@ def _made(
     except Exception as error:
         raise ValueError(f"optimizer {settings.name} raised {first_line(error)}") from error
     if not isinstance(made, torch.optim.Optimizer):
-        raise ValueError(f"optimizer {settings.name} must be a torch.optim.Optimizer, got a {type(made).__name__}")
+        raise ValueError(f"optimizer {settings.name} must be a torch.optim.Optimizer, got {kind_of(made)}")
+    if line := flaw(type(made), torch.optim.Optimizer, _MEMBERS):
+        raise ValueError(f"optimizer {settings.name}: {line} (see {OPTIMIZERS.page})")
     return made
 
 

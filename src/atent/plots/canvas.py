@@ -91,7 +91,7 @@ def blank(width: float, height: float) -> Figure:
 
 
 def whole_ticks(*axes: Axis) -> None:
-    """Ticks at whole numbers alone, for what counts."""
+    """Ticks at integers only, for what counts."""
     from matplotlib.ticker import MaxNLocator
 
     for axis in axes:

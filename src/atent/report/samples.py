@@ -67,7 +67,7 @@ class Gallery:
 
 def gallery(run: Run, count: int, *, root: str | None = None, progress: bool = True) -> Gallery | str:
     """``count`` test images by the run's data.subset, under the strongest gradient-based attack of the run's
-    evaluation, on the best epoch's weights; or a text that states why there are none."""
+    evaluation, on the best epoch's weights; or a string that states why there are none."""
     text, threat = _attack(run)
     if count < 1:
         return "No images were requested (--images 0)."

@@ -1,17 +1,6 @@
 """Run folders: atomic files with checksums, valid JSON, provenance; `checkpoint` and `loading` handle weights."""
 
-from atent.runs.files import (
-    append_jsonl,
-    as_json,
-    atomic,
-    dumps,
-    keep_jsonl,
-    plain,
-    read_json,
-    read_jsonl,
-    write_atomic,
-    write_json,
-)
+from atent.runs.files import atomic, write_atomic
 from atent.runs.folder import (
     check_free,
     check_name,
@@ -24,10 +13,12 @@ from atent.runs.folder import (
     relocated,
 )
 from atent.runs.former import read_rows, with_present_keys
+from atent.runs.json_files import append_jsonl, keep_jsonl, read_json, read_jsonl, write_json
 from atent.runs.manifest import Damaged
 from atent.runs.names import BEST, CONFIG, CURVES, EVALUATION, LAST, LOCK, MANIFEST, METRICS
 from atent.runs.origin import provenance
 from atent.runs.trusted import admit, signed
+from atent.runs.values import as_json, dumps, plain
 
 __all__ = [
     "BEST",

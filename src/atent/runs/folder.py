@@ -20,13 +20,51 @@ BUILDER_KEYS = ("builder", "builder_args")
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """The config.json at ``path``, `completed`. Raises as `atent.runs.manifest.read_json`."""
+    """The configuration of a run, `completed`; errors as for `read_json`, and `Damaged` for a changed file.
+
+    Parameters
+    ----------
+    path
+        The file config.json of the run folder.
+
+    Returns
+    -------
+    dict
+        The sections of the recipe, and about, provenance, id and signature.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from atent.runs import read_config, write_json
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_json(Path(folder) / "config.json", {"data": {"name": "digits", "subset": "stratified"}})
+    ...     read_config(Path(folder) / "config.json")["data"]["name"]
+    'digits'
+    """
     return completed(manifest.read_json(path))
 
 
 def completed(config: dict[str, Any]) -> dict[str, Any]:
-    """A run's configuration with what the absence of a setting means: runs made before data.subset took the first
-    samples. Settings that have moved are returned in their current place."""
+    """A run's configuration with the settings that earlier versions did not record: runs from before data.subset used
+    the first samples. Settings that have moved are returned in their present place.
+
+    Parameters
+    ----------
+    config
+        The configuration as it is stored.
+
+    Returns
+    -------
+    dict
+        The configuration; ``config`` is unchanged.
+
+    Examples
+    --------
+    >>> from atent.runs import completed
+    >>> completed({"data": {"name": "digits"}})
+    {'data': {'name': 'digits', 'subset': 'first'}}
+    """
     config = _chain(relocated(config)) if isinstance(config, dict) else config
     data = config.get("data") if isinstance(config, dict) else None
     if not isinstance(data, dict) or "subset" in data:
@@ -35,10 +73,29 @@ def completed(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def relocated(tables: dict[str, Any]) -> dict[str, Any]:
-    """Tables of settings with what earlier versions called otherwise: ``method.awp`` as ``train.awp``, ``pull`` of
-    ATENT as ``anchor``, and ``train.select`` natural as clean.
+    """Tables of settings with the names of earlier versions replaced: ``method.awp`` is ``train.awp``, ``pull`` of
+    ATENT is ``anchor``, and natural in ``train.select`` is clean.
 
-    ValueError if both are there.
+    Parameters
+    ----------
+    tables
+        Sections of a recipe or a configuration.
+
+    Returns
+    -------
+    dict
+        The sections; ``tables`` is unchanged.
+
+    Raises
+    ------
+    ValueError
+        If both the former and the present name are given.
+
+    Examples
+    --------
+    >>> from atent.runs import relocated
+    >>> relocated({"method": {"name": "ATENT", "pull": "free"}})
+    {'method': {'name': 'ATENT', 'anchor': 'free'}}
     """
     tables = _renamed(tables)
     method, train = tables.get("method"), tables.get("train", {})
@@ -73,9 +130,26 @@ def _renamed(tables: dict[str, Any]) -> dict[str, Any]:
 
 
 def create(path: str | Path) -> Path:
-    """Makes a run folder, with its parents; one that `is_free` is taken as it is.
+    """Make a run folder, with its parents; a folder that `is_free` is used as it is. Errors as for `check_free`.
 
-    Raises FileExistsError of one line if something is there already, OSError if it cannot be made.
+    Parameters
+    ----------
+    path
+        The folder.
+
+    Returns
+    -------
+    Path
+        The folder.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from atent.runs import create
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     create(Path(folder) / "runs" / "mine").is_dir()
+    True
     """
     path = Path(path)
     check_free(path)
@@ -86,7 +160,26 @@ def create(path: str | Path) -> Path:
 
 
 def check_free(path: Path) -> None:
-    """FileExistsError unless `is_free`."""
+    """Check that a run may be made at a path, see `is_free`.
+
+    Parameters
+    ----------
+    path
+        The folder.
+
+    Raises
+    ------
+    FileExistsError
+        In one line, if something is there.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from atent.runs import check_free
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     check_free(Path(folder) / "mine")
+    """
     if not is_free(path):
         raise FileExistsError(
             f"{path} exists and is not empty: choose another name (--name, in Python run=), or resume it (--resume,"
@@ -95,7 +188,24 @@ def check_free(path: Path) -> None:
 
 
 def clear(path: Path) -> None:
-    """Remove what lies in a folder, but for its lock."""
+    """Remove the content of a folder, except its lock.
+
+    Parameters
+    ----------
+    path
+        The folder.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from atent.runs import clear
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = (Path(folder) / "config.json").write_text("{}")
+    ...     clear(Path(folder))
+    ...     list(Path(folder).iterdir())
+    []
+    """
     for each in path.iterdir():
         if each.name == LOCK:
             continue
@@ -106,7 +216,23 @@ def clear(path: Path) -> None:
 
 
 def check_name(name: str) -> None:
-    """ValueError, in one line, if `name` is not the name of one folder: a run stays inside the folder of runs."""
+    """Check that a name is that of one folder, so that a run is inside the folder of runs.
+
+    Parameters
+    ----------
+    name
+        Name of the run.
+
+    Raises
+    ------
+    ValueError
+        In one line, for an empty name, one with slashes, NUL or line breaks, and one of more than 200 bytes.
+
+    Examples
+    --------
+    >>> from atent.runs import check_name
+    >>> check_name("mine")
+    """
     if name in ("", ".", "..") or any(part in name for part in "/\\\0\n\r") or len(name.encode()) > _LONGEST:
         raise ValueError(
             f"a run name must be a folder name without slashes, of at most {_LONGEST} bytes, got {shown(name)}:"
@@ -115,10 +241,34 @@ def check_name(name: str) -> None:
 
 
 def free_name(root: str | Path, name: str, *, aside: Collection[Path] = ()) -> Path:
-    """The first of root/name, root/name-2, root/name-3 ... that `create` would take and that is not one of ``aside``;
-    makes nothing.
+    """The first of root/name, root/name-2, root/name-3 ... at which a run may be made; nothing is made.
 
-    Raises ValueError if `name` is not the name of one folder.
+    ValueError as for `check_name`.
+
+    Parameters
+    ----------
+    root
+        The folder of runs.
+    name
+        Name of the run.
+    aside
+        Folders that are not used. Default: none.
+
+    Returns
+    -------
+    Path
+        The folder.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from atent.runs import free_name
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     (Path(folder) / "mine").mkdir()
+    ...     _ = (Path(folder) / "mine" / "config.json").write_text("{}")
+    ...     free_name(folder, "mine").name
+    'mine-2'
     """
     check_name(name)
     path, number = Path(root) / name, 1
@@ -129,8 +279,28 @@ def free_name(root: str | Path, name: str, *, aside: Collection[Path] = ()) -> P
 
 
 def is_free(path: Path) -> bool:
-    """Whether a run may be made at ``path``: it is absent, or a folder without anything but hidden files and what a
-    training leaves if it is killed before it writes config.json."""
+    """Whether a run may be made at a path: it is absent, or a folder with only hidden files and what a training leaves
+    if it is killed before it writes config.json.
+
+    Parameters
+    ----------
+    path
+        The folder.
+
+    Returns
+    -------
+    bool
+        True if a run may be made there.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from atent.runs import is_free
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     is_free(Path(folder)), is_free(Path(folder) / "mine")
+    (True, True)
+    """
     if not os.path.lexists(path):
         return True
     if not path.is_dir():

@@ -19,18 +19,16 @@ from typing import Any
 
 from atent.messages import once
 from atent.runs import files as plain_files
-from atent.runs import stale
+from atent.runs import json_files, stale
+from atent.runs.files import Damaged as Damaged
 from atent.runs.files import atomic, sync, write_error, written
 from atent.runs.names import BEST, CONFIG, LAST, MANIFEST, METRICS
+from atent.runs.values import as_json
 
 SCHEMA = 1
 
 Sum = dict[str, Any]
 """``sha256`` and ``bytes`` of a file; in the manifest, while it is replaced, also the ``next`` ones."""
-
-
-class Damaged(ValueError):
-    """A file of a run folder is not what was written."""
 
 
 # ---- reading
@@ -80,9 +78,9 @@ def is_whole(path: Path) -> bool:
 
 
 def read_json(path: str | Path) -> Any:
-    """The content of a JSON file that `check_file` accepts. Raises as that and `atent.runs.files.read_json`."""
+    """The content of a JSON file that `check_file` accepts. Raises as that and `atent.runs.json_files.read_json`."""
     check_file(path)
-    return plain_files.read_json(path)
+    return json_files.read_json(path)
 
 
 def states(run: str | Path) -> dict[str, str]:
@@ -133,7 +131,7 @@ def sum_of(path: Path) -> Sum:
 
 def _config(run: Path) -> Any:
     try:
-        return plain_files.read_json(run / CONFIG)
+        return json_files.read_json(run / CONFIG)
     except (OSError, ValueError):
         return None
 
@@ -170,7 +168,7 @@ def _fix(run: Path, name: str) -> str:
 def _read(run: Path) -> dict[str, Any] | None:
     path = run / MANIFEST
     try:
-        content = plain_files.read_json(path)
+        content = json_files.read_json(path)
     except FileNotFoundError:
         return None
     except ValueError:
@@ -295,14 +293,14 @@ def seal(path: str | Path) -> Iterator[Path]:
 
 
 def write_json(path: str | Path, obj: Any) -> None:
-    """`atent.runs.files.write_json`, by `seal`."""
+    """`atent.runs.json_files.write_json`, by `seal`."""
     with seal(path) as temporary:
-        temporary.write_text(plain_files.as_json(obj, Path(path).name), encoding="utf-8")
+        temporary.write_text(as_json(obj, Path(path).name), encoding="utf-8")
 
 
 def write_new(path: str | Path, obj: Any, *, numbered: bool = True) -> Path:
     """`obj` as JSON by `atent.runs.files.write_new`, recorded where that lies in a run folder; which file."""
-    made = plain_files.write_new(path, plain_files.as_json(obj, Path(path).name), numbered=numbered)
+    made = plain_files.write_new(path, as_json(obj, Path(path).name), numbered=numbered)
     record_file(made)
     return made
 
@@ -346,7 +344,7 @@ def _update(run: Path, change: Callable[[dict[str, Sum]], Any], own_id: str | No
         content = _read(run) or {"schema": SCHEMA, "run": own_id or run_id(run), "files": {}}
         change(content["files"])
         content["files"] = dict(sorted(content["files"].items()))
-        plain_files.write_json(run / MANIFEST, {**content, "sum": _own_sum(content)})
+        json_files.write_json(run / MANIFEST, {**content, "sum": _own_sum(content)})
 
 
 def settled(run: Path, name: str, entries: dict[str, Sum]) -> Sum | None:

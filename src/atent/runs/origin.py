@@ -27,11 +27,28 @@ _GIT_PLACES = (
 def provenance(*, seed: int | None = None, device: Any = None) -> dict[str, Any]:
     """The provenance of a result as JSON values.
 
-    Keys: `version` of atent ("unknown" when it is not installed); `commit` of the source checkout and `dirty`
-    (the package's files differ from it), both None unless that checkout holds this package; `python`,
-    `torch`, `numpy` versions; `device` as given (a name or torch.device; None is the CPU) and `device_name`;
-    `threads` of torch on the CPU; `seed`; `time` (UTC, ISO 8601, whole seconds); where several processes made it,
-    `processes`, their number, and `backend`, that of their messages.
+    Parameters
+    ----------
+    seed
+        Seed of the result. Default: None.
+    device
+        Name or torch.device. Default: the CPU.
+
+    Returns
+    -------
+    dict
+        ``version`` of atent ("unknown" if it is not installed); ``commit`` of the source checkout and ``dirty``
+        (whether the package's files differ from it), both None unless that checkout contains this package; the versions
+        ``python``, ``torch`` and ``numpy``; ``device`` and ``device_name``; ``threads`` of torch on the CPU; ``seed``;
+        ``time`` (UTC, ISO 8601, in seconds); for several processes their number ``processes`` and ``backend`` of their
+        messages.
+
+    Examples
+    --------
+    >>> from atent.runs import provenance
+    >>> found = provenance(seed=3)
+    >>> found["seed"], found["device"]
+    (3, 'cpu')
     """
     import numpy
     import torch

@@ -20,7 +20,7 @@ _ENCODER = "network."
 def load_start(
     model: nn.Module, path: str | Path, branch: Branch | None = None, *, which: str = "best"
 ) -> dict[str, Any]:
-    """Load initial weights into a network; returns the metadata of the file.
+    """Load initial weights into a network.
 
     Parameters
     ----------
@@ -36,11 +36,29 @@ def load_start(
     which
         As `load_weights`.
 
+    Returns
+    -------
+    dict
+        The metadata of the file; {} if it has none.
+
     Raises
     ------
     FileNotFoundError, ValueError
         As `load_weights`, for a branch where the weights have one set of batch-norms, and for one that the
         pre-training did not train.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import torch
+    >>> from atent.runs.pretrained import load_start
+    >>> source, network = torch.nn.Linear(4, 3), torch.nn.Linear(4, 3)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     torch.save(source.state_dict(), Path(folder) / "weights.pt")
+    ...     _ = load_start(network, Path(folder) / "weights.pt")
+    >>> torch.equal(network.weight, source.weight)
+    True
     """
     if isinstance(model, Frozen):
         return load_start(model.network, path, branch, which=which)

@@ -10,17 +10,34 @@ from pathlib import Path
 from typing import Any
 
 from atent import trust
-from atent.runs.files import dumps, plain, read_json
+from atent.runs.json_files import read_json
 from atent.runs.names import CONFIG
+from atent.runs.values import dumps, plain
 
 SIGNATURE = "signature"
 
 
 def signed(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration with the user's signature.
+    """A run's configuration with the signature of the user.
 
-    Without it where the configuration names code that has not been granted, and where no key can be made or read: then
-    a line on standard error says so, if the run names code at all.
+    There is none if the configuration names code that is not granted, and if no key can be made or read; in the second
+    case a line on standard error reports it for a run that names code.
+
+    Parameters
+    ----------
+    config
+        The configuration.
+
+    Returns
+    -------
+    dict
+        Its plain values, with the field signature.
+
+    Examples
+    --------
+    >>> from atent.runs import signed
+    >>> set(signed({"data": {"name": "digits"}})) <= {"data", "signature"}
+    True
     """
     made: dict[str, Any] = {key: value for key, value in plain(config).items() if key != SIGNATURE}
     names = trust.references(_naming(made))
@@ -40,8 +57,26 @@ def signed(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def admit(run: str | Path) -> None:
-    """Let the names of a run folder that this user made on this machine run in the present fence; those of another
-    folder are kept for the message that refuses them. Raises as `read_json`."""
+    """Grant the names of code in a run folder that this user made on this machine; those of another folder are recorded
+    for the error of `atent.trust.check`. Errors as for `read_json`.
+
+    Parameters
+    ----------
+    run
+        The run folder.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from atent.runs import admit, write_json
+    >>> from atent.trust import fenced, granted
+    >>> with tempfile.TemporaryDirectory() as folder, fenced():
+    ...     write_json(Path(folder) / "config.json", {"model": {"name": "theirs:net"}})
+    ...     admit(folder)
+    ...     granted("theirs:net")
+    False
+    """
     config = read_json(Path(run) / CONFIG)
     if not isinstance(config, dict):
         return

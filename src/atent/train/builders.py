@@ -64,7 +64,7 @@ class Builders:
 def _plain(option: str, name: Any, args: Any) -> dict[str, Any]:
     """The keywords as JSON values."""
     if name is not None and not isinstance(name, str):
-        raise ValueError(f"{option} must be a text such as 'module:function', got a {type(name).__name__}")
+        raise ValueError(f"{option} must be a string such as 'module:function', got a {type(name).__name__}")
     if args and name is None:
         raise ValueError(f"{option}_args needs {option}: give the function that takes them")
     if not isinstance(args, Mapping) or not all(isinstance(key, str) for key in args):
@@ -72,7 +72,7 @@ def _plain(option: str, name: Any, args: Any) -> dict[str, Any]:
     try:
         plain: dict[str, Any] = folder.plain(dict(args))
     except ValueError as error:
-        raise ValueError(f"{option}_args must be numbers, texts, lists and dictionaries: {error}") from None
+        raise ValueError(f"{option}_args must be numbers, strings, lists and dictionaries: {error}") from None
     return plain
 
 

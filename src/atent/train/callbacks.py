@@ -22,7 +22,15 @@ _MEASURED = 5.0
 
 @dataclass(frozen=True)
 class Progress:
-    """The progress of a training, for callbacks."""
+    """The progress of a training, for callbacks.
+
+    Examples
+    --------
+    >>> from atent.train import Callback
+    >>> class Steps(Callback):
+    ...     def step(self, progress):
+    ...         print(f"epoch {progress.epoch}, step {progress.step} of {progress.steps}")
+    """
 
     model: nn.Module
     """The network in training; changes to it affect the training."""
@@ -51,7 +59,7 @@ class Progress:
 class Callback:
     """Hooks of a training, which do nothing by default; override the required ones.
 
-    A text returned by `start` or `epoch` ends the training with that reason (`Fitted.stopped`). `validation`,
+    A string returned by `start` or `epoch` ends the training with that reason (`Fitted.stopped`). `validation`,
     `checkpoint` and `epoch` are called in this order after an epoch is saved, so that an exception, which ends the
     training with its own error, loses no epoch. With several ranks only rank 0 calls them: their return values are
     shared, and a change of the network would affect rank 0 alone. Rows are those of metrics.jsonl; do not modify them.
@@ -115,7 +123,7 @@ class EarlyStopping(Callback):
 
     def __init__(self, patience: int) -> None:
         if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
-            raise ValueError(f"patience must be a whole number of at least 1, got {patience!r}")
+            raise ValueError(f"patience must be an integer of at least 1, got {patience!r}")
         self.patience, self.waited = patience, 0
 
     def start(self, progress: Progress) -> str | None:
@@ -141,7 +149,18 @@ class EarlyStopping(Callback):
 
 
 class Report(Callback):
-    """Calls a function with each epoch's row; in a training of given minutes, with each measured one."""
+    """Calls a function with each epoch's row; in a training of given minutes, with each measured one.
+
+    Parameters
+    ----------
+    function
+        Receives the row of an epoch, a line of metrics.jsonl.
+
+    Examples
+    --------
+    >>> from atent.train.callbacks import Report
+    >>> report = Report(lambda row: print(row["epoch"], row["loss"]))
+    """
 
     def __init__(self, function: Callable[[Row], None]) -> None:
         self.function = function

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from atent import runs as folder
 from atent.data import Data
@@ -13,6 +18,7 @@ from atent.data.settings import READING
 from atent.methods import Method
 from atent.models import ModelSettings
 from atent.optim import Optimizer, Schedule
+from atent.origins import sources_of
 from atent.runs.folder import BUILDER_KEYS
 from atent.runs.manifest import read_json
 from atent.train.settings import TrainSettings
@@ -42,9 +48,35 @@ def fingerprint(config: dict[str, Any]) -> str:
     return folder.dumps({**parts, "train": train, "data": data, "files": about.get("files"), **read})
 
 
-def difference(saved: str, now: str, method: Method) -> str | None:
-    """The difference that prevents resuming a run with the fingerprint ``saved`` with ``now``, as text; None if there
-    is none."""
+def started(config: dict[str, Any], method: Method, model: nn.Module, *others: Any) -> dict[str, Any]:
+    """The position before the first step, with what a resumed run must share: the settings, and the source of the
+    user's own method, network and ``others``, by module. Of the data the samples count."""
+    kinds = {type(each) for each in (method, *model.modules(), *others)}
+    # Functions that build the network or the optimizer.
+    named = [(config[part].get("name") or "").partition(":") for part in ("model", "optimizer")]
+    builders = [attrgetter(path)(sys.modules[module]) for module, _, path in named if path and module in sys.modules]
+    shared = {"config": fingerprint(config), "code": sources_of([*kinds, *builders])}
+    return shared | {"samples": config["about"]["data"].get("digest"), "epoch": 0, "step": 0}
+
+
+def difference(before: Mapping[str, Any], now: Mapping[str, Any], method: Method) -> str | None:
+    """The difference that prevents resuming a run from the saved position ``before``, as text; None if there is none.
+
+    Runs of earlier versions have no record of the code and of samples without files."""
+    kept, present = before.get("code") or {}, now["code"]
+    edited = [name for name, source in kept.items() if present.get(name, source) != source]
+    if edited:
+        return (
+            f"code: {', '.join(edited)} has changed since then; restore it, or train with the new code under another"
+            " --name, from the weights so far by --model.weights"
+        )
+    if None not in (before.get("samples"), now["samples"]) and before["samples"] != now["samples"]:
+        return "data: its samples have changed, use those of its training"
+    return _changed(before["config"], now["config"], method)
+
+
+def _changed(saved: str, now: str, method: Method) -> str | None:
+    """The difference of two fingerprints."""
     before, after = json.loads(completed(saved, now, method)), json.loads(now)
     parts = [part for part in {**before, **after} if before.get(part) != after.get(part)]
     if parts == ["files"]:

@@ -13,6 +13,7 @@ from atent.guard import Values
 from atent.memory import OutOfMemory, halved, release
 from atent.methods import Method
 from atent.methods.base import Metrics
+from atent.methods.contract import checked_backward
 from atent.train.parallel import Parallel
 from atent.train.settings import TrainSettings
 
@@ -83,7 +84,8 @@ class MicroBatches:
         try:
             for shard in self.shards:
                 with self.parallel.passing(shard):
-                    found.append((part(shard.rows, self.parallel.weight(shard)), shard))
+                    metrics = part(shard.rows, self.parallel.weight(shard))
+                    found.append((checked_backward(self.method, metrics, most), shard))
         except (RuntimeError, MemoryError) as error:
             smaller = halved(most, error, "a training step")
             self._check_divisible(most, error)

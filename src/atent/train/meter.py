@@ -29,6 +29,13 @@ class Meter:
         """Count a step that was taken."""
         self.in_a_row = 0
 
+    @property
+    def empty(self) -> str:
+        """The error for an epoch without a step that was taken."""
+        if self.skipped:
+            return "no step of the epoch had a finite loss and gradient: lower optimizer.lr"
+        return "no step of the epoch computed a loss: the optimizer's step(closure) must call closure()"
+
     def add(self, metrics: dict[str, Tensor], n: int) -> None:
         """Add the metrics of a batch of n samples."""
         self.count += n

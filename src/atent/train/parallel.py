@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from atent.distributed import BatchShard, World, current
+from atent.distributed.batch_rng import caught
 from atent.distributed.batch_shard import under_way
 from atent.distributed.coupling import Synchronised
-from atent.distributed.draws import caught
 from atent.distributed.gradients import add_gradients
 from atent.distributed.sharding import is_sharded
 from atent.methods import Method
 from atent.methods.base import Metrics
-from atent.train.joining import Changes, Packed
+from atent.train.reduction import Changes, Packed
 from atent.train.settings import TrainSettings
 
 if TYPE_CHECKING:

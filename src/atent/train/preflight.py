@@ -19,10 +19,12 @@ from torch.nn.parameter import is_lazy
 
 from atent import runs as folder
 from atent.attacks import Attack
+from atent.contracts import owned
 from atent.data import Data
 from atent.guard import ask, guard
 from atent.losses import cross_entropy
-from atent.methods import Method
+from atent.methods import METHODS, Method
+from atent.methods.contract import checked_state, lacking
 from atent.runs.weights import Snapshot, aliases, pack, put, unpack, whole
 from atent.threat import Threat
 
@@ -78,15 +80,17 @@ def begin(method: Method, data: Data, device: torch.device, *, resume: bool) -> 
 
     A resumed training has the result of ``prepare`` in its checkpoint.
     """
-    n, shape = len(data.train), data.shape
+    n, shape, name = len(data.train), data.shape, type(method).__name__
+    if owned(type(method)) and (line := lacking(type(method), Method)) is not None:
+        raise ValueError(f"{line} (see {METHODS.page})")
     try:
-        state = method.init(n, shape, device)
+        state = checked_state(f"{name}.init", method.init(n, shape, device))
         if not resume:
-            state = {**state, **method.prepare(data)}
+            state = {**state, **checked_state(f"{name}.prepare", method.prepare(data))}
         return state
     except Exception as error:
         text = " ".join(str(error).split()) if isinstance(error, ValueError | OSError) else _line(error)
-        raise ValueError(f"{type(method).__name__} cannot start on {n} images of shape {shape}: {text}") from error
+        raise ValueError(f"{name} cannot start on {n} images of shape {shape}: {text}") from error
 
 
 def check_views(model: nn.Module) -> None:

@@ -31,14 +31,14 @@ from atent.train.callbacks import Callback, Progress, first
 from atent.train.clock import Clock
 from atent.train.compiling import Compiling
 from atent.train.describe import describe, summary, with_subsets
-from atent.train.fingerprint import as_begun, difference, fingerprint
+from atent.train.fingerprint import as_begun, difference, fingerprint, started
 from atent.train.finite import Finite, Skipped, finite_logits, line_of, ordered
 from atent.train.interrupt import Interrupted, how_to_resume, stop_requests
-from atent.train.keeping import Keeper, identified
 from atent.train.memory import MicroBatches
 from atent.train.meter import Meter
 from atent.train.result import Diverged, Fitted
 from atent.train.rows import parts_of, row_of
+from atent.train.run_files import Keeper, identified
 from atent.train.settings import TrainSettings, pick_device
 from atent.train.step import around
 from atent.train.validation import Validation
@@ -89,7 +89,7 @@ class Trainer:
         config = with_subsets(config, self.data, subsets)
         agreement.check(self.data, settings, config, fingerprint(config))
         self.config = identified(config, run, resume)
-        self.position: dict[str, Any] = {"config": fingerprint(self.config), "epoch": 0, "step": 0}
+        self.position = started(self.config, method, model, self.optimizer, *self.validation.attacks.values())
         self.history: list[dict[str, Any]] = []
         self.best, self.meter = Best(self.validation, settings), Meter()
         self.keeper = Keeper(run, model, self.begun, self.average, settings, self.device, say)
@@ -139,7 +139,7 @@ class Trainer:
 
     def _resume(self) -> None:
         saved, rows = self.keeper.find()
-        differs = difference(saved["mark"]["config"], self.position["config"], self.bare)
+        differs = difference(saved["mark"], self.position, self.bare)
         if differs:
             raise ValueError(f"{self.path} was trained with other {differs}")
         self.load_state_dict(saved)
@@ -294,7 +294,7 @@ class Trainer:
         """The epoch's mean loss so far, None if no step was taken; Diverged if something is not finite."""
         line = self._problem()
         if line is None and last and not self.meter.count:
-            line = "no step of the epoch had a finite loss and gradient: lower optimizer.lr"
+            line = self.meter.empty
         if line is not None:
             raise Diverged(line, self.path)
         return float(self.meter.sums["loss"]) / self.meter.count if self.meter.count else None
@@ -379,7 +379,7 @@ class Trainer:
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Restore a `state_dict`."""
-        self.position = saved["mark"]
+        self.position = {"code": self.position["code"], **saved["mark"]}
         put(self.model, saved["model"], saved.get("own", ()))
         self.optimizer.load_state_dict(saved["optimizer"])
         self.state, self.meter = saved["method"], Meter.restore(folder.with_present_keys(saved["meter"]))

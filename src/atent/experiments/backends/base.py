@@ -78,14 +78,14 @@ def train_task(
     """
     words = ["train", *trust.options()]
     if resume:
-        words += ["--resume", str(run), "--quiet"]
+        words += ["--resume", str(run)]
     else:
         # Equal settings and no state to resume from: the same training restarts.
         if run.exists():
             with held(run / folder.LOCK, "train"):
                 folder.clear(run)
         words += [recipe, "--runs", str(run.parent), "--name", run.name, "--train.seed", str(seed)]
-        words += ["--no_baseline", "--quiet", *overrides]
+        words += ["--no_baseline", *overrides]
     words += [*options, *(["--steal-lock"] if stealing() else [])]
     return Task(run, tuple(words), log)
 

@@ -91,7 +91,7 @@ def ordered(found: SweepFile) -> list[TrialResult]:
 
 
 def layout(found: SweepFile) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows of the table, as texts."""
+    """Headings and rows of the table, as strings."""
     several = len(found.best) > 1
     rows = []
     for trial in ordered(found):

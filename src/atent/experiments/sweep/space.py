@@ -109,7 +109,7 @@ def _choice(name: str, values: list[Any]) -> Choice:
         raise UsageError(f"{name} has no values: list at least one")
     for i, value in enumerate(values):
         if not isinstance(value, str | int | float):
-            raise UsageError(f"{name} takes numbers, texts, true and false, got {shown(value)}")
+            raise UsageError(f"{name} takes numbers, strings, true and false, got {shown(value)}")
         if value in values[:i]:  # also 1 beside 1.0 and true
             raise UsageError(f"{name} lists {shown(value)} twice: omit one")
     return Choice(name, tuple(values))

@@ -31,10 +31,10 @@ FIGURES = {
 """Metrics of an epoch that may be an objective, with the direction of improvement."""
 _TABLES = ("recipe", "sweep", "space", "set")
 _KINDS: dict[str, tuple[type, str]] = {
-    "sampler": (str, "a text"), "pruner": (str, "a text"), "trials": (int, "a whole number"),
-    "seeds": (int, "a whole number"), "first_seed": (int, "a whole number"), "seed": (int, "a whole number"),
-    "startup": (int, "a whole number"), "rung": (int, "a whole number"), "factor": (int, "a whole number"),
-    "certifier": (str, "a text"), "epochs": (int, "a whole number"), "minutes": (float, "a number"),
+    "sampler": (str, "a string"), "pruner": (str, "a string"), "trials": (int, "an integer"),
+    "seeds": (int, "an integer"), "first_seed": (int, "an integer"), "seed": (int, "an integer"),
+    "startup": (int, "an integer"), "rung": (int, "an integer"), "factor": (int, "an integer"),
+    "certifier": (str, "a string"), "epochs": (int, "an integer"), "minutes": (float, "a number"),
 }  # fmt: skip
 _LEAST = {"trials": 1, "seeds": 1, "first_seed": 0, "seed": 0, "startup": 1, "rung": 1, "factor": 2, "epochs": 1}
 _MOST_TRIALS = 100_000
@@ -229,7 +229,7 @@ def _objectives(own: dict[str, Any]) -> dict[str, str]:
 def _texts(key: str, value: Any) -> list[str]:
     found = [value] if isinstance(value, str) else value
     if not isinstance(found, list) or not found or not all(isinstance(each, str) for each in found):
-        raise UsageError(f"[sweep] {key} must be a text, or a list of texts, got {shown(value)}")
+        raise UsageError(f"[sweep] {key} must be a string, or a list of strings, got {shown(value)}")
     return found
 
 

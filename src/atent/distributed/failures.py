@@ -64,7 +64,7 @@ class Failure:
     """Whether another rank wrote the note."""
 
 
-class Verdict:
+class Failures:
     """The end of a job on one rank.
 
     Parameters

@@ -62,7 +62,7 @@ def alone(function: Callable[[], T]) -> T:
 
 def each(function: Callable[[], T]) -> list[T]:
     """The results of ``function`` by rank, called on each rank as in a single process; if it raises on any, the
-    exception of the first of these is raised on every rank. As `alone` otherwise."""
+    exception of the first of these is raised on every rank. As `atent.distributed.alone` otherwise."""
     world = current()
     if world.size == 1:
         return [function()]

@@ -9,8 +9,8 @@ from torch import nn
 
 from atent.data import DataSettings, load
 from atent.distributed import BatchShard, World, adjacent, undivided
+from atent.distributed.batch_rng import caught
 from atent.distributed.batch_shard import under_way
-from atent.distributed.draws import caught
 from atent.methods import ACL, ATENT, AWP, PGDAT, Standard
 from atent.rng import Batch
 from atent.threat import Threat

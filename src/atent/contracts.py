@@ -1,0 +1,105 @@
+"""What the user's own classes and functions must define: each omission is described in one line.
+
+Registries check an object of the user when they find it, before anything runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Member:
+    """A function that a class may or must define."""
+
+    name: str
+    call: str
+    """How it is called, for the error, such as ``search(oracle, x, y, streams)``."""
+    positional: int
+    """Number of positional arguments without ``self``."""
+    keywords: tuple[str, ...] = ()
+    needed: bool = False
+    """Whether a class without it has no use."""
+
+
+def owned(entry: Any) -> bool:
+    """Whether the user or another package defines a class or function, not this package."""
+    return (getattr(entry, "__module__", None) or "").partition(".")[0] != "atent"
+
+
+@functools.cache
+def undeclared(cls: type) -> str | None:
+    """The error for a subclass of a dataclass that is written without the decorator, which ignores its settings; None
+    for a valid class. A subclass without annotations and ``__init__`` needs no decorator."""
+    if "__dataclass_fields__" in vars(cls):
+        return None
+    names = [name for name, hint in inspect.get_annotations(cls).items() if not _of_class(hint)]
+    if names:
+        what = f"declares {', '.join(names)} and is not a dataclass, so its settings would be ignored"
+    elif "__init__" in vars(cls):
+        what = "defines __init__ and is not a dataclass: its settings are fields"
+    else:
+        return None
+    return f"{cls.__name__} {what}: write @dataclass(frozen=True) above the class"
+
+
+def _of_class(hint: Any) -> bool:
+    """Whether an annotation is a ClassVar, which is no field."""
+    return "ClassVar" in (hint if isinstance(hint, str) else str(hint)).partition("[")[0]
+
+
+def flaw(cls: type, base: type, members: Iterable[Member]) -> str | None:
+    """The error for a class that does not define what instances of ``base`` need; None for a valid class."""
+    if dataclasses.is_dataclass(base) and (line := undeclared(cls)) is not None:
+        return line
+    if inspect.isabstract(cls) or getattr(cls, "__abstractmethods__", None):
+        missing = ", ".join(sorted(cls.__abstractmethods__))  # type: ignore[attr-defined]
+        return f"{cls.__name__} is abstract: define {missing}"
+    for member in members:
+        found, inherited = (inspect.unwrap(inspect.getattr_static(each, member.name, None)) for each in (cls, base))
+        if found is inherited:
+            if member.needed:
+                return f"{cls.__name__} has no {member.name}: define {member.call}"
+        elif not callable(found) and not isinstance(found, staticmethod | classmethod):
+            return f"{member.name} of {cls.__name__} is a {type(found).__name__}: define {member.call}"
+        elif (line := _uncallable(cls, member)) is not None:
+            return line
+    return None
+
+
+def _uncallable(cls: type, member: Member) -> str | None:
+    bound = isinstance(inspect.getattr_static(cls, member.name), staticmethod | classmethod)
+    function = getattr(cls, member.name)
+    if accepts(function, member.positional + (not bound), member.keywords):
+        return None
+    names = list(inspect.signature(function).parameters)[0 if bound else 1 :]
+    return f"{cls.__name__}.{member.name} takes ({', '.join(names)}): define {member.call}"
+
+
+def accepts(function: Callable[..., Any], positional: int, keywords: Iterable[str] = ()) -> bool:
+    """Whether a function can be called with so many positional arguments and these keywords; True if its signature is
+    not known, as that of a compiled one."""
+    try:
+        inspect.signature(function).bind(*range(positional), **dict.fromkeys(keywords))
+    except TypeError:
+        return False
+    except ValueError:
+        return True
+    return True
+
+
+def kind_of(value: Any) -> str:
+    """A value by its type, for errors: "None", "a Tensor", "the class Net", "the function net"."""
+    if value is None:
+        return "None"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if inspect.isroutine(value):
+        return f"the function {value.__name__}"
+    name = type(value).__name__
+    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
