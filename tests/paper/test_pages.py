@@ -1,4 +1,5 @@
-"""The figures that people wrote into docs/paper.md and results/README.md are those of the result files."""
+"""The hand-written figures of docs/paper.md and results/README.md, and the Markdown of results/laptop, agree with the
+result files."""
 
 import json
 import os
@@ -13,6 +14,7 @@ from commands import compare_jobs, given, train_job
 from atent.data import DataSettings, load
 from atent.experiments.recipe_files import recipe_names
 from atent.paper.evidence import difference
+from atent.paper.render import rendered
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results"
@@ -81,6 +83,11 @@ def test_what_the_paper_s_page_concludes_has_the_figures_of_the_files():
 
     section = PAPER.partition("## What to take from it")[2]
     assert Counter(figures(section)) == Counter(expected)
+
+
+@pytest.mark.parametrize("path", sorted((RESULTS / "laptop").glob("*.json")), ids=lambda p: p.stem)
+def test_markdown_is_that_of_the_result_file(path):
+    assert path.with_suffix(".md").read_text("utf-8") == rendered(path)
 
 
 def section_of(heading):

@@ -36,7 +36,7 @@ def run_claims(out: str | Path, page: str | Path | None = None) -> dict[str, Any
     claims = [_entry(found, printed, claim) for claim in CLAIMS]
     made = {
         "name": NAME,
-        "title": "What the supplement claims, and what its text and code disagree on",
+        "title": "Claims of the supplement, and discrepancies between its text and its code",
         "command": COMMAND,
         "claims": claims,
         "discrepancies": [_shown(found, one) for one in DISCREPANCIES],
@@ -85,11 +85,11 @@ def tables(content: Mapping[str, Any]) -> str:
         cells = [claim["where"], claim["says"], claim["printed"], claim["by_its_own"] or "-"]
         cells += [f"**{claim['verdict']}**", claim["ours"] + scale]
         rows.append([*cells, f"`{claim['command']}`"])
-    heads = ["where", "the paper says", "printed", "by that", "verdict", "ours", "command"]
+    heads = ["section", "claim", "published", "verdict on the published figures", "verdict", "measured", "command"]
     lines = markdown_table(heads, rows, left=7)
-    lines += ["", "True is called:", ""]
+    lines += ["", "The criterion for `true`, claim by claim:", ""]
     lines += [f"- {claim['says']}: {claim['rule']}." for claim in content["claims"]]
-    heads = ["where text, tables and code disagree", "printed", "ours", "command"]
+    heads = ["discrepancy between text, tables and code", "published", "computed or measured", "command"]
     found = [[one["what"], one["printed"], one["ours"], f"`{one['command']}`"] for one in content["discrepancies"]]
     lines += ["", *markdown_table(heads, found, left=4)]
     return "\n".join([*lines, ""])

@@ -190,12 +190,14 @@ def _write_times(bench: Bench, name: str, seeds: Sequence[int], out: Path, comma
     labels = {"atent-10": "ATENT (K = 10)", "atent-5": "ATENT (K = 5)", "trades": "TRADES", "pgdat": "PGD"}
     labels |= {f"atent-{k}": f"ATENT (K = {k})" for k in timing.K}
     rounds, batches = bench.scale.timed
-    protocol = f"mean +- sd of {rounds} interleaved rounds of {batches} batches, scaled to an epoch"
+    protocol = f"mean \u00b1 sd of {rounds} interleaved rounds of {batches} batches, scaled to an epoch"
     columns = []
     for norm, times in found.items():
         columns.append({"key": norm, "label": f"{norm} (s / epoch)", "protocol": protocol})
         if times is None or times["of"] == "cpu_seconds":
-            columns.append({"key": f"{norm}-cpu", "label": f"{norm} (CPU s / epoch)", "protocol": "of this process"})
+            columns.append(
+                {"key": f"{norm}-cpu", "label": f"{norm} (CPU s / epoch)", "protocol": "CPU time of this process"}
+            )
     rows = []
     for key, label in labels.items():
         cells = {}
@@ -221,21 +223,9 @@ def _write_times(bench: Bench, name: str, seeds: Sequence[int], out: Path, comma
         "timings": done,
     }
     content = {**result.finish(content, [0]), "command": command}
-    content["interval"] = "mean +- standard deviation over the rounds"
-    extra = []
-    for norm, times in done.items():
-        line, row, seconds = times["fit"], times["rows"]["atent-10"], timing.counted(times)
-        grows, ratio = timing.exponent(seconds), timing.times(seconds, "atent-10", "atent-5")
-        unit = "CPU s" if times["of"] == "cpu_seconds" else "s"
-        extra += [
-            "",
-            f"{norm}: {row['model']}, batches of {row['batch_size']}, {row['batches_per_epoch']} per epoch; ATENT costs"
-            f" {line['slope']:.4g} K + {line['intercept']:.4g} {unit} per epoch by least squares over K ="
-            f" {', '.join(map(str, line['K']))}; with a free exponent {timing.power(grows)}"
-            + (f"; K = 10 by K = 5: {ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}] times" if ratio else ""),
-        ]
+    content["interval"] = "mean \u00b1 standard deviation over the rounds"
     figure = timing.figure(list(done.values())) if done else None
-    return _write(content, out, result.markdown(content, extra), figure)
+    return _write(content, out, result.markdown(content, timing.growth(content)), figure)
 
 
 def _printed(table: str, row: str) -> dict[str, str] | None:

@@ -58,7 +58,7 @@ def _table(path: Path, content: Mapping[str, Any]) -> list[str]:
     seeds, n = content["seeds"], _images(content)
     scope = f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}" + (f", {n} test images" if n else "")
     state = "" if content["complete"] else "; not complete"
-    lines = [f"**{content['title']}** ({scope}{state}; [all of it]({path.with_suffix('.md').as_posix()}))", ""]
+    lines = [f"**{content['title']}** ({scope}{state}; [full table]({path.with_suffix('.md').as_posix()}))", ""]
     for part in content["blocks"]:
         keep = _SHOWN[content["name"]]
         lines += [*([part["title"], ""] if part["title"] else []), *grid(_only(part, keep)), ""]
