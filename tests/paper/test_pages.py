@@ -81,7 +81,7 @@ def test_what_the_paper_s_page_concludes_has_the_figures_of_the_files():
     expected += [str(plane["rows"][0]["seeds"][0]["grid"]["n"])] * 2
     assert round(plane["out_of_reach"]["value"], 1) == 0.8
 
-    section = PAPER.partition("## What to take from it")[2]
+    section = PAPER.partition("## Conclusions")[2]
     assert Counter(figures(section)) == Counter(expected)
 
 
