@@ -239,7 +239,7 @@ def rows(found: Gradients, density: Entropic, named: str, bound: float | None = 
             Row(
                 statement, claim, case, "holds" if abs(right - left) <= allowed else "fails", "formula less objective",
                 right - left, 1.96 * error, found.chains * found.steps, "sampled",
-                f"objective {left:.4f} +- {1.96 * a:.4f}, formula {right:.4f} +- {1.96 * b:.4f}; {why.split(' (')[0]}",
+                f"objective {left:.4f} \u00b1 {1.96 * a:.4f}, formula {right:.4f} \u00b1 {1.96 * b:.4f}; {why.split(' (')[0]}",
             )
         )  # fmt: skip
     level, error = found.level
