@@ -264,7 +264,7 @@ def _samplers(
         if found.converged:
             lags = list(range(len(found.curve)))
             table.curves["autocorrelation"] = {
-                "title": f"T12: what is left of the start, K = {settings.k} dotted", "x": "steps",
+                "title": f"T12: autocorrelation, K = {settings.k} dotted", "x": "steps",
                 "y": "autocorrelation", "log": "",
                 "lines": {"||x' - x||^2": [lags, found.curve], "loss": [lags, found.losses]},
                 "mark": settings.k,

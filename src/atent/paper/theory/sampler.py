@@ -206,7 +206,7 @@ def mixing_rows(found: Mixing, steps: int, named: str) -> list[Row]:
                 "holds" if abs(away) <= error * 1.7 + 0.05 * abs(found.unbiased.value) else "fails",
                 "E[L] by Langevin minus E[L] by Metropolis-Langevin", away, error, found.chains * (found.steps // 2),
                 "sampled",
-                f"{found.biased.value:.4f} and {found.unbiased.value:.4f}, first image; tolerance 5 % for the step size",
+                f"{found.biased.value:.4f} and {found.unbiased.value:.4f}, first image; tolerance 5 % for the step",
             )
         )  # fmt: skip
     else:
