@@ -14,7 +14,17 @@ from atent.attacks.langevin import sampler as resolve
 from atent.cli import main
 from atent.experiments import recipes as config
 from atent.models import build
-from atent.paper.theory import chains, constants, equivalence, gradient, lemma, local_entropy, quadrature, sampler
+from atent.paper.theory import (
+    chains,
+    constants,
+    equivalence,
+    gradient,
+    lemma,
+    local_entropy,
+    quadrature,
+    sampler,
+    thermodynamic,
+)
 from atent.paper.theory.check import Settings, check
 from atent.paper.theory.density import Entropic, gradients, loss_field
 from atent.paper.theory.network import dense, prepared
@@ -497,7 +507,9 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_the_command_writes_the_table(here, capsys):
+def test_the_command_writes_the_table(here, capsys, monkeypatch):
+    bounds, rows = [], thermodynamic.rows
+    monkeypatch.setattr(thermodynamic, "rows", lambda *args: bounds.append(args[-1]) or rows(*args))
     assert main(["theory", "own:smooth", "--data", "digits", "--out", "theory.json", *SMALL]) == 0
     out = capsys.readouterr().out
     found = json.loads((here / "theory.json").read_text())
@@ -512,9 +524,14 @@ def test_the_command_writes_the_table(here, capsys):
     assert found["provenance"]["seed"] == 0
     assert (here / "theory-zoom.png").stat().st_size > 1000
     assert "but not prove" in out
-    proved = [r for r in found["rows"] if r["statement"] in ("T1", "T2") and "certified constants" in r["checked"]]
-    assert len(proved) >= 3
-    assert {r["verdict"] for r in proved} == {"holds"}
+    certified = [r for r in found["rows"] if r["statement"] in ("T1", "T2") and "certified constants" in r["checked"]]
+    assert len(certified) >= 3
+    assert {r["verdict"] for r in certified} == {"holds"}
+    # The bound of T3 on an image: L(x) + L sqrt(dT/gamma) + L^2/(2 gamma) with the certified L.
+    steep, s = found["constants"]["certified"]["lipschitz"], found["settings"]
+    (bound,) = bounds
+    rest = steep * (64 * s["temperature"] / s["gamma"]) ** 0.5 + steep**2 / (2 * s["gamma"])
+    assert rest < bound < rest + 10
     assert main(["theory", "own:smooth", "--data", "digits", "--out", "theory.json", *SMALL]) == 2
 
 
