@@ -40,7 +40,8 @@ def block(results: Path, beside: Path) -> str:
         if not tables:
             continue
         first = next(iter(tables.values()))
-        lines += [f"Scale `{scale}`: {first['about']}.", ""]
+        about = first["about"]
+        lines += [f"### Scale {scale}", "", f"{about[:1].upper()}{about[1:]}.", ""]
         for path, content in tables.items():
             lines += _table(Path(os.path.relpath(path, beside)), content)
     return "\n".join([*lines, END])
@@ -61,7 +62,7 @@ def _table(path: Path, content: Mapping[str, Any]) -> list[str]:
     lines = [f"**{content['title']}** ({scope}{state}; [full table]({path.with_suffix('.md').as_posix()}))", ""]
     for part in content["blocks"]:
         keep = _SHOWN[content["name"]]
-        lines += [*([part["title"], ""] if part["title"] else []), *grid(_only(part, keep)), ""]
+        lines += [*([f"*{part['title']}*", ""] if part["title"] else []), *grid(_only(part, keep)), ""]
     return lines
 
 
