@@ -119,7 +119,7 @@ def test_every_result_has_its_place_on_the_page():
     }
     there = {path.name for path in RESULTS.iterdir()} - {"README.md"}
     assert there <= named
-    assert named - there == {"What the test set had a part in", "With an accelerator"}
+    assert named - there == {"The role of the test set", "With an accelerator"}
 
 
 def test_the_exception_among_the_attacks_is_the_file_s():
