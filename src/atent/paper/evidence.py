@@ -133,10 +133,10 @@ def difference(a: Cell, b: Cell, *, same_networks: bool = False) -> Difference:
     """`Results.less` of two measured cells.
 
     With outcomes by image the interval is over the seeds and the images, without them over the seeds alone, on the
-    images that both sides share. One training of each side decides nothing, since another seed may turn it round; one
-    network under two attacks is decided over the images, where their outcomes are kept. Where a training failed, the
-    t-interval over three seeds says nothing: the exact interval of ranks (`stats.extremes`), widened by the binomial
-    intervals of the networks at its ends, then bounds the difference.
+    images that both sides share. One training of each side decides nothing, since another seed may reverse the result;
+    one network under two attacks is decided over the images, where their outcomes are stored. Where a training failed,
+    the t-interval over three seeds is uninformative: the exact interval of ranks (`stats.extremes`), widened by the
+    binomial intervals of the networks at its ends, then bounds the difference.
     """
     sides = (_by_seed(a), _by_seed(b))
     seeds = sorted(set(sides[0]) & set(sides[1]))

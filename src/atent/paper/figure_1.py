@@ -50,10 +50,10 @@ def run_figure_1(
     """Train and evaluate missing runs, and write figure-1.json, .md and, once seed 0 is done, .png into ``out``.
 
     ``scale`` is smoke (two half-moons, 3 epochs, one seed), laptop or paper (both the paper's points, network and
-    epochs, 10 seeds); without MNIST the half-moons replace it, at a rescaled radius, and the result says so. ``seeds``
-    replaces the number of seeds. Run folders lie in runs/figure-1/; finished ones are used again. Once
-    `time.monotonic()` has passed ``deadline`` the training stops after its epoch, the files say what is done, and
-    the same call resumes. Returns the content of figure-1.json, whose ``complete`` says whether all is done.
+    epochs, 10 seeds). Without MNIST the half-moons replace it, at a rescaled radius, which the result records.
+    ``seeds`` replaces the number of seeds. Run folders are in runs/figure-1/, and finished ones are reused. Once
+    `time.monotonic()` has passed ``deadline`` the training stops after its epoch, the files list the finished runs,
+    and the same call resumes. Returns the content of figure-1.json, whose ``complete`` is true once all is done.
     Raises ValueError for an unknown scale, a number of seeds below 1, or a run folder of other settings.
     """
     if scale not in SCALES:
@@ -66,7 +66,7 @@ def run_figure_1(
     settings, threat = _data(plan, Path(runs) / NAME, say)
     plans = jobs(plan, settings, threat)
     threads = torch.get_num_threads()
-    # Kernels of a few microseconds only lose by being shared out.
+    # Several threads slow down kernels of a few microseconds.
     torch.set_num_threads(1)
     try:
         for seed in range(count):
@@ -229,8 +229,8 @@ def _finished(place: Path, name: str, count: int, job: Job) -> list[dict[str, An
 
 
 def _gaps(found: Mapping[str, Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """ATENT's lead over each row, in points, paired by seed: the spread is that of the training alone, since all are
-    evaluated on the same points."""
+    """ATENT's difference to each row, in points, paired by seed: the spread is that of the training alone, since all
+    networks are evaluated on the same points."""
     ours = {m["seed"]: m for m in found["atent"]}
     out = []
     for name, made in found.items():

@@ -41,7 +41,7 @@ def reproduce(
     Networks are trained and measured once, in ``runs``, and used again by other tables and later calls. After
     ``time_limit`` seconds, or a signal of `atent.signals`, the state is saved, finished measurements are written, and
     Interrupted is raised; the same call resumes. ``only`` names rows of a table to train and measure. ValueError for
-    names that are not known, and where ``out`` holds a result of another scale.
+    unknown names, and where ``out`` contains a result of another scale.
     """
     begun = time.monotonic()
     if scale not in SCALES:
@@ -86,7 +86,7 @@ def reproduce(
 
 
 def _claims(out: Path) -> list[Path]:
-    """The paper's claims, evaluated by the tables that ``out`` holds, of whatever scale."""
+    """The paper's claims, evaluated on the tables in ``out``, of any scale."""
     from atent.paper.claims import run_claims
     from atent.paper.statements import NAME
 
@@ -136,7 +136,7 @@ def _write(content: dict[str, Any], out: Path, text: str, figure: Any) -> list[P
 
 
 def _draw_bars(content: dict[str, Any], table: Table) -> Any:
-    """Each accuracy with its interval, by row; only ours."""
+    """Each measured accuracy with its interval, by row."""
     from atent import plots
 
     shown: dict[str, dict[str, dict[str, Any]]] = {}

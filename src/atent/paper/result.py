@@ -40,7 +40,7 @@ def head(bench: Bench, name: str, title: str) -> dict[str, Any]:
 
 
 def finish(content: dict[str, Any], seeds: Sequence[int]) -> dict[str, Any]:
-    """The content with what its cells have in common: completeness, seeds, machines, commits; plain values."""
+    """The content with the properties of all its cells: completeness, seeds, machines, commits; plain values."""
     cells = [cell for block in content["blocks"] for row in block["rows"] for cell in row["cells"].values()]
     ours = [cell["ours"] for cell in cells if cell["ours"] is not None]
     content |= {
@@ -59,7 +59,7 @@ def ours(
     spread: Spread, *, unit: str, n: int | None, seeds: Sequence[int], protocol: str, scale: str,
     provenance: Sequence[Mapping[str, Any]], each: Sequence[float] = (),
 ) -> dict[str, Any]:  # fmt: skip
-    """A cell of ours: each with what it was measured by. ``each``: an accuracy's value by seed."""
+    """A measured cell with its protocol and provenance. ``each``: an accuracy's value by seed."""
     return {
         "value": spread.mean, "sd": spread.sd, "low": spread.low, "high": spread.high, "unit": unit, "n": n,
         "each": list(each), "seeds": list(seeds), "protocol": protocol, "scale": scale,
@@ -69,7 +69,7 @@ def ours(
 
 
 def cell(table: str, row: str, column: str | None, mine: dict[str, Any] | None, why: str = "") -> dict[str, Any]:
-    """The published figure, as text, beside ours, or the reason why there is none."""
+    """The published figure, as text, and the measured cell, or the reason why there is none."""
     printed = value(table, row, column) if column else None
     return {"published": str(printed) if printed else None, "ours": mine, "why": "" if mine else why}
 
@@ -201,7 +201,7 @@ def markdown(content: Mapping[str, Any], extra: Sequence[str] = ()) -> str:
 
 
 def grid(block: Mapping[str, Any]) -> list[str]:
-    """A block as a Markdown table: beside each column of ours the paper's, where it prints one."""
+    """A block as a Markdown table: each measured column after the paper's, where it prints one."""
     printed = {
         column["key"]: any(row["cells"][column["key"]]["published"] for row in block["rows"])
         for column in block["columns"]

@@ -30,7 +30,7 @@ _SHOWN = {
 
 
 def block(results: Path, beside: Path) -> str:
-    """The generated block of a page in the folder ``beside``, from results/SCALE/*.json without smoke, which measures
+    """The generated block of a page in the folder ``beside``, from results/SCALE/*.json without smoke, which evaluates
     no claim."""
     lines = [BEGIN, ""]
     for scale in (s for s in SCALES if s != "smoke"):

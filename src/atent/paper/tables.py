@@ -80,7 +80,7 @@ def table_s2(s: Scale) -> Table:
         _smoothed(s, "trades-smoothing-110", "trades-smoothing", "TRADES smoothing, ResNet-110", network="resnet110"),
         _smoothed(s, "trades-smoothing", "trades-smoothing", "TRADES smoothing"),
         _smoothed(s, "atent-smoothing", "atent-smoothing", "ATENT, noise per step"),
-        # The key and the run's name of result files and run folders made under the recipe's former name.
+        # The key and the run's name are those of files made under the recipe's former name.
         _smoothed(
             s,
             "atent-mended",
@@ -156,7 +156,7 @@ def _bounded(s: Scale, key: str, label: str, method: str) -> Row:
 
 
 def table_s3(s: Scale) -> Table:
-    """ATENT as an attack beside PGD, and AutoAttack, on the network that linf ATENT trained."""
+    """ATENT as an attack, PGD and AutoAttack, on the network trained by linf ATENT."""
     training = Training(f"{s.small}-linf-atent")
     steps = "step 0.003" if s.as_published else "steps of 2.5 eps / 20"
     step = ", step_size=0.003" if s.as_published else ""

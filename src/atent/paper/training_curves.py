@@ -1,6 +1,6 @@
 """Figure S1: clean and robust accuracy of linf ATENT, in training and on the test set, against epoch.
 
-The test curve is a diagnostic of the published figure: it is written beside the run and chooses nothing.
+The test curve is a diagnostic of the published figure: it is written to the run folder and selects no epoch.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ def content(bench: Bench, found: dict[str, Any], seeds: Sequence[int]) -> dict[s
 
 
 def figure(content: dict[str, Any]) -> Any:
-    """The four published curves, and the validation curve that chooses the epoch, with the decay marked."""
+    """The four published curves, and the validation curve that selects the epoch, with the decay marked."""
     from atent import plots
 
     about = content["about"]

@@ -26,7 +26,7 @@ ALIKE = 0.02
 """Equivalence margin: accuracies that differ by less are equivalent. The figures that the paper calls similar span 1.7
 points."""
 ABOUT = 0.05
-"""Allowed deficit where a sentence says "about" or "competitive". The paper calls 5 points a loss."""
+"""Allowed deficit where a claim contains "about" or "competitive". The paper calls 5 points a loss."""
 LOSS = (0.03, 0.07)
 """The range of "roughly 5 points"."""
 COST = (0.8, 1.25)
