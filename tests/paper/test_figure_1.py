@@ -180,7 +180,7 @@ def test_a_time_limit_stops_and_the_same_call_goes_on(made):
 def test_result_counts_what_the_runs_found(made):
     path, _, _, _, whole, _, _ = made
     assert read_json(path / "out/figure-1.json")["rows"] == whole["rows"]
-    # Half-moons: nothing of the paper's stands beside them.
+    # Half-moons have no published figures.
     assert all(row["published"] is None for row in whole["rows"])
     for row in whole["rows"]:
         evaluation = read_json(path / "runs/figure-1/tiny" / f"{row['name']}-seed0" / "evaluation.json")

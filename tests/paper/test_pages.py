@@ -98,10 +98,10 @@ def test_the_pilot_of_the_rate_has_the_figures_of_its_file():
     pilot = content("cifar/pilot/pilot.json")
     rows = {(row["method"], row["lr"]): row for row in pilot["rows"]}
     rates = sorted({lr for _, lr in rows})
-    told = " ".join(section_of("cifar").split())
+    text = " ".join(section_of("cifar").split())
     for method in ("PGDAT", "ATENT"):
         kept = percent(*(rows[method, lr]["average_validation_robust"] for lr in rates))
-        assert "{}, {} and {} %".format(*kept) in told
+        assert "{}, {} and {} %".format(*kept) in text
         for lr in rates:
             row = rows[method, lr]
             sides = [
@@ -109,8 +109,8 @@ def test_the_pilot_of_the_rate_has_the_figures_of_its_file():
                 for end in ("_low", "_high")
             ]
             assert 0.019 < sum(sides) / 2 < 0.028
-    assert "peak rates {}, {} and {}".format(*rates) in told
-    assert pilot["commit"].startswith(re.search(r"at commit (\w+)", told)[1])
+    assert "peak rates {}, {} and {}".format(*rates) in text
+    assert pilot["commit"].startswith(re.search(r"at commit (\w+)", text)[1])
 
 
 def test_every_result_has_its_place_on_the_page():

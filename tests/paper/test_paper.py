@@ -99,7 +99,7 @@ def test_every_published_cell_is_claimed_or_said_to_be_out_of_reach():
     assert {cell[:2] for cell in cells - made} == set(UNREACHED)
     assert not {cell[:2] for cell in made} & set(UNREACHED)
     assert all(len(why) > 10 for why in UNREACHED.values())
-    # A figure of the paper stands once in a table, not beside two of ours.
+    # A published figure appears once in a table, not beside two measured ones.
     for make in TABLES.values():
         named = [row.published for row in make(PAPER).rows() if row.published]
         assert len(named) == len(set(named))
@@ -235,13 +235,13 @@ def test_a_table_from_end_to_end(here, capsys):
     same = [k[f"{text}, stratified 4"]["share"]["value"] for k in kept]
     reported = cells["half-autoattack"]["ours"]["same_images"]
     assert (reported["attack"], reported["value"], reported["each"]) == (text, statistics.fmean(same), same)
-    # What became of each image stands beside each figure: networks and attacks are compared image by image.
+    # Each figure has the outcome of each image: networks and attacks are compared image by image.
     for one in (mine, cells["clean"]["ours"], cells["full-autoattack"]["ours"], reported):
         counts = [each.count("1") for each in one["outcomes"]["each"]]
         images = len(unspan(one["outcomes"]["ids"]))
         assert {len(each) for each in one["outcomes"]["each"]} == {images}
         assert [k / images for k in counts] == one["each"]
-    # The rows that were left out say so, and nothing of the paper stands in our column.
+    # Omitted rows have the reason, and no published figure is in the measured column.
     other = found["blocks"][0]["rows"][1]["cells"]["clean"]
     assert (other["ours"], other["why"], other["published"]) == (None, "not measured yet", "88.92")
     assert not found["complete"]
@@ -363,7 +363,7 @@ def test_smoothing_and_bounds(here, capsys):
     (verified,) = bounds["certified"]["ours"]["outcomes"]["each"]
     assert verified.count("1") / len(verified) == bounds["certified"]["ours"]["value"]
     assert bounds["certified"]["ours"]["value"] <= bounds["base"]["ours"]["value"]
-    # A cell that the scale cannot reach says so, and keeps the paper's figure in the paper's column.
+    # A cell without a figure at this scale has the reason, and keeps the published figure in its own column.
     other = rows["trades-smoothing-110"]["cells"]["certified"]
     assert (other["ours"], other["published"]) == (None, "62.6")
     assert other["why"].startswith("not reached: ")
@@ -520,7 +520,7 @@ def test_nothing_of_the_paper_is_in_our_column():
 
 
 def test_the_readmes_block_is_made_from_the_results(here, capsys):
-    """Figures of the files stand in it; smoke does not; what stands around it stays."""
+    """The block has the figures of the files, without smoke; the text around it is unchanged."""
     from atent.paper.summary import BEGIN, END, block, main, refresh
 
     assert run(capsys, "finetune", "--only", "benign")[0] == 0
