@@ -1,4 +1,4 @@
-"""The numbers that the paper's settings imply, against simulations and closed forms, and the judges of its claims."""
+"""The numbers that the paper's settings imply, against simulations and closed forms, and the rules for its claims."""
 
 import json
 import math
@@ -38,7 +38,7 @@ def test_accumulated_noise_is_that_of_the_chain(steps, weight):
     chain = sampler(Threat("l2", 0.435, WIDE), steps=steps, step_size=0.02175, gamma=weight, noise=0.577, start="zero")
     sd = derivations.noise_after(steps, 0.02175, weight, 0.577)
     seen = derivations.simulated(chain, dim=400, samples=400, aligned=False)
-    # 160,000 draws: the standard deviation is known to a relative 1 / sqrt(320,000).
+    # 160,000 samples: the standard deviation is known to a relative 1 / sqrt(320,000).
     assert float(seen.std()) == pytest.approx(sd, rel=0.01)
     slow = 0.0
     for _ in range(steps):
@@ -71,14 +71,14 @@ def test_known_numbers(found):
     assert found["accumulated"].values["standard deviation per value"] == pytest.approx(0.309, abs=5e-4)
     assert found["distance"].values["gamma 0.05, gradients aligned"] == pytest.approx(1.71, abs=5e-3)
     assert found["distance"].values["gamma 0.08, gradients aligned"] == pytest.approx(1.48, abs=5e-3)
-    assert found["distance"].values["gamma 0.08, gradients at right angles"] == pytest.approx(0.63, abs=5e-3)
+    assert found["distance"].values["gamma 0.08, orthogonal gradients"] == pytest.approx(0.63, abs=5e-3)
     assert found["noisy-distance"].values["without the clamp"] == pytest.approx(0.3087 * math.sqrt(3072), rel=0.01)
     assert found["gamma"].values == {"eta' 0.2": pytest.approx(0.25), "eta' 0.02175": pytest.approx(2.2989, abs=1e-4)}
     assert found["weights"].values["sum"] == pytest.approx(1 - 0.1**10, rel=1e-14)
-    assert found["weights"].values["variance within the chain that it sees"] == pytest.approx(
+    assert found["weights"].values["share of the variance within the chain"] == pytest.approx(
         1 - 0.81 * (1 - 0.01**10) / 0.99, rel=1e-12
     )
-    assert found["certificate"].values["samples that 0.435 needs, all agreeing"] == 47_808
+    assert found["certificate"].values["samples needed at 0.435 if all agree"] == 47_808
     assert found["drift"].values["linf CIFAR-10"] == pytest.approx(0.094)
     assert found["radii"].values["0.031 in 1/255"] == pytest.approx(7.905)
     assert found["walk"].values["difference"] == 0.0
@@ -129,7 +129,7 @@ def test_labels_left_out_raise_the_count(found):
         assert float(right.double().mean()) == pytest.approx(values[name], abs=0.0015)
 
 
-# --- the judges ---------------------------------------------------------------------------------------------
+# --- the rules ----------------------------------------------------------------------------------------------
 
 
 def cell(k, n=1000):
@@ -231,7 +231,7 @@ def test_alike_is_an_equivalence(found):
     def s1(*each):
         return {"table-s1": table(**{k: {"half-published": c} for k, c in zip(("pgdat", "mma", "atent"), each)})}
 
-    says = "at half the radius the three networks are alike"
+    says = "at half the radius the three methods have similar accuracy"
     assert verdict_of(found, says, **s1(seeded(900, 905, 910), seeded(901, 904, 911), seeded(902, 906, 910))) == "true"
     assert verdict_of(found, says, **s1(seeded(900, 905, 910), seeded(901, 904, 911), seeded(952, 956, 960))) == "false"
     # Intervals that merely meet: three networks that differ by 10 points each time are not shown to be alike.
@@ -301,7 +301,7 @@ def test_certificates_are_competitive_within_five_points(found):
         rows = {"atent-smoothing": ours, "smoothadv": one, "trades-smoothing": other}
         return {"table-s2": table(**{k: {"certified": c} for k, c in rows.items()})}
 
-    says, rival = "ATENT's certificate is competitive", seeded(900, 905, 910)
+    says, rival = "ATENT's certified accuracy is competitive", seeded(900, 905, 910)
     assert verdict_of(found, says, **s2(seeded(880, 884, 890), rival, rival)) == "true"
     assert verdict_of(found, says, **s2(seeded(639, 126, 678), rival, rival)) == "false"
     assert verdict_of(found, says, **s2(seeded(880, 884, 890), rival, seeded(960, 966, 968))) == "partly"
@@ -314,7 +314,7 @@ def test_what_is_smoothed_and_what_is_certified(found):
     def s2(clean, certified):
         return {"table-s2": table(**{"atent-smoothing": {"clean": clean, "certified": certified}})}
 
-    says = "certified robust accuracy is the share that the smoothed classifier gets right"
+    says = "certified robust accuracy is the accuracy of the smoothed classifier"
     assert verdict_of(found, says, **s2(seeded(600, 500), seeded(600, 500))) == "true"
     assert verdict_of(found, says, **s2(seeded(600, 500), seeded(600, 499))) == "false"
     assert verdict_of(found, says, **s2(seeded(20, 20, n=50), seeded(20, 20, n=50))) == "not decided"
@@ -324,7 +324,7 @@ def test_the_loss_of_fine_tuning(found):
     def tuned(scratch, atent):
         return {"finetune": table(scratch={"robust": scratch}, atent={"robust": atent})}
 
-    says = "fine-tuning loses some 5 points"
+    says = "fine-tuning loses about 5 points against training from scratch"
     assert verdict_of(found, says, **tuned(seeded(600, 601, 602), seeded(550, 550, 553))) == "true"
     assert verdict_of(found, says, **tuned(seeded(700, 701, 702), seeded(550, 550, 553))) == "false"
     assert verdict_of(found, says, **tuned(seeded(600, 601, 602), seeded(595, 596, 596))) == "false"
@@ -337,7 +337,7 @@ def test_fine_tuned_networks_are_paired(found):
     def tuned(atent, pgdat):
         return {"finetune": table(atent={"robust": atent}, pgdat={"robust": pgdat})}
 
-    says = "a fine-tuned benign network is a little more robust than PGD-AT's"
+    says = "a standard-trained network fine-tuned by ATENT is slightly more robust than one fine-tuned by PGD-AT"
     assert verdict_of(found, says, **tuned(seeded(712, 762, 662), seeded(702, 751, 653))) == "true"
     assert verdict_of(found, says, **tuned(seeded(702, 751, 653), seeded(712, 762, 662))) == "false"
     assert verdict_of(found, says, **tuned(seeded(733, 719, 752), seeded(734, 729, 768))) == "not decided"
@@ -399,7 +399,8 @@ def curves(*epochs, decay=3, kept=True):
 
 @pytest.mark.parametrize("kept", [True, False], ids=["each seed", "their spread alone"])
 def test_curves_of_s1(found, kept):
-    spike, fall = "robust accuracy spikes after the first decay of the rate", "and then falls at once"
+    spike = "robust accuracy spikes after the first decay of the learning rate"
+    fall = "robust accuracy falls immediately after that spike"
     before, low = (300, 300, 303), (400, 402, 401)
     for after, last, rises, sinks in (
         ((500, 503, 501), (440, 441, 439), "true", "true"),
@@ -418,7 +419,7 @@ def test_curves_of_s1(found, kept):
 def test_a_curve_is_not_decided_by_its_peak(found):
     """Epochs that waver at random: the highest of many is above the last by the choice alone."""
     epochs = [(500, 500, 500)] * 3 + [(500 + d, 500 - d, 500 + d) for d in (3, -3, 40, -2, 3)] + [(500, 501, 499)]
-    assert verdict_of(found, "and then falls at once", **curves(*epochs)) == "false"
+    assert verdict_of(found, "robust accuracy falls immediately after that spike", **curves(*epochs)) == "false"
 
 
 def s4(seed=0, noise=0.02, rounds=5, power=1.0, of="cpu_seconds", **costs):
@@ -438,7 +439,8 @@ def s4(seed=0, noise=0.02, rounds=5, power=1.0, of="cpu_seconds", **costs):
 
 
 def test_costs_of_s4(found):
-    same, inner = "ATENT costs as much as PGD and TRADES", "its time per epoch is between those of PGD and TRADES"
+    same = "ATENT costs as much as PGD and TRADES"
+    inner = "ATENT's time per epoch lies between those of PGD and TRADES"
     reported = [
         (s4(atent=10, pgdat=9, trades=11), "true", "true"),
         (s4(atent=10, pgdat=4, trades=30), "false", "true"),
@@ -458,7 +460,7 @@ def test_costs_of_s4(found):
 
 
 def test_a_cost_is_linear_by_its_exponent(found):
-    says = "its time is linear in K"
+    says = "ATENT's time is linear in K"
     costs = {"atent": 10, "pgdat": 9, "trades": 11}
     assert verdict_of(found, says, **s4(**costs)) == "true"
     for power in (1.3, 1.2, 0.7, 2.0):
@@ -476,7 +478,7 @@ def test_leads_in_the_plane(found):
         ]
         return {"figure-1": {"scale": "laptop", "rows": reported}}
 
-    says, ours = "in the plane ATENT is the most robust of four", (400, 404, 402, 398)
+    says, ours = "in the plane ATENT is the most robust of four methods", (400, 404, 402, 398)
     low = [k - 10 + (k % 3) for k in ours]
     assert verdict_of(found, says, **plane(atent=ours, trades=low, pgdat=low, standard=low)) == "true"
     assert verdict_of(found, says, **plane(atent=low, trades=low, pgdat=ours, standard=low)) == "false"
@@ -490,8 +492,8 @@ def test_leads_in_the_plane(found):
 def test_settings_have_no_noise(found):
     """What follows from the settings is true, false or in part, and never open."""
     for says, key in (
-        ("eps 0.577 makes the effective noise 0.12", "noise"),
-        ("gamma is chosen so that the perturbation is about eps2 long", "distance"),
+        ("noise eps 0.577 gives an effective noise of 0.12", "noise"),
+        ("gamma is chosen so that the perturbation has a norm of about eps2", "distance"),
     ):
         (claim,) = (c for c in CLAIMS if c.says == says)
         assert claim.evaluate(evidence.Results({}, found)).verdict == "partly"
@@ -508,16 +510,16 @@ def test_paper_by_its_own_figures(found):
     reported = {c.says: c.evaluate(printed).verdict for c in CLAIMS if c.table}
     # 65.12 lies below 66.69 and 66.81, by less than two points.
     assert reported["ATENT is more robust than every baseline of Table S1"] == "false"
-    assert reported["at half the radius the three networks are alike"] == "true"
+    assert reported["at half the radius the three methods have similar accuracy"] == "true"
     assert reported["at the full radius ATENT is best"] == "true"
     # 59.69 and 47.53 against 57.23 and 39.37 at the two larger radii.
     assert reported["ATENT's attacks are about as strong as PGD's"] == "partly"
     # 55.41 against 60.8 and 58.1.
-    assert reported["ATENT's certificate is competitive"] == "partly"
+    assert reported["ATENT's certified accuracy is competitive"] == "partly"
     assert reported["ATENT costs as much as PGD and TRADES"] == "partly"
-    assert reported["its time per epoch is between those of PGD and TRADES"] == "true"
-    assert reported["fine-tuning loses some 5 points"] == "true"
-    assert reported["its time is linear in K"] == "not measured yet"
+    assert reported["ATENT's time per epoch lies between those of PGD and TRADES"] == "true"
+    assert reported["fine-tuning loses about 5 points against training from scratch"] == "true"
+    assert reported["ATENT's time is linear in K"] == "not measured yet"
 
 
 # --- the files ----------------------------------------------------------------------------------------------
@@ -533,9 +535,12 @@ def test_files_and_page_are_written(tmp_path, found, monkeypatch):
     content = run_claims(tmp_path, page)
     assert read_json(tmp_path / "claims.json") == content
     reported = {c["says"]: c for c in content["claims"]}
-    assert reported["fine-tuning loses some 5 points"]["verdict"] == "true"
-    assert reported["fine-tuning loses some 5 points"]["scale"] == "laptop"
-    assert "+5.0 [+4.8, +5.2] points lost" in reported["fine-tuning loses some 5 points"]["ours"]
+    assert reported["fine-tuning loses about 5 points against training from scratch"]["verdict"] == "true"
+    assert reported["fine-tuning loses about 5 points against training from scratch"]["scale"] == "laptop"
+    assert (
+        "+5.0 [+4.8, +5.2] points lost"
+        in reported["fine-tuning loses about 5 points against training from scratch"]["ours"]
+    )
     assert reported["at the full radius ATENT is best"]["ours"] == "not measured yet"
     assert content["facts"]["noise"] == asdict(found["noise"])
     text = page.read_text()

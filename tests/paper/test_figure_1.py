@@ -122,8 +122,8 @@ def test_the_released_clamp_leaves_the_ball(kind):
     assert threat.distance(z, x).gt(1).tolist() == [True, True, False]
     assert plane.out_of_reach(x, 1.0).tolist() == [True, True, False]
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
-    mended = kind(threat, 5, 0.1).adversary(model, x, y, rng=torch.Generator().manual_seed(0))
-    assert threat.contains(mended, x).all()
+    corrected = kind(threat, 5, 0.1).adversary(model, x, y, rng=torch.Generator().manual_seed(0))
+    assert threat.contains(corrected, x).all()
 
 
 def test_exhaustive_search_is_right_on_a_straight_boundary():
@@ -133,8 +133,8 @@ def test_exhaustive_search_is_right_on_a_straight_boundary():
 
     x = torch.tensor([[0.9, 0.0], [1.1, 0.0], [-1.1, 0.0], [9.9, 3.0]])
     y = torch.tensor([1, 1, 1, 1])
-    stands = plane.exhaustive(Line(), x, y, Threat("linf", 1.0, (-10.0, 10.0)))
-    assert stands.tolist() == [False, True, False, True]
+    robust = plane.exhaustive(Line(), x, y, Threat("linf", 1.0, (-10.0, 10.0)))
+    assert robust.tolist() == [False, True, False, True]
     # The box cuts the ball: nothing to the left of 0 is left to try.
     assert plane.exhaustive(Line(), x[:1], y[:1], Threat("linf", 1.0, (0.5, 10.0))).all()
 
@@ -165,7 +165,7 @@ def test_a_time_limit_stops_and_the_same_call_goes_on(made):
     path, none, early, first, whole, run, threads = made
     assert not none["complete"]
     assert all(row["ours"] is None for row in none["rows"])
-    assert early.count("not reached") == 5 * 6
+    assert early.count("not measured yet") == 5 * 6
     assert not first["complete"]
     assert whole["complete"]
     assert [row["name"] for row in whole["rows"]] == list(plane.LABELS)
@@ -180,7 +180,7 @@ def test_a_time_limit_stops_and_the_same_call_goes_on(made):
 def test_result_counts_what_the_runs_found(made):
     path, _, _, _, whole, _, _ = made
     assert read_json(path / "out/figure-1.json")["rows"] == whole["rows"]
-    # Half-moons: nothing of the paper's stands beside them.
+    # Half-moons have no published figures.
     assert all(row["published"] is None for row in whole["rows"])
     for row in whole["rows"]:
         evaluation = read_json(path / "runs/figure-1/tiny" / f"{row['name']}-seed0" / "evaluation.json")
@@ -195,7 +195,7 @@ def test_result_counts_what_the_runs_found(made):
     grid = {row["name"]: row["ours"]["grid"]["mean"] for row in whole["rows"]}
     assert leads == {name: pytest.approx(100 * (grid["atent"] - grid[name])) for name in grid if name != "atent"}
     text = (path / "out/figure-1.md").read_text()
-    assert "not reached" not in text
+    assert "not measured yet" not in text
     assert "half" in text or "moons" in text
     assert (path / "out/figure-1.png").read_bytes().startswith(b"\x89PNG")
 

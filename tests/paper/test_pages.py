@@ -1,4 +1,5 @@
-"""The figures that people wrote into docs/paper.md and results/README.md are those of the result files."""
+"""The hand-written figures of docs/paper.md and results/README.md, and the Markdown of results/laptop, agree with the
+result files."""
 
 import json
 import os
@@ -13,6 +14,7 @@ from commands import compare_jobs, given, train_job
 from atent.data import DataSettings, load
 from atent.experiments.recipe_files import recipe_names
 from atent.paper.evidence import difference
+from atent.paper.render import rendered
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results"
@@ -79,8 +81,13 @@ def test_what_the_paper_s_page_concludes_has_the_figures_of_the_files():
     expected += [str(plane["rows"][0]["seeds"][0]["grid"]["n"])] * 2
     assert round(plane["out_of_reach"]["value"], 1) == 0.8
 
-    section = PAPER.partition("## What to take from it")[2]
+    section = PAPER.partition("## Conclusions")[2]
     assert Counter(figures(section)) == Counter(expected)
+
+
+@pytest.mark.parametrize("path", sorted((RESULTS / "laptop").glob("*.json")), ids=lambda p: p.stem)
+def test_markdown_is_that_of_the_result_file(path):
+    assert path.with_suffix(".md").read_text("utf-8") == rendered(path)
 
 
 def section_of(heading):
@@ -91,10 +98,10 @@ def test_the_pilot_of_the_rate_has_the_figures_of_its_file():
     pilot = content("cifar/pilot/pilot.json")
     rows = {(row["method"], row["lr"]): row for row in pilot["rows"]}
     rates = sorted({lr for _, lr in rows})
-    told = " ".join(section_of("cifar").split())
+    text = " ".join(section_of("cifar").split())
     for method in ("PGDAT", "ATENT"):
         kept = percent(*(rows[method, lr]["average_validation_robust"] for lr in rates))
-        assert "{}, {} and {} %".format(*kept) in told
+        assert "{}, {} and {} %".format(*kept) in text
         for lr in rates:
             row = rows[method, lr]
             sides = [
@@ -102,8 +109,8 @@ def test_the_pilot_of_the_rate_has_the_figures_of_its_file():
                 for end in ("_low", "_high")
             ]
             assert 0.019 < sum(sides) / 2 < 0.028
-    assert "peak rates {}, {} and {}".format(*rates) in told
-    assert pilot["commit"].startswith(re.search(r"at commit (\w+)", told)[1])
+    assert "peak rates {}, {} and {}".format(*rates) in text
+    assert pilot["commit"].startswith(re.search(r"at commit (\w+)", text)[1])
 
 
 def test_every_result_has_its_place_on_the_page():
@@ -112,7 +119,7 @@ def test_every_result_has_its_place_on_the_page():
     }
     there = {path.name for path in RESULTS.iterdir()} - {"README.md"}
     assert there <= named
-    assert named - there == {"What the test set had a part in", "With an accelerator"}
+    assert named - there == {"The role of the test set", "With an accelerator"}
 
 
 def test_the_exception_among_the_attacks_is_the_file_s():

@@ -89,7 +89,7 @@ def test_published_rows_say_whence_they_are():
     assert spreads == SPREADS
     assert value("finetune", "atent", "robust") == Figure(52.1)
     assert str(value("mnist-l2", "atent", "robust")) == "77-79.3"
-    assert str(value("table-s4", "pgdat", "l2")) == "241.79 +- 0.79"
+    assert str(value("table-s4", "pgdat", "l2")) == "241.79 ± 0.79"
     assert value("table-s1", "atent-smoothing", "full") is None
 
 
@@ -99,7 +99,7 @@ def test_every_published_cell_is_claimed_or_said_to_be_out_of_reach():
     assert {cell[:2] for cell in cells - made} == set(UNREACHED)
     assert not {cell[:2] for cell in made} & set(UNREACHED)
     assert all(len(why) > 10 for why in UNREACHED.values())
-    # A figure of the paper stands once in a table, not beside two of ours.
+    # A published figure appears once in a table, not beside two measured ones.
     for make in TABLES.values():
         named = [row.published for row in make(PAPER).rows() if row.published]
         assert len(named) == len(set(named))
@@ -235,13 +235,13 @@ def test_a_table_from_end_to_end(here, capsys):
     same = [k[f"{text}, stratified 4"]["share"]["value"] for k in kept]
     reported = cells["half-autoattack"]["ours"]["same_images"]
     assert (reported["attack"], reported["value"], reported["each"]) == (text, statistics.fmean(same), same)
-    # What became of each image stands beside each figure: networks and attacks are compared image by image.
+    # Each figure has the outcome of each image: networks and attacks are compared image by image.
     for one in (mine, cells["clean"]["ours"], cells["full-autoattack"]["ours"], reported):
         counts = [each.count("1") for each in one["outcomes"]["each"]]
         images = len(unspan(one["outcomes"]["ids"]))
         assert {len(each) for each in one["outcomes"]["each"]} == {images}
         assert [k / images for k in counts] == one["each"]
-    # The rows that were left out say so, and nothing of the paper stands in our column.
+    # Omitted rows have the reason, and no published figure is in the measured column.
     other = found["blocks"][0]["rows"][1]["cells"]["clean"]
     assert (other["ours"], other["why"], other["published"]) == (None, "not measured yet", "88.92")
     assert not found["complete"]
@@ -363,13 +363,13 @@ def test_smoothing_and_bounds(here, capsys):
     (verified,) = bounds["certified"]["ours"]["outcomes"]["each"]
     assert verified.count("1") / len(verified) == bounds["certified"]["ours"]["value"]
     assert bounds["certified"]["ours"]["value"] <= bounds["base"]["ours"]["value"]
-    # A cell that the scale cannot reach says so, and keeps the paper's figure in the paper's column.
+    # A cell without a figure at this scale has the reason, and keeps the published figure in its own column.
     other = rows["trades-smoothing-110"]["cells"]["certified"]
     assert (other["ours"], other["published"]) == (None, "62.6")
     assert other["why"].startswith("not reached: ")
     page = Path("results/table-s2.md").read_text()
     line = next(line for line in page.splitlines() if line.startswith("| TRADES smoothing, ResNet-110"))
-    assert line.count("not reached") == 4
+    assert line.count("n/a") == 4
     assert "78.7" in line
 
 
@@ -382,7 +382,7 @@ def test_fine_tuning_begins_with_the_standard_network_of_the_same_seed(here, cap
         assert saved["model"]["weights"] == str(runs / f"digits-linf-standard-seed{seed}")
     order = [line.split()[1] for line in out.splitlines() if line.startswith("train ")]
     assert order[:2] == ["digits-linf-standard-seed0", "digits-finetune-pgdat-seed0"]
-    # The benign network is trained as a start, and not measured: no row of it was asked for.
+    # The standard-trained network is trained as a start, and not measured: no row of it was asked for.
     assert not measured(runs / "digits-linf-standard-seed0")
 
 
@@ -392,7 +392,7 @@ def test_seconds_per_epoch(here, capsys, monkeypatch):
     found = read_json("results/table-s4.json")
     assert found["complete"]
     rows = {row["key"]: row["cells"] for row in found["blocks"][0]["rows"]}
-    assert rows["atent-10"]["linf"]["published"] == "1128.21 +- 5.29"
+    assert rows["atent-10"]["linf"]["published"] == "1128.21 ± 5.29"
     for norm in timing.NORMS:
         times = found["timings"][norm]
         seconds = {k: statistics.fmean(times["rows"][f"atent-{k}"]["cpu_seconds"]) for k in timing.K}
@@ -500,9 +500,9 @@ def test_times_are_read_as_they_are_said():
 
 def test_a_cell_is_written_for_people():
     made = {"value": 0.5, "sd": 0.01, "low": 0.4, "high": 0.6, "unit": "%"}
-    assert result.text({"ours": made, "why": ""}) == "50.0 +- 1.0 [40.0, 60.0]"
-    assert result.text({"ours": {**made, "unit": "s", "value": 2.5, "sd": 0.25}, "why": ""}) == "2.50 +- 0.25"
-    assert result.text({"ours": None, "why": "not reached: one network"}) == "not reached"
+    assert result.text({"ours": made, "why": ""}) == "50.0 ± 1.0 [40.0, 60.0]"
+    assert result.text({"ours": {**made, "unit": "s", "value": 2.5, "sd": 0.25}, "why": ""}) == "2.50 ± 0.25"
+    assert result.text({"ours": None, "why": "not reached: one network"}) == "n/a"
 
 
 def test_nothing_of_the_paper_is_in_our_column():
@@ -520,7 +520,7 @@ def test_nothing_of_the_paper_is_in_our_column():
 
 
 def test_the_readmes_block_is_made_from_the_results(here, capsys):
-    """Figures of the files stand in it; smoke does not; what stands around it stays."""
+    """The block has the figures of the files, without smoke; the text around it is unchanged."""
     from atent.paper.summary import BEGIN, END, block, main, refresh
 
     assert run(capsys, "finetune", "--only", "benign")[0] == 0
@@ -532,7 +532,7 @@ def test_the_readmes_block_is_made_from_the_results(here, capsys):
     text = block(Path("results"), Path("docs"))
     mine = found["blocks"][0]["rows"][0]["cells"]["clean"]
     assert result.text(mine) in text
-    assert text.count("Fine-tuning a benign network") == 1
+    assert text.count(found["title"]) == 1
     assert "not complete" in text
     Path("docs").mkdir()
     page = Path("docs/page.md")

@@ -1,4 +1,4 @@
-"""The room of the paper stands above the library: of the rest, the command line alone imports it."""
+"""The paper room is above the library: of the other rooms, only the command line imports it."""
 
 import ast
 from pathlib import Path

@@ -14,7 +14,17 @@ from atent.attacks.langevin import sampler as resolve
 from atent.cli import main
 from atent.experiments import recipes as config
 from atent.models import build
-from atent.paper.theory import chains, constants, equivalence, gradient, lemma, local_entropy, quadrature, sampler
+from atent.paper.theory import (
+    chains,
+    constants,
+    equivalence,
+    gradient,
+    lemma,
+    local_entropy,
+    quadrature,
+    sampler,
+    thermodynamic,
+)
 from atent.paper.theory.check import Settings, check
 from atent.paper.theory.density import Entropic, gradients, loss_field
 from atent.paper.theory.network import dense, prepared
@@ -145,7 +155,7 @@ def test_coefficients_are_mean_plus_covariance():
 
 
 def test_weighted_covariance_is_unbiased():
-    # All pairs of a two-point law, in closed form: E over both independent draws of the estimate is the covariance.
+    # All pairs of a two-point law, in closed form: E over both independent samples of the estimate is the covariance.
     values, rates, p = torch.tensor([0.0, 2.0], dtype=D), torch.tensor([1.0, 4.0], dtype=D), torch.tensor([0.3, 0.7])
     expected = torch.zeros((), dtype=D)
     for i in range(2):
@@ -184,14 +194,14 @@ def hessians(model, z, y):
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.Softplus, nn.Sigmoid, lambda: nn.Softplus(beta=5.0)])
 def test_certified_constants_bound_dense_hessians(activation):
     model = net(activation)
-    proved = constants.of_chain(model, (1, 4, 4))
+    bound = constants.of_chain(model, (1, 4, 4))
     x, y = images()
     z = torch.cat([x, 4 * torch.randn(6, 1, 4, 4, generator=rng(2), dtype=D)])
     y = torch.cat([y, y])
     true = torch.linalg.matrix_norm(hessians(model, z, y), 2)
-    assert proved.certified
-    assert float(true.max()) <= proved.smooth
-    assert float(gradients(model, z, y).flatten(1).norm(dim=1).max()) <= proved.lipschitz
+    assert bound.certified
+    assert float(true.max()) <= bound.smooth
+    assert float(gradients(model, z, y).flatten(1).norm(dim=1).max()) <= bound.lipschitz
     # power iteration from below, near enough
     found, _, _ = constants.curvature(model, z, y, iterations=200)
     assert bool((found <= true * (1 + 1e-9)).all())
@@ -237,13 +247,13 @@ def test_linear_softmax_in_closed_form():
 
 def test_the_lemma_holds_with_certified_constants_and_fails_with_less():
     model, (x, y) = net(nn.Tanh), images()
-    proved = constants.of_chain(model, (1, 4, 4))
-    found = lemma.sample(model, x, y, 2.0, proved, n=2000)
+    bound = constants.of_chain(model, (1, 4, 4))
+    found = lemma.sample(model, x, y, 2.0, bound, n=2000)
     assert found.n >= 2000
     assert set(found.violations.values()) == {0}
     assert 0 < found.smooth <= 1
     assert 0 < found.dissipative < found.sharp <= 1
-    assert {r.verdict for r in lemma.rows(found, proved, 2.0, "net")} == {"holds"}
+    assert {r.verdict for r in lemma.rows(found, bound, 2.0, "net")} == {"holds"}
     small = constants.Constants(1e-3, 1e-3, True, "too small")
     low = lemma.sample(model, x, y, 0.01, small, n=1000)
     assert low.violations["smooth"] > 0
@@ -348,17 +358,17 @@ def autoregression(phi, shape, seed=0):
 
 
 def test_diagnostics_on_a_known_process():
-    draws = autoregression(0.8, (8, 4000))
-    assert chains.time_constant(draws) == pytest.approx(9, rel=0.12)
-    assert chains.effective(draws) == pytest.approx(8 * 4000 / 9, rel=0.12)
-    assert chains.autocorrelation(draws, 5).tolist() == pytest.approx([0.8**k for k in range(6)], abs=0.03)
-    assert chains.split_rhat(draws) < 1.01
-    apart = draws + torch.arange(8, dtype=D)[:, None]
+    samples = autoregression(0.8, (8, 4000))
+    assert chains.time_constant(samples) == pytest.approx(9, rel=0.12)
+    assert chains.effective(samples) == pytest.approx(8 * 4000 / 9, rel=0.12)
+    assert chains.autocorrelation(samples, 5).tolist() == pytest.approx([0.8**k for k in range(6)], abs=0.03)
+    assert chains.split_rhat(samples) < 1.01
+    apart = samples + torch.arange(8, dtype=D)[:, None]
     assert chains.split_rhat(apart) > 1.5
     assert not chains.mean(apart).converged
     assert chains.split_rhat(torch.arange(12, dtype=D).view(3, 4) // 4 * 1.0 + torch.zeros(3, 4, dtype=D)) == math.inf
     with pytest.raises(ValueError, match="at least 3 chains"):
-        chains.split_rhat(draws[:2])
+        chains.split_rhat(samples[:2])
 
 
 def test_the_error_of_a_mean_is_right():
@@ -381,7 +391,7 @@ def test_chains_have_their_stationary_law(walk, factor):
 
 def test_stationary_laws_and_recursions():
     assert {r.verdict for r in sampler.stationary(chains=10_000)} == {"holds"}
-    # the law without the step's own term is told apart
+    # the law without the step's own term is distinguished
     var = sampler._variance(40_000, 1.0, 1.0, 1.0, rng())
     assert abs(var / 2 - 1) < 0.03
 
@@ -456,8 +466,8 @@ def test_the_local_entropys_rows():
 def test_corrected_forms_sample_and_printed_ones_do_not(make):
     reported = {r.claim: r.verdict for r in make(chains=6000)}
     printed = [v for claim, v in reported.items() if "as printed" in claim]
-    mended = [v for claim, v in reported.items() if "as printed" not in claim]
-    assert (printed, mended) == (["fails"], ["holds"])
+    corrected = [v for claim, v in reported.items() if "as printed" not in claim]
+    assert (printed, corrected) == (["fails"], ["holds"])
 
 
 def test_pgd_is_atent_without_noise_under_the_soft_anchor_term_alone():
@@ -497,7 +507,9 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_the_command_writes_the_table(here, capsys):
+def test_the_command_writes_the_table(here, capsys, monkeypatch):
+    bounds, rows = [], thermodynamic.rows
+    monkeypatch.setattr(thermodynamic, "rows", lambda *args: bounds.append(args[-1]) or rows(*args))
     assert main(["theory", "own:smooth", "--data", "digits", "--out", "theory.json", *SMALL]) == 0
     out = capsys.readouterr().out
     found = json.loads((here / "theory.json").read_text())
@@ -512,9 +524,14 @@ def test_the_command_writes_the_table(here, capsys):
     assert found["provenance"]["seed"] == 0
     assert (here / "theory-zoom.png").stat().st_size > 1000
     assert "but not prove" in out
-    proved = [r for r in found["rows"] if r["statement"] in ("T1", "T2") and "certified constants" in r["checked"]]
-    assert len(proved) >= 3
-    assert {r["verdict"] for r in proved} == {"holds"}
+    certified = [r for r in found["rows"] if r["statement"] in ("T1", "T2") and "certified constants" in r["checked"]]
+    assert len(certified) >= 3
+    assert {r["verdict"] for r in certified} == {"holds"}
+    # The bound of T3 on an image: L(x) + L sqrt(dT/gamma) + L^2/(2 gamma) with the certified L.
+    steep, s = found["constants"]["certified"]["lipschitz"], found["settings"]
+    (bound,) = bounds
+    rest = steep * (64 * s["temperature"] / s["gamma"]) ** 0.5 + steep**2 / (2 * s["gamma"])
+    assert rest < bound < rest + 10
     assert main(["theory", "own:smooth", "--data", "digits", "--out", "theory.json", *SMALL]) == 2
 
 

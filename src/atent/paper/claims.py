@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ def run_claims(out: str | Path, page: str | Path | None = None) -> dict[str, Any
     claims = [_entry(found, printed, claim) for claim in CLAIMS]
     made = {
         "name": NAME,
-        "title": "What the supplement claims, and what its text and code disagree on",
+        "title": "Claims of the supplement, and discrepancies between its text and its code",
         "command": COMMAND,
         "claims": claims,
         "discrepancies": [_shown(found, one) for one in DISCREPANCIES],
@@ -78,21 +78,28 @@ def markdown(content: Mapping[str, Any]) -> str:
 
 
 def tables(content: Mapping[str, Any]) -> str:
-    """Both tables as Markdown."""
+    """The verdicts as a table, then the evidence of each claim, then the discrepancies, as Markdown."""
+    heads = ["", "section", "claim", "published", "verdict on the published figures", "verdict"]
     rows = []
-    for claim in content["claims"]:
-        scale = f" (scale {claim['scale']})" if claim["scale"] else ""
-        cells = [claim["where"], claim["says"], claim["printed"], claim["by_its_own"] or "-"]
-        cells += [f"**{claim['verdict']}**", claim["ours"] + scale]
-        rows.append([*cells, f"`{claim['command']}`"])
-    heads = ["where", "the paper says", "printed", "by that", "verdict", "ours", "command"]
-    lines = markdown_table(heads, rows, left=7)
-    lines += ["", "True is called:", ""]
-    lines += [f"- {claim['says']}: {claim['rule']}." for claim in content["claims"]]
-    heads = ["where text, tables and code disagree", "printed", "ours", "command"]
-    found = [[one["what"], one["printed"], one["ours"], f"`{one['command']}`"] for one in content["discrepancies"]]
-    lines += ["", *markdown_table(heads, found, left=4)]
+    for i, claim in enumerate(content["claims"], 1):
+        cells = [claim["where"], claim["says"], claim["printed"], claim["by_its_own"] or "-", f"**{claim['verdict']}**"]
+        rows.append([str(i), *cells])
+    lines = [*markdown_table(heads, rows, left=6), "", "Evidence and criterion of each claim:", ""]
+    for i, claim in enumerate(content["claims"], 1):
+        basis = f"Measured (scale {claim['scale']})" if claim["scale"] else "Computed"
+        measured = f"{basis}: {claim['ours']}." if claim["verdict"] != NOT_YET else "Not measured yet."
+        parts = (measured, f"Criterion for `true`: {claim['rule']}.", f"Command: `{claim['command']}`")
+        lines += _item(i, claim["says"], parts)
+    lines += ["", "Discrepancies between text, tables and code:", ""]
+    for i, one in enumerate(content["discrepancies"], 1):
+        printed = [f"Published: {one['printed']}."] if one["printed"] != "-" else []
+        parts = (*printed, f"Computed or measured: {one['ours']}.", f"Command: `{one['command']}`")
+        lines += _item(i, one["what"], parts)
     return "\n".join([*lines, ""])
+
+
+def _item(number: int, title: str, parts: Iterable[str]) -> list[str]:
+    return [f"{number}. **{title}**", *(f"    - {part}" for part in parts)]
 
 
 def _entry(found: Results, printed: Results, claim: Claim) -> dict[str, Any]:

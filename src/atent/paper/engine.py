@@ -109,7 +109,7 @@ def train(
 ) -> Path:
     """The finished run of a training, made if it is not there; Interrupted, with the state saved, when time is up.
 
-    ``look`` is called with the run folder and the row of each epoch.
+    ``each_epoch`` is called with the run folder and the row of each epoch.
     """
     run = run_of(bench, training, seed)
     run.path.parent.mkdir(parents=True, exist_ok=True)

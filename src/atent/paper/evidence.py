@@ -133,23 +133,23 @@ def difference(a: Cell, b: Cell, *, same_networks: bool = False) -> Difference:
     """`Results.less` of two measured cells.
 
     With outcomes by image the interval is over the seeds and the images, without them over the seeds alone, on the
-    images that both sides share. One training of each side decides nothing, since another seed may turn it round; one
-    network under two attacks is decided over the images, where their outcomes are kept. Where a training failed, the
-    t-interval over three seeds says nothing: the exact interval of ranks (`stats.extremes`), widened by the binomial
-    intervals of the networks at its ends, then bounds the difference.
+    images that both sides share. One training of each side decides nothing, since another seed may reverse the result;
+    one network under two attacks is decided over the images, where their outcomes are stored. Where a training failed,
+    the t-interval over three seeds is uninformative: the exact interval of ranks (`stats.extremes`), widened by the
+    binomial intervals of the networks at its ends, then bounds the difference.
     """
     sides = (_by_seed(a), _by_seed(b))
     seeds = sorted(set(sides[0]) & set(sides[1]))
     if not seeds:
-        return Difference(None, "no two figures of one seed")
+        return Difference(None, "no seed in common")
     if a.get("n") != b.get("n") or (_ids(a) and _ids(b) and _ids(a) != _ids(b)):
-        return Difference(None, "not of the same images")
+        return Difference(None, "different images")
     n = a["n"]
     one, other = ([side[seed] for seed in seeds] for side in sides)
     kept = (_outcomes(a), _outcomes(b))
     outcomes = ([kept[0][s] for s in seeds], [kept[1][s] for s in seeds]) if kept[0] and kept[1] else None
     if len(seeds) == 1 and not (same_networks and outcomes):
-        why = "one network, its outcomes by image not kept" if same_networks else "one training of each"
+        why = "one network, outcomes by image not stored" if same_networks else "one training of each"
         return Difference(None, why)
     found = stats.paired(one, other, n, outcomes)
     over = [f"{len(seeds)} seeds"] if len(seeds) > 1 else []
@@ -161,7 +161,7 @@ def difference(a: Cell, b: Cell, *, same_networks: bool = False) -> Difference:
     basis = f"over {' and '.join(over)}" + ("" if outcomes else f", on the same {n:,} images")
     low, high = (-math.inf, math.inf) if same_networks else _ranked(one, other, n)
     if low > found.low or high < found.high:
-        basis += ", an end by ranks"
+        basis += ", one limit by ranks"
         found = Estimate(found.value, max(found.low, low), min(found.high, high))
     return Difference(found, basis, p)
 

@@ -78,7 +78,7 @@ def _accumulated() -> Fact:
         "0.12, the noise of one step",
         {
             "standard deviation per value": sd,
-            "times that of one step": sd / chain.effective_noise,
+            "ratio to one step": sd / chain.effective_noise,
             "after the clamp, values uniform in [0, 1]": float(clamped.std()),
         },
     )
@@ -88,7 +88,7 @@ def _distance() -> Fact:
     values = {}
     for weight in (0.05, 0.08):
         values[f"gamma {weight}, gradients aligned"] = distance_after(10, 0.2, weight, 1.0, aligned=True)
-        values[f"gamma {weight}, gradients at right angles"] = distance_after(10, 0.2, weight, 1.0, aligned=False)
+        values[f"gamma {weight}, orthogonal gradients"] = distance_after(10, 0.2, weight, 1.0, aligned=False)
         values[f"gamma {weight}, in the limit of many steps"] = 0.2 / weight
     return Fact("||X'^K - X|| at eps2 = 1, K = 10, eta' = 0.2, without noise", "about eps2 = 1", values)
 
@@ -100,8 +100,8 @@ def _noisy_distance() -> Fact:
         "about eps2 = 0.435",
         {
             "without the clamp": float(free.mean()),
-            "with it, values uniform in [0, 1]": float(clamped.mean()),
-            "times eps2, with it": float(clamped.mean()) / 0.435,
+            "clamped, values uniform in [0, 1]": float(clamped.mean()),
+            "ratio to eps2, clamped": float(clamped.mean()) / 0.435,
         },
     )
 
@@ -113,7 +113,7 @@ def _temperature() -> Fact:
         {
             "T at eps 0.001": 0.001**2,
             "T at eps 0.577": 0.577**2,
-            "sd per value that T = 1 and gamma 0.05 leave without a loss": 1 / math.sqrt(0.05),
+            "standard deviation per value at T = 1, gamma 0.05 and zero loss": 1 / math.sqrt(0.05),
             "gamma for a radius of 1 at T = 1, 3 x 32 x 32 values": DIM / 1.0**2,
         },
     )
@@ -121,7 +121,7 @@ def _temperature() -> Fact:
 
 def _gamma() -> Fact:
     return Fact(
-        "gamma of Eq. 7 that the code's 0.05, which no step size multiplies, stands for: 0.05 / eta'",
+        "gamma of Eq. 7 that corresponds to the code's 0.05, which no step size multiplies: 0.05 / eta'",
         "0.05 (0.08 in one sentence)",
         {"eta' 0.2": 0.05 / 0.2, "eta' 0.02175": 0.05 / 0.02175},
     )
@@ -131,11 +131,11 @@ def _weights() -> Fact:
     chain = ATENT(Threat("linf", 0.031), 10, alpha=0.9)
     c = chain.weights()[1:]
     return Fact(
-        "share of each iterate's loss in the average, alpha 0.9, K = 10",
+        "weight of each iterate's loss in the average, alpha 0.9, K = 10",
         "an average over the chain",
         {
             "last": c[-1], "second to last": c[-2], "third to last": c[-3], "sum": sum(c),
-            "variance within the chain that it sees": 1 - sum(v * v for v in c),
+            "share of the variance within the chain": 1 - sum(v * v for v in c),
         },
     )  # fmt: skip
 
@@ -143,12 +143,12 @@ def _weights() -> Fact:
 def _budget() -> Fact:
     start = math.sqrt(DIM / 3)
     return Fact(
-        "share of eps2 that PGD-10 gains along the gradient of a linear loss",
+        "progress of PGD-10 along the gradient of a linear loss, as a share of eps2",
         "step 2.5 eps2 / 10 in the text, 0.5 eps2 / 10 in the notebook that printed 64.55",
         {
             "step 2.5 eps2 / 10": share_of_budget(10, 0.25, start),
             "step 0.5 eps2 / 10": share_of_budget(10, 0.05, start),
-            "radius that the shorter step reaches of 0.435": 0.435 * share_of_budget(10, 0.05, start),
+            "radius that the shorter step reaches at 0.435": 0.435 * share_of_budget(10, 0.05, start),
             "step 2.5 eps2 / 10, by the attack": attacked(10, 0.25),
             "step 0.5 eps2 / 10, by the attack": attacked(10, 0.05),
         },
@@ -160,7 +160,7 @@ def _certificate() -> Fact:
         "what sigma 0.12 and alpha 0.001 certify",
         "certificates at l2 0.435; 1,000 samples in the code",
         {
-            "samples that 0.435 needs, all agreeing": samples_needed(0.435, 0.12, 0.001),
+            "samples needed at 0.435 if all agree": samples_needed(0.435, 0.12, 0.001),
             **{f"largest radius of {n:,} samples": largest_radius(n, 0.001, 0.12) for n in (1_000, 10_000, 100_000)},
             "l2 radius of linf 2/255 on 3 x 32 x 32 values": 2 / 255 * math.sqrt(DIM),
         },
@@ -195,12 +195,12 @@ def _cost() -> Fact:
         values |= {f"{name}, forwards": forwards, f"{name}, backwards": backwards}
     for name in ("ATENT", "TRADES"):
         forwards, backwards = ours[name][1](10)
-        values |= {f"{name} as the authors wrote it, forwards": forwards, f"{name} as written, backwards": backwards}
+        values |= {f"{name} as released, forwards": forwards, f"{name} as released, backwards": backwards}
     five = passes(ATENT(threat, 5))
     return Fact(
         "passes per batch at K = 10",
         "ATENT, TRADES and PGD cost alike",
-        {**values, "ATENT, K = 10 by K = 5, forwards": values["ATENT, forwards"] / five[0]},
+        {**values, "ATENT, K = 10 / K = 5, forwards": values["ATENT, forwards"] / five[0]},
     )
 
 
@@ -210,7 +210,7 @@ def _architecture() -> Fact:
     return Fact(
         "the l2 network: the notebook that printed 72.1 and 64.55 loads a ResNet-18",
         "ResNet-20",
-        {"parameters of ResNet-18": large, "parameters of ResNet-20": small, "times as many": large / small},
+        {"parameters of ResNet-18": large, "parameters of ResNet-20": small, "ratio": large / small},
     )
 
 
@@ -224,7 +224,7 @@ def _samples() -> Fact:
 
 def _labels() -> Fact:
     return Fact(
-        "an attack that takes the model's answers for the labels",
+        "an attack that uses the model's predictions as labels",
         "TRADES 63.07 under PGD-20 with 10 restarts, without labels; 53-56 elsewhere",
         by_predicted_labels(),
     )
@@ -240,7 +240,7 @@ def _walk() -> Fact:
 
 def _vacuous() -> Fact:
     return Fact(
-        "the l2 TRADES baseline on MNIST, trained in linf at eps 2 for want of an argument",
+        "the l2 TRADES baseline on MNIST, trained in linf at eps 2 because an argument is missing",
         "l2, eps 2",
         {"linf diameter of [0, 1]^784": 1.0, "l2 diameter of [0, 1]^784": math.sqrt(784)},
     )
@@ -263,11 +263,11 @@ def _times() -> Fact:
         "ratios of the printed seconds per epoch",
         "linear in K; between PGD and TRADES",
         {
-            "ATENT, K = 10 by K = 5, l2": s4["atent-10", "l2"] / s4["atent-5", "l2"],
-            "ATENT, K = 10 by K = 5, linf": s4["atent-10", "linf"] / s4["atent-5", "linf"],
-            "ATENT by PGD, l2": s4["atent-10", "l2"] / s4["pgdat", "l2"],
-            "ATENT by PGD, linf": s4["atent-10", "linf"] / s4["pgdat", "linf"],
-            "TRADES, l2 by linf": s4["trades", "l2"] / s4["trades", "linf"],
+            "ATENT, K = 10 / K = 5, l2": s4["atent-10", "l2"] / s4["atent-5", "l2"],
+            "ATENT, K = 10 / K = 5, linf": s4["atent-10", "linf"] / s4["atent-5", "linf"],
+            "ATENT / PGD, l2": s4["atent-10", "l2"] / s4["pgdat", "l2"],
+            "ATENT / PGD, linf": s4["atent-10", "linf"] / s4["pgdat", "linf"],
+            "TRADES, l2 / linf": s4["trades", "l2"] / s4["trades", "linf"],
         },
     )
 
@@ -278,4 +278,4 @@ FACTS: dict[str, Callable[[], Fact]] = {
     "certificate": _certificate, "radii": _radii, "drift": _drift, "cost": _cost, "architecture": _architecture,
     "samples": _samples, "labels": _labels, "walk": _walk, "vacuous": _vacuous, "epochs": _epochs, "times": _times,
 }  # fmt: skip
-"""By key, what computes it."""
+"""The function that computes each fact, by key."""

@@ -25,6 +25,7 @@ from atent.experiments.results import EvaluationFile
 from atent.guard import ask
 from atent.markdown import table as markdown_table
 from atent.paper.plane import LABELS, PUBLISHED, SCALES, SIDE, Scale, exhaustive, jobs, out_of_reach
+from atent.paper.result import NOT_YET
 from atent.runs.checkpoint import STATE
 from atent.threat import Threat
 from atent.train import load
@@ -49,10 +50,10 @@ def run_figure_1(
     """Train and evaluate missing runs, and write figure-1.json, .md and, once seed 0 is done, .png into ``out``.
 
     ``scale`` is smoke (two half-moons, 3 epochs, one seed), laptop or paper (both the paper's points, network and
-    epochs, 10 seeds); without MNIST the half-moons replace it, at a rescaled radius, and the result says so. ``seeds``
-    replaces the number of seeds. Run folders lie in runs/figure-1/; finished ones are used again. Once
-    `time.monotonic()` has passed ``deadline`` the training stops after its epoch, the files say what is done, and
-    the same call resumes. Returns the content of figure-1.json, whose ``complete`` says whether all is done.
+    epochs, 10 seeds). Without MNIST the half-moons replace it, at a rescaled radius, which the result records.
+    ``seeds`` replaces the number of seeds. Run folders are in runs/figure-1/, and finished ones are reused. Once
+    `time.monotonic()` has passed ``deadline`` the training stops after its epoch, the files list the finished runs,
+    and the same call resumes. Returns the content of figure-1.json, whose ``complete`` is true once all is done.
     Raises ValueError for an unknown scale, a number of seeds below 1, or a run folder of other settings.
     """
     if scale not in SCALES:
@@ -65,7 +66,7 @@ def run_figure_1(
     settings, threat = _data(plan, Path(runs) / NAME, say)
     plans = jobs(plan, settings, threat)
     threads = torch.get_num_threads()
-    # Kernels of a few microseconds only lose by being shared out.
+    # Several threads slow down kernels of a few microseconds.
     torch.set_num_threads(1)
     try:
         for seed in range(count):
@@ -187,7 +188,7 @@ def _content(
         "data": {**data.about, "box": data.box, "threat": show(threat), "eps": float(threat.eps)},
         "protocol": {
             "published": "one uniform start, steps of eps / 10",
-            "strong": "the worst of PGD-40, PGD-40 with 10 restarts, and the same on the margin",
+            "strong": "the worst of PGD-40, PGD-40 with 10 restarts, and PGD-40 with 10 restarts on the margin loss",
             "grid": f"every point of a {SIDE} x {SIDE} grid over the ball",
             "attacks": job.evaluate.attacks,
             "epochs": job.train.epochs, "batch_size": job.train.batch_size, "selection": "last epoch",
@@ -228,8 +229,8 @@ def _finished(place: Path, name: str, count: int, job: Job) -> list[dict[str, An
 
 
 def _gaps(found: Mapping[str, Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """ATENT's lead over each row, in points, paired by seed: the spread is that of the training alone, since all are
-    evaluated on the same points."""
+    """ATENT's difference to each row, in points, paired by seed: the spread is that of the training alone, since all
+    networks are evaluated on the same points."""
     ours = {m["seed"]: m for m in found["atent"]}
     out = []
     for name, made in found.items():
@@ -249,7 +250,7 @@ def _gaps(found: Mapping[str, Sequence[dict[str, Any]]]) -> list[dict[str, Any]]
 def markdown(content: Mapping[str, Any]) -> str:
     """The table with its caption."""
     data, protocol = content["data"], content["protocol"]
-    heads = ["published clean", "published robust", "clean", "PGD-40", "strong", "grid", "s / training"]
+    heads = ["clean, published (%)", "robust, published (%)", "clean (%)", "PGD-40 (%)", "strong (%)", "grid (%)"]
     lines = [f"# {content['title']}", ""]
     rows = []
     for row in content["rows"]:
@@ -259,33 +260,37 @@ def markdown(content: Mapping[str, Any]) -> str:
             cells += [_cell(row["ours"][key]) for key in ("clean", "published", "strong", "grid")]
             cells.append(f"{row['seconds_per_training']['mean']:.0f}")
         else:
-            cells += ["not reached"] * 5
-        rows.append([row["label"], *cells])
-    lines += [*markdown_table(["trained by", *heads], rows), ""]
+            cells += [NOT_YET] * 5
+        rows.append([LABELS[row["name"]], *cells])
+    lines += [*markdown_table(["method", *heads, "s / training"], rows), ""]
     leads = []
     for gap in content["gaps"]:
         printed = gap["published"]
         shown = [_points(gap["ours"][key]) for key in ("published", "strong", "grid")]
         printed_text = f"{printed['robust']:+.2f}" if printed and data["name"] == "two-class" else "-"
         leads.append([LABELS[gap["over"]], printed_text, *shown])
-    lines += markdown_table(["ATENT's lead over", "published, robust", "PGD-40", "strong", "grid"], leads)
+    heads = [f"{what} (points)" for what in ("robust, published", "PGD-40", "strong", "grid")]
+    lines += markdown_table(["ATENT minus", *heads], leads)
     if all(any(m["seed"] == 0 for m in row["seeds"]) for row in content["rows"]):
         lines += ["", f"![Decision regions of four networks, with each test point's ball]({NAME}.png)"]
     away, made = content["out_of_reach"], content["provenance"]
     done = min(len(row["seeds"]) for row in content["rows"])
     lines += [
         "",
-        f"Per cent of {data['counts']['test']} test points; mean +- standard deviation over {content['seeds']}"
+        f"Accuracy on {data['counts']['test']} test points: mean \u00b1 standard deviation over {content['seeds']}"
         f" seed{'s' if content['seeds'] > 1 else ''}"
-        f"{'' if content['complete'] else f', of which {done} are finished in every row'}; in brackets 95 %: the wider,"
-        " end by end, of the t-interval over the seeds and the binomial one of the test points. The lead is paired by"
-        " seed, with the t-interval of the training alone.",
+        f"{'' if content['complete'] else f', of which {done} are finished in every row'}; in brackets the 95 %"
+        " interval, at each end the wider of the t-interval over the seeds and the binomial interval over the test"
+        " points. Differences are paired by seed; their t-intervals are over the trainings alone.",
+        "",
         f"{data['source']}; {data['counts']['train']} training points, {data['counts']['validation']} held out;"
         f" {data['threat']}, box [{data['box'][0]:g}, {data['box'][1]:g}], {protocol['epochs']} epochs,"
         f" {protocol['selection']}. PGD-40: {protocol['published']}. Strong: {protocol['strong']}. Grid:"
         f" {protocol['grid']}.",
-        f"{stats.percent(away)} of the training points are further from [0, 1]^2 than eps: the released clamp gives"
-        " them an adversary outside their own ball.",
+        "",
+        f"{stats.percent(away)} of the training points are further from [0, 1]^2 than eps: with the released clamp"
+        " their adversarial points lie outside their own balls.",
+        "",
         f"Scale {content['scale']}; atent {made['version']}, commit {made['commit']}"
         f"{' with changes' * bool(made['dirty'])}; {made['device_name']}, one thread; `{content['command']}`.",
     ]
@@ -293,14 +298,14 @@ def markdown(content: Mapping[str, Any]) -> str:
 
 
 def _cell(cell: Mapping[str, Any]) -> str:
-    spread = "" if cell["sd"] is None else f" +- {100 * cell['sd']:.1f}"
+    spread = "" if cell["sd"] is None else f" \u00b1 {100 * cell['sd']:.1f}"
     return f"{100 * cell['mean']:.1f}{spread} [{100 * cell['low']:.1f}, {100 * cell['high']:.1f}]"
 
 
 def _points(cell: Mapping[str, Any]) -> str:
     if cell["sd"] is None:
         return f"{cell['mean']:+.1f}"
-    return f"{cell['mean']:+.1f} +- {cell['sd']:.1f} [{cell['low']:+.1f}, {cell['high']:+.1f}]"
+    return f"{cell['mean']:+.1f} \u00b1 {cell['sd']:.1f} [{cell['low']:+.1f}, {cell['high']:+.1f}]"
 
 
 def _draw(path: Path, content: Mapping[str, Any], place: Path, data: Data, threat: Threat) -> None:

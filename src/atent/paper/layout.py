@@ -59,14 +59,14 @@ class Measure:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of ours."""
+    """A column of measured figures."""
 
     key: str
     label: str
     protocol: str
     """How its cells are measured, as text."""
     printed: str = ""
-    """The description of the published figures, if they are of another radius."""
+    """Description of the published figures, if their radius differs."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Cell:
     why: str = ""
     """Why this scale has no training or measure here."""
     also: Measure | None = None
-    """A weaker attack on the same images, where the columns beside it are of more images."""
+    """A weaker attack on the same images, where the other columns use more images."""
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ LABELS = {
     "atent": "ATENT",
     "trades": "TRADES",
     "pgdat": "PGD",
-    "standard": "plain",
+    "standard": "standard training",
     "trades-unit": "TRADES, clamped to [0, 1]",
     "pgdat-unit": "PGD, clamped to [0, 1]",
 }

@@ -17,12 +17,12 @@ class Figure:
     high: float | None = None
     """Upper end, where a range is printed; ``value`` is the lower one."""
     sd: float | None = None
-    """The value printed after the +- sign."""
+    """The value printed after the plus-minus sign."""
 
     def __str__(self) -> str:
         if self.high is not None:
             return f"{self.value:g}-{self.high:g}"
-        return f"{self.value:g}" + (f" +- {self.sd:g}" if self.sd is not None else "")
+        return f"{self.value:g}" + (f" \u00b1 {self.sd:g}" if self.sd is not None else "")
 
 
 @dataclass(frozen=True)

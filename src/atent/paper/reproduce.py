@@ -41,7 +41,7 @@ def reproduce(
     Networks are trained and measured once, in ``runs``, and used again by other tables and later calls. After
     ``time_limit`` seconds, or a signal of `atent.signals`, the state is saved, finished measurements are written, and
     Interrupted is raised; the same call resumes. ``only`` names rows of a table to train and measure. ValueError for
-    names that are not known, and where ``out`` holds a result of another scale.
+    unknown names, and where ``out`` contains a result of another scale.
     """
     begun = time.monotonic()
     if scale not in SCALES:
@@ -86,7 +86,7 @@ def reproduce(
 
 
 def _claims(out: Path) -> list[Path]:
-    """The paper's claims, evaluated by the tables that ``out`` holds, of whatever scale."""
+    """The paper's claims, evaluated on the tables in ``out``, of any scale."""
     from atent.paper.claims import run_claims
     from atent.paper.statements import NAME
 
@@ -136,7 +136,7 @@ def _write(content: dict[str, Any], out: Path, text: str, figure: Any) -> list[P
 
 
 def _draw_bars(content: dict[str, Any], table: Table) -> Any:
-    """Each accuracy with its interval, by row; only ours."""
+    """Each measured accuracy with its interval, by row."""
     from atent import plots
 
     shown: dict[str, dict[str, dict[str, Any]]] = {}
@@ -190,12 +190,14 @@ def _write_times(bench: Bench, name: str, seeds: Sequence[int], out: Path, comma
     labels = {"atent-10": "ATENT (K = 10)", "atent-5": "ATENT (K = 5)", "trades": "TRADES", "pgdat": "PGD"}
     labels |= {f"atent-{k}": f"ATENT (K = {k})" for k in timing.K}
     rounds, batches = bench.scale.timed
-    protocol = f"mean +- sd of {rounds} interleaved rounds of {batches} batches, scaled to an epoch"
+    protocol = f"mean \u00b1 sd of {rounds} interleaved rounds of {batches} batches, scaled to an epoch"
     columns = []
     for norm, times in found.items():
         columns.append({"key": norm, "label": f"{norm} (s / epoch)", "protocol": protocol})
         if times is None or times["of"] == "cpu_seconds":
-            columns.append({"key": f"{norm}-cpu", "label": f"{norm} (CPU s / epoch)", "protocol": "of this process"})
+            columns.append(
+                {"key": f"{norm}-cpu", "label": f"{norm} (CPU s / epoch)", "protocol": "CPU time of this process"}
+            )
     rows = []
     for key, label in labels.items():
         cells = {}
@@ -221,21 +223,9 @@ def _write_times(bench: Bench, name: str, seeds: Sequence[int], out: Path, comma
         "timings": done,
     }
     content = {**result.finish(content, [0]), "command": command}
-    content["interval"] = "mean +- standard deviation over the rounds"
-    extra = []
-    for norm, times in done.items():
-        line, row, seconds = times["fit"], times["rows"]["atent-10"], timing.counted(times)
-        grows, ratio = timing.exponent(seconds), timing.times(seconds, "atent-10", "atent-5")
-        unit = "CPU s" if times["of"] == "cpu_seconds" else "s"
-        extra += [
-            "",
-            f"{norm}: {row['model']}, batches of {row['batch_size']}, {row['batches_per_epoch']} per epoch; ATENT costs"
-            f" {line['slope']:.4g} K + {line['intercept']:.4g} {unit} per epoch by least squares over K ="
-            f" {', '.join(map(str, line['K']))}; with a free exponent {timing.power(grows)}"
-            + (f"; K = 10 by K = 5: {ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}] times" if ratio else ""),
-        ]
+    content["interval"] = "mean \u00b1 standard deviation over the rounds"
     figure = timing.figure(list(done.values())) if done else None
-    return _write(content, out, result.markdown(content, extra), figure)
+    return _write(content, out, result.markdown(content, timing.growth(content)), figure)
 
 
 def _printed(table: str, row: str) -> dict[str, str] | None:

@@ -16,15 +16,16 @@ from atent.experiments.results import Spread
 from atent.markdown import table as markdown_table
 from atent.paper.engine import Bench, measured, run_of, stage
 from atent.paper.layout import Cell, Measure, Row, Table
+from atent.paper.names import present
 from atent.paper.published import published, value
 
 NOT_REACHED = "not reached"
+"""Prefix of the reason why a scale has no figure."""
 NOT_YET = "not measured yet"
 
 
 def collect(bench: Bench, table: Table, seeds: Sequence[int]) -> dict[str, Any]:
-    """The content of a table's JSON, from the finished runs; what is not measured yet says so, and so does what this
-    scale cannot reach."""
+    """The content of a table's JSON, from the finished runs; cells without a figure have the reason."""
     content: dict[str, Any] = {**head(bench, table.name, table.title), "blocks": []}
     for block in table.blocks:
         columns = [asdict(column) for column in block.columns]
@@ -39,7 +40,7 @@ def head(bench: Bench, name: str, title: str) -> dict[str, Any]:
 
 
 def finish(content: dict[str, Any], seeds: Sequence[int]) -> dict[str, Any]:
-    """The content with what its cells have in common: completeness, seeds, machines, commits; plain values."""
+    """The content with the properties of all its cells: completeness, seeds, machines, commits; plain values."""
     cells = [cell for block in content["blocks"] for row in block["rows"] for cell in row["cells"].values()]
     ours = [cell["ours"] for cell in cells if cell["ours"] is not None]
     content |= {
@@ -58,7 +59,7 @@ def ours(
     spread: Spread, *, unit: str, n: int | None, seeds: Sequence[int], protocol: str, scale: str,
     provenance: Sequence[Mapping[str, Any]], each: Sequence[float] = (),
 ) -> dict[str, Any]:  # fmt: skip
-    """A cell of ours: each with what it was measured by. ``each``: an accuracy's value by seed."""
+    """A measured cell with its protocol and provenance. ``each``: an accuracy's value by seed."""
     return {
         "value": spread.mean, "sd": spread.sd, "low": spread.low, "high": spread.high, "unit": unit, "n": n,
         "each": list(each), "seeds": list(seeds), "protocol": protocol, "scale": scale,
@@ -68,7 +69,7 @@ def ours(
 
 
 def cell(table: str, row: str, column: str | None, mine: dict[str, Any] | None, why: str = "") -> dict[str, Any]:
-    """The published figure, as text, beside ours, or the reason why there is none."""
+    """The published figure, as text, and the measured cell, or the reason why there is none."""
     printed = value(table, row, column) if column else None
     return {"published": str(printed) if printed else None, "ours": mine, "why": "" if mine else why}
 
@@ -96,8 +97,9 @@ def read_result(path: Path) -> dict[str, Any]:
     content: dict[str, Any] = folder.with_present_keys(folder.read_json(path))
     for column in (column for block in content.get("blocks", ()) for column in block.get("columns", ())):
         if column["key"] == "natural":
-            column |= {"key": "clean", "label": column["label"].replace("natural", "clean")}
-    return content
+            column["key"] = "clean"
+    renamed: dict[str, Any] = present(content)
+    return renamed
 
 
 def _cell(bench: Bench, row: Row, key: str, c: Cell, protocol: str, seeds: Sequence[int]) -> dict[str, Any]:
@@ -168,17 +170,17 @@ def text(found: Mapping[str, Any]) -> str:
     """A measured cell as text, with its interval in brackets."""
     mine = found["ours"]
     if mine is None:
-        return NOT_REACHED if found["why"].startswith(NOT_REACHED) else found["why"]
+        return "n/a" if found["why"].startswith(NOT_REACHED) else found["why"]
     scale, digits = (100, 1) if mine["unit"] == "%" else (1, 2)
     if mine["unit"] != "%" and mine["value"] < 1:
         digits = 4
     out = f"{scale * mine['value']:.{digits}f}"
     if mine["sd"] is not None:
-        out += f" +- {scale * mine['sd']:.{digits}f}"
+        out += f" \u00b1 {scale * mine['sd']:.{digits}f}"
     if mine["unit"] == "%" and mine["low"] is not None:
         out += f" [{scale * mine['low']:.1f}, {scale * mine['high']:.1f}]"
     if mine.get("same_images"):
-        out += f", PGD there {100 * mine['same_images']['value']:.1f}"
+        out += f" (PGD: {100 * mine['same_images']['value']:.1f})"
     return out
 
 
@@ -199,12 +201,12 @@ def markdown(content: Mapping[str, Any], extra: Sequence[str] = ()) -> str:
 
 
 def grid(block: Mapping[str, Any]) -> list[str]:
-    """A block as a Markdown table: beside each column of ours the paper's, where it prints one."""
+    """A block as a Markdown table: each measured column after the paper's, where it prints one."""
     printed = {
         column["key"]: any(row["cells"][column["key"]]["published"] for row in block["rows"])
         for column in block["columns"]
     }
-    headings = ["row", "the paper's network", "ours"]
+    headings = ["row", "network in the paper", "network here"]
     for column in block["columns"]:
         wording = column.get("printed") or column["label"].removesuffix(" (%)")
         headings += ([f"paper: {wording}"] if printed[column["key"]] else []) + [column["label"]]
@@ -231,17 +233,19 @@ def captions(content: Mapping[str, Any]) -> list[str]:
                 if found["ours"] and found["ours"]["n"]:
                     label = next(c["label"] for c in block["columns"] if c["key"] == key)
                     counts.setdefault(label, set()).add(found["ours"]["n"])
-    if len({n for each in counts.values() for n in each}) > 1:
-        lines.append('"PGD there": on the images of the same cell, since fewer images may be easier ones.')
+    cells = [cell for block in content["blocks"] for row in block["rows"] for cell in row["cells"].values()]
+    if any(cell["ours"] and cell["ours"].get("same_images") for cell in cells):
+        lines.append(
+            "(PGD: ...): accuracy under PGD on the same images, since a smaller sample may contain easier images."
+        )
     if counts:
         by_n: dict[str, list[str]] = {}
         for label, n in counts.items():
             by_n.setdefault(" or ".join(f"{v:,}" for v in sorted(n)), []).append(label.removesuffix(" (%)"))
         lines.append("Test images: " + "; ".join(f"{n} for {', '.join(labels)}" for n, labels in by_n.items()) + ".")
-    cells = [cell for block in content["blocks"] for row in block["rows"] for cell in row["cells"].values()]
     drawn = dict.fromkeys(mine["samples"] for cell in cells if (mine := cell["ours"]) and mine.get("samples"))
     if drawn:
-        lines.append(f"They are {'; '.join(drawn)}: the same for every network.")
+        lines.append(f"Sample: {'; '.join(drawn)}; the same for every network.")
     wording = dict.fromkeys(
         f"{c['label'].removesuffix(' (%)')}: {c['protocol']}"
         for block in content["blocks"]
@@ -252,7 +256,7 @@ def captions(content: Mapping[str, Any]) -> list[str]:
         lines.append(f"Protocols: {'; '.join(wording)}.")
     seeds = content["seeds"]
     many = "s" if len(seeds) > 1 else ""
-    lines.append(f"{len(seeds)} seed{many} ({', '.join(map(str, seeds))}). Figures: {content['interval']}.")
+    lines.append(f"{len(seeds)} seed{many} ({', '.join(map(str, seeds))}). Values: {content['interval']}.")
     reasons = dict.fromkeys(
         f"{row['label']}: {found['why'].removeprefix(NOT_REACHED + ': ')}"
         for block in content["blocks"]
@@ -261,12 +265,12 @@ def captions(content: Mapping[str, Any]) -> list[str]:
         if found["why"].startswith(NOT_REACHED)
     )
     if reasons:
-        lines.append("Not reached: " + "; ".join(reasons) + ".")
+        lines.append("n/a: " + "; ".join(reasons) + ".")
     sources = dict.fromkeys(
         row["published"]["source"] for block in content["blocks"] for row in block["rows"] if row["published"]
     )
-    lines.append(f"The paper's figures: {'; '.join(sources)}; single trainings, no intervals.")
+    lines.append(f"Published figures: {'; '.join(sources)}; single trainings without intervals.")
     if content["hardware"]:
         lines.append(f"Hardware: {'; '.join(content['hardware'])}. Commit: {', '.join(content['commit'])}.")
-    # Markdown joins lines that no blank line parts.
+    # Markdown joins lines without a blank line between them.
     return [part for line in lines for part in (line, "")][:-1]

@@ -67,8 +67,8 @@ class Scale:
 SMOKE = Scale(
     name="smoke",
     about=(
-        "scikit-learn's digits (8 x 8) and a small network after 3 epochs stand in for the paper's data and networks,"
-        " and all radii are rescaled: this shows that every part runs, and measures no claim"
+        "scikit-learn's digits (8 x 8), a small network and 3 epochs replace the paper's data, networks and schedules,"
+        " and all radii are rescaled; this scale shows that every part runs and evaluates no claim"
     ),
     small="digits", mnist="digits", seeds=1, images=100, strong=16, certified=16, samples=10_000,
     l2=(0.5, 1.0), noisy=1.0, smoothing=0.376, sigma=0.12, bounded="12/255",
@@ -79,8 +79,8 @@ SMOKE = Scale(
 LAPTOP = Scale(
     name="laptop",
     about=(
-        "5,000 training images of MNIST and a small network after 4 epochs stand in for the paper's data and networks,"
-        " and all radii are rescaled: the order of methods can be compared with the paper's, the figures cannot"
+        "5,000 training images of MNIST, a small network and 4 epochs replace the paper's data, networks and schedules,"
+        " and all radii are rescaled; the ranking of methods can be compared with the paper's, the values cannot"
     ),
     small="mnist5k", mnist="mnist5k", seeds=3, images=1_000, strong=50, certified=1_000, samples=1_000,
     l2=(1.0, 2.0), noisy=0.55, smoothing=0.549, sigma=0.25, bounded="5/255",
@@ -111,8 +111,8 @@ CIFAR = Scale(
     name="cifar",
     about=(
         f"CIFAR-10 and the paper's radii; ResNet-20 in every row (CROWN-IBP: kw_small), {_EPOCHS} epochs, one batch"
-        " size, one learning-rate cycle and averaged weights (EMA) for every method: the order of methods can be"
-        " compared with the paper's; its WRN-34-10 and WRN-28-4 at 76 and more epochs are out of reach of a CPU"
+        " size, one learning-rate cycle and averaged weights (EMA) for every method; the ranking of methods can be"
+        " compared with the paper's, whose WRN-34-10 and WRN-28-4 at 76 and more epochs are out of reach of a CPU"
     ),
     small="cifar10", mnist="mnist", seeds=1, images=10_000, strong=300, certified=200, samples=100_000,
     l2=(0.5, 1.0), noisy=0.435, smoothing=0.435, sigma=0.12, bounded="2/255",
@@ -132,7 +132,7 @@ CIFAR = Scale(
     own={
         "cifar10-linf-pgdat": _EPS,
         "cifar10-linf-trades": _EPS,
-        # Figure S1 asks what a decay of the rate does, and what follows it.
+        # Figure S1 shows the effect of a decay of the learning rate.
         "cifar10-linf-atent": {
             **_EPS, "schedule": {"kind": "multistep", "unit": "epoch", "milestones": (2 * _EPOCHS // 3,)},
         },

@@ -30,7 +30,7 @@ _SHOWN = {
 
 
 def block(results: Path, beside: Path) -> str:
-    """The generated block of a page in the folder ``beside``, from results/SCALE/*.json without smoke, which measures
+    """The generated block of a page in the folder ``beside``, from results/SCALE/*.json without smoke, which evaluates
     no claim."""
     lines = [BEGIN, ""]
     for scale in (s for s in SCALES if s != "smoke"):
@@ -40,7 +40,8 @@ def block(results: Path, beside: Path) -> str:
         if not tables:
             continue
         first = next(iter(tables.values()))
-        lines += [f"Scale `{scale}`: {first['about']}.", ""]
+        about = first["about"]
+        lines += [f"### Scale {scale}", "", f"{about[:1].upper()}{about[1:]}.", ""]
         for path, content in tables.items():
             lines += _table(Path(os.path.relpath(path, beside)), content)
     return "\n".join([*lines, END])
@@ -58,10 +59,10 @@ def _table(path: Path, content: Mapping[str, Any]) -> list[str]:
     seeds, n = content["seeds"], _images(content)
     scope = f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}" + (f", {n} test images" if n else "")
     state = "" if content["complete"] else "; not complete"
-    lines = [f"**{content['title']}** ({scope}{state}; [all of it]({path.with_suffix('.md').as_posix()}))", ""]
+    lines = [f"**{content['title']}** ({scope}{state}; [full table]({path.with_suffix('.md').as_posix()}))", ""]
     for part in content["blocks"]:
         keep = _SHOWN[content["name"]]
-        lines += [*([part["title"], ""] if part["title"] else []), *grid(_only(part, keep)), ""]
+        lines += [*([f"*{part['title']}*", ""] if part["title"] else []), *grid(_only(part, keep)), ""]
     return lines
 
 

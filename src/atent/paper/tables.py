@@ -16,7 +16,7 @@ from atent.paper.scales import Scale
 NAMES = ("table-s1", "table-s2", "table-s3", "table-s4", "figure-s1", "figure-1", "finetune", "mnist")
 
 
-_ONE_NETWORK = "this scale has one network: see the row of ResNet-20"
+_ONE_NETWORK = "this scale trains one architecture: see the row TRADES smoothing"
 
 
 def table_s1(s: Scale) -> Table:
@@ -74,13 +74,13 @@ def table_s2(s: Scale) -> Table:
     network = "resnet110" if s.name == "paper" else None
     rows = (
         _bounded(s, "crown-ibp", "CROWN-IBP", "crown-ibp"),
-        _bounded(s, "dual", "the dual bound of Wong et al.", "dual"),
+        _bounded(s, "dual", "dual bound (Wong et al. 2018)", "dual"),
         _smoothed(s, "gaussian", "gaussian", "Gaussian noise", printed=False),
         _smoothed(s, "smoothadv", "smoothadv", "SmoothAdv", network=network),
         _smoothed(s, "trades-smoothing-110", "trades-smoothing", "TRADES smoothing, ResNet-110", network="resnet110"),
         _smoothed(s, "trades-smoothing", "trades-smoothing", "TRADES smoothing"),
         _smoothed(s, "atent-smoothing", "atent-smoothing", "ATENT, noise per step"),
-        # The key and the run's name of result files and run folders made under the recipe's former name.
+        # The key and the run's name are those of files made under the recipe's former name.
         _smoothed(
             s,
             "atent-mended",
@@ -97,7 +97,7 @@ def table_s2(s: Scale) -> Table:
 def _columns_s2(s: Scale) -> tuple[Column, ...]:
     smoothing = f"{s.samples:,} samples of noise {s.sigma:g}, alpha 0.001"
     return (
-        Column("base", "clean, the network itself (%)", "no noise"),
+        Column("base", "clean, base network (%)", "no noise"),
         Column(
             "clean",
             "clean, smoothed (%)",
@@ -107,8 +107,8 @@ def _columns_s2(s: Scale) -> tuple[Column, ...]:
         Column(
             "certified",
             f"certified at l2 {s.smoothing:g} (%)",
-            f"CERTIFY of Cohen et al. 2019, {smoothing}; rows of bounds: verified at linf {s.bounded}, which lies"
-            " within that ball",
+            f"CERTIFY of Cohen et al. 2019, {smoothing}; rows of bounds: verified at linf {s.bounded}, a ball inside"
+            " the l2 ball",
             "l2 0.435, sigma 0.12",
         ),
         Column("seconds", "seconds per image", "of the certificate"),
@@ -147,7 +147,7 @@ def _bounded(s: Scale, key: str, label: str, method: str) -> Row:
     def cell(show: Any, beside: str | None) -> Cell:
         return Cell(training, Measure("bounds", n, method=method, radius=s.bounded, show=show), beside)
 
-    none = Cell(None, None, None, "bounds verify the network itself: there is no smoothed one")
+    none = Cell(None, None, None, "bounds verify the base network, without smoothing")
     cells = {
         "base": cell("clean", "clean"), "clean": none, "certified": cell("certified", "certified"),
         "seconds": cell("seconds", None),
@@ -156,7 +156,7 @@ def _bounded(s: Scale, key: str, label: str, method: str) -> Row:
 
 
 def table_s3(s: Scale) -> Table:
-    """ATENT as an attack beside PGD, and AutoAttack, on the network that linf ATENT trained."""
+    """ATENT as an attack, PGD and AutoAttack, on the network trained by linf ATENT."""
     training = Training(f"{s.small}-linf-atent")
     steps = "step 0.003" if s.as_published else "steps of 2.5 eps / 20"
     step = ", step_size=0.003" if s.as_published else ""
@@ -197,12 +197,12 @@ def finetune(s: Scale) -> Table:
         return Training(f"{s.small}-finetune-{kind}", after=benign)
 
     rows = (
-        row("benign", "benign, before fine-tuning", benign, None),
+        row("benign", "standard training, before fine-tuning", benign, None),
         row("atent", "ATENT, fine-tuned", tuned("atent"), "atent"),
         row("pgdat", "PGD-AT, fine-tuned", tuned("pgdat"), "pgdat"),
         row("scratch", "ATENT, from scratch", Training(f"{s.small}-linf-atent"), "scratch"),
     )
-    return Table("finetune", "Fine-tuning a benign network", (Block("", tuple(c for c, _ in columns), rows),))
+    return Table("finetune", "Fine-tuning a standard-trained network", (Block("", tuple(c for c, _ in columns), rows),))
 
 
 def mnist(s: Scale) -> Table:
@@ -240,18 +240,18 @@ TABLES: dict[str, Callable[[Scale], Table]] = {
 """The tables that are rows of trained networks; Table S4 and the figures are made in files of their own."""
 
 UNMADE = {
-    "mnist-linf-mma": "no recipe: settings of linf MMA on MNIST with the paper's network are stated nowhere",
+    "mnist-linf-mma": "no recipe: no source states the settings of linf MMA on MNIST with the paper's network",
 }
 """Recipes that a table would need but that do not exist, with the reason."""
 
 UNREACHED = {
-    ("mnist-linf", "mart"): "no table of the supplement; `atent train mnist5k-linf-mart` shows the method",
-    ("cifar10-linf", "mart"): "no table of the supplement; `atent train cifar10-linf-mart` makes it",
-    ("cifar10-linf", "mma"): "no table of the supplement; no recipe for linf MMA on CIFAR-10",
-    ("cifar10-linf", "standard"): "no table of the supplement; the benign row of `finetune` is that network",
-    ("cifar10-linf", "atent"): "no table of the supplement; `table-s3` evaluates that network",
-    ("cifar10-linf", "trades"): "no table of the supplement; `atent train cifar10-linf-trades` makes it",
-    ("cifar10-linf", "pgdat"): "no table of the supplement; `atent train cifar10-linf-pgdat` makes it",
+    ("mnist-linf", "mart"): "in no table of the supplement; `atent train mnist5k-linf-mart` shows the method",
+    ("cifar10-linf", "mart"): "in no table of the supplement; `atent train cifar10-linf-mart` makes it",
+    ("cifar10-linf", "mma"): "in no table of the supplement; no recipe for linf MMA on CIFAR-10",
+    ("cifar10-linf", "standard"): "in no table of the supplement; the first row of `finetune` is that network",
+    ("cifar10-linf", "atent"): "in no table of the supplement; `table-s3` evaluates that network",
+    ("cifar10-linf", "trades"): "in no table of the supplement; `atent train cifar10-linf-trades` makes it",
+    ("cifar10-linf", "pgdat"): "in no table of the supplement; `atent train cifar10-linf-pgdat` makes it",
 }
 """Published rows that no command here reproduces, with the reason."""
 
@@ -284,7 +284,9 @@ def _three(s: Scale, key: str, radius: float) -> tuple[Column, ...]:
         Column(
             f"{key}-published", f"PGD-10, {at}, published step (%)", "start cube, step 2.5 eps / 10", f"l2 {printed}"
         ),
-        Column(f"{key}-weak", f"PGD-10, {at}, released step (%)", "start cube, step 0.5 eps / 10, as the code"),
+        Column(
+            f"{key}-weak", f"PGD-10, {at}, released step (%)", "start cube, step 0.5 eps / 10, as in the released code"
+        ),
         Column(f"{key}-autoattack", f"{_called(s)}, {at} (%)", _version(s)),
     )
 

@@ -189,6 +189,24 @@ class _Rig:
             torch.cuda.synchronize(self.device)
 
 
+def growth(content: Mapping[str, Any]) -> list[str]:
+    """How ATENT's cost grows with K, from the content of table-s4.json: a paragraph for each norm."""
+    lines = []
+    for norm, found in content["timings"].items():
+        line, row, seconds = found["fit"], found["rows"]["atent-10"], counted(found)
+        power_of_k, ratio = exponent(seconds), times(seconds, "atent-10", "atent-5")
+        unit = "CPU s" if found["of"] == "cpu_seconds" else "s"
+        lines += [
+            "",
+            f"{norm}: {row['model']}, batches of {row['batch_size']}, {row['batches_per_epoch']} per epoch; ATENT costs"
+            f" {line['slope']:.4g} K + {line['intercept']:.4g} {unit} per epoch by least squares over K ="
+            f" {', '.join(map(str, line['K']))}; with a free exponent {power(power_of_k)}"
+            + (f"; ratio of K = 10 to K = 5: {ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]" if ratio else "")
+            + ".",
+        ]
+    return lines
+
+
 def figure(found: Sequence[dict[str, Any]]) -> Any:
     """Seconds per epoch against K, a line for each norm, and what the other methods cost."""
     from atent import plots

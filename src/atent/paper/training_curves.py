@@ -1,6 +1,6 @@
 """Figure S1: clean and robust accuracy of linf ATENT, in training and on the test set, against epoch.
 
-The test curve is a diagnostic of the published figure: it is written beside the run and chooses nothing.
+The test curve is a diagnostic of the published figure: it is written to the run folder and selects no epoch.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ def content(bench: Bench, found: dict[str, Any], seeds: Sequence[int]) -> dict[s
 
 
 def figure(content: dict[str, Any]) -> Any:
-    """The four published curves, and the validation curve that chooses the epoch, with the decay marked."""
+    """The four published curves, and the validation curve that selects the epoch, with the decay marked."""
     from atent import plots
 
     about = content["about"]
@@ -200,13 +200,13 @@ def figure(content: dict[str, Any]) -> Any:
 
 
 def markdown(content: dict[str, Any]) -> str:
-    """A table of the epochs, and what the figure says of the published one."""
+    """A table of the epochs, and a comparison with the published figure."""
     lines = [f"# {content['title']}", ""]
     if not content["complete"]:
         lines += ["Not complete: repeating the command resumes.", ""]
     if content["epochs"]:
         keys = ("train_clean", "test_clean", "train_robust", "test_robust")
-        heads = ["epoch", "rate", *(f"{k}, {p} (%)" for k in ("clean", "robust") for p in ("train", "test"))]
+        heads = ["epoch", "learning rate", *(f"{k}, {p} (%)" for k in ("clean", "robust") for p in ("train", "test"))]
         rows = []
         for epoch in content["epochs"]:
             cells = [_text(epoch, key) for key in keys]
@@ -218,20 +218,19 @@ def markdown(content: dict[str, Any]) -> str:
         if peak:
             lines += [
                 f"Robust test accuracy is highest at epoch {peak['epoch']} ({_text(peak, 'test_robust')}) and"
-                f" {_text(last, 'test_robust')} at the last, {last['epoch']}; the rate falls at epoch"
-                f" {content['decay']}. The paper: decayed at epoch 76, where it peaks.", "",
+                f" {_text(last, 'test_robust')} at the last, {last['epoch']}; the learning rate decays at"
+                f" epoch {content['decay']}. In the paper it decays at epoch 76, where robust accuracy peaks.", "",
             ]  # fmt: skip
         lines += [
             f"{about['data']}, {about['counts']['train']:,} training images, {about['model']}, {about['threat']};"
-            f" {about['attack']} on test images, {images},"
-            f" with 95 % intervals, and on as many training images as the recipe validates on; {_seeds(content)}. The"
-            " test curve is a diagnostic: epochs are chosen on the validation split.", "",
+            f" {about['attack']} on test images ({images}; 95 % intervals) and on as many training images as validation"
+            f" uses; {_seeds(content)}. The test curve is a diagnostic: epochs are chosen on the validation split.", "",
         ]  # fmt: skip
     if content["scale"] != "paper" and content["epochs"]:
         until = content["epochs"][-1]["epoch"]
         lines += [
-            f"Scale {content['scale']}, where this figure has a schedule of its own, {until} epochs: what follows"
-            " the decay can be compared with the paper's curve, the figures cannot.", "",
+            f"Scale {content['scale']}: this figure has its own schedule of {until} epochs. The course of the curve"
+            " after the decay can be compared with the paper's, the values cannot.", "",
         ]  # fmt: skip
     else:
         lines += [f"Scale {content['scale']}: {content['about_scale']}.", ""]

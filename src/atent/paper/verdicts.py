@@ -15,6 +15,7 @@ from typing import Any, Literal
 from atent import stats
 from atent.paper import timing
 from atent.paper.evidence import Cell, Difference, Results
+from atent.paper.names import PROTOCOLS, RADII, ROWS, leads
 from atent.stats import Estimate, inside
 
 NOT_YET: Literal["not measured yet"] = "not measured yet"
@@ -25,7 +26,7 @@ ALIKE = 0.02
 """Equivalence margin: accuracies that differ by less are equivalent. The figures that the paper calls similar span 1.7
 points."""
 ABOUT = 0.05
-"""Allowed deficit where a sentence says "about" or "competitive". The paper calls 5 points a loss."""
+"""Allowed deficit where a claim contains "about" or "competitive". The paper calls 5 points a loss."""
 LOSS = (0.03, 0.07)
 """The range of "roughly 5 points"."""
 COST = (0.8, 1.25)
@@ -34,6 +35,7 @@ LINEAR = (0.9, 1.1)
 """Exponents of K that are called linear: twice the steps cost 1.87 to 2.14 times as much."""
 RARE = 0.01
 """A fraction of images below which an event is regarded as absent."""
+_NAMED = "radii by their values in the paper"
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def _bases(differences: Iterable[Difference]) -> str:
 
 def best_of_s1(found: Results, columns: Sequence[str], rows: Sequence[str], ours: str = "atent") -> Finding:
     """Whether ATENT is above each of the rows in each of the columns, seed by seed."""
-    leads: list[Difference] = []
+    every_gap: list[Difference] = []
     words = []
     for column in columns:
         if found.printed and column.endswith("autoattack"):
@@ -91,10 +93,10 @@ def best_of_s1(found: Results, columns: Sequence[str], rows: Sequence[str], ours
         if cells is None:
             return _missing()
         gaps = [found.less(cells[0], other) for other in cells[1:]]
-        leads += gaps
-        listed = ", ".join(f"{gap} over {row} {percent(c)}" for row, c, gap in zip(rows, cells[1:], gaps))
-        words.append(f"{column}: ATENT {percent(cells[0])}, {listed}")
-    return Finding(every(lead.inside(0) for lead in leads), f"{'; '.join(words)}; {_bases(leads)}")
+        every_gap += gaps
+        radius, protocol = column.split("-")
+        words.append(f"{RADII[radius]}, {PROTOCOLS[protocol]}: {leads((ours, *rows), [*map(percent, cells)], gaps)}")
+    return Finding(every(gap.inside(0) for gap in every_gap), f"{'; '.join(words)}; {_bases(every_gap)}")
 
 
 def all_of_s1(found: Results) -> Finding:
@@ -115,7 +117,7 @@ def alike(found: Results) -> Finding:
     named = dict(zip(("PGD-AT", "MMA", "ATENT"), cells))
     gaps = {(a, b): found.less(named[a], named[b]) for a, b in itertools.combinations(named, 2)}
     words = [f"{name} {percent(c)}" for name, c in named.items()]
-    words += [f"{a} less {b} {gap}" for (a, b), gap in gaps.items()]
+    words += [f"{a} minus {b} {gap}" for (a, b), gap in gaps.items()]
     return Finding(
         every(g.inside(-ALIKE, ALIKE) for g in gaps.values()), f"{', '.join(words)}; {_bases(gaps.values())}"
     )
@@ -138,10 +140,9 @@ def competitive(found: Results) -> Finding:
     cells = found.cells("table-s2", *((row, "certified") for row in ("atent-smoothing", *rows)))
     if cells is None:
         return _missing()
-    ours, *others = cells
-    gaps = [found.less(ours, other) for other in others]
-    listed = ", ".join(f"{gap} over {row} {percent(c)}" for row, c, gap in zip(rows, others, gaps))
-    return Finding(settings(gap.inside(-ABOUT) for gap in gaps), f"ATENT {percent(ours)}, {listed}; {_bases(gaps)}")
+    gaps = [found.less(cells[0], other) for other in cells[1:]]
+    text = leads(("atent-smoothing", *rows), [*map(percent, cells)], gaps)
+    return Finding(settings(gap.inside(-ABOUT) for gap in gaps), f"{text}; {_bases(gaps)}")
 
 
 def finetune_loss(found: Results) -> Finding:
@@ -172,9 +173,9 @@ def in_the_plane(found: Results) -> Finding:
     if not {"atent", *others} <= set(rows):
         return _missing()
     cells = {name: _in_the_plane(seeds) for name, seeds in rows.items()}
-    leads = {name: found.less(cells["atent"], cells[name]) for name in others}
-    words = ", ".join(f"{lead} over {name}" for name, lead in leads.items())
-    return Finding(every(lead.inside(0) for lead in leads.values()), f"{words}; {_bases(leads.values())}")
+    gaps = {name: found.less(cells["atent"], cells[name]) for name in others}
+    words = ", ".join(f"ATENT minus {ROWS[name]} {gap}" for name, gap in gaps.items())
+    return Finding(every(gap.inside(0) for gap in gaps.values()), f"{words}; {_bases(gaps.values())}")
 
 
 def _in_the_plane(seeds: Sequence[Mapping[str, Any]]) -> Cell:
@@ -194,8 +195,8 @@ def as_strong(found: Results) -> Finding:
     if radii is None:
         return _missing()
     gaps = {radius: found.less(ours, pgd, same_networks=True) for radius, (ours, pgd) in radii.items()}
-    words = (f"{radius}: {percent(ours)} and {percent(pgd)}, {gaps[radius]}" for radius, (ours, pgd) in radii.items())
-    text = f"ATENT-20 and PGD-20 at the radii of {'; '.join(words)}; {_bases(gaps.values())}"
+    words = (f"at {r}/255 {percent(a)} and {percent(b)}, difference {gaps[r]}" for r, (a, b) in radii.items())
+    text = f"under ATENT-20 and PGD-20, {_NAMED}: {'; '.join(words)}; {_bases(gaps.values())}"
     return Finding(settings(gap.inside(high=ABOUT) for gap in gaps.values()), text)
 
 
@@ -210,11 +211,12 @@ def worst_attack(found: Results) -> Finding:
         same = auto.get("same_images") or (pgd if pgd.get("n") == auto.get("n") else None)
         if same is None:
             answers.append(None)
-            words.append(f"{radius}: {percent(auto)} and {percent(pgd)}, not of the same images")
+            words.append(f"at {radius}/255 {percent(auto)} and {percent(pgd)}, of different images")
         else:
             answers.append(never(_taken(auto, same), auto["n"], kept="outcomes" in auto and "outcomes" in same))
-            words.append(f"{radius}: {percent(auto)} and {100 * same['value']:.1f} on the same {auto['n']:,} images")
-    return Finding(every(answers), "AutoAttack and PGD-20 at the radii of " + "; ".join(words))
+            at = f"at {radius}/255 {percent(auto)} and {100 * same['value']:.1f}"
+            words.append(f"{at} on the same {auto['n']:,} images")
+    return Finding(every(answers), f"under AutoAttack and PGD-20, {_NAMED}: {'; '.join(words)}")
 
 
 def clean_or_certified(found: Results) -> Finding:
@@ -264,7 +266,7 @@ def spike(found: Results) -> Finding:
         return _missing()
     before, after, _ = curve
     rise = _change(found, after, before)
-    text = f"{rise} points from epoch {before['epoch']} to {after['epoch']}, the first at the lower rate; {rise.basis}"
+    text = f"{rise} points from epoch {before['epoch']} to {after['epoch']}, the first after the decay; {rise.basis}"
     return Finding(said(rise.inside(ALIKE)), text)
 
 
@@ -278,7 +280,7 @@ def falls(found: Results) -> Finding:
     if after["epoch"] == last["epoch"]:
         return Finding("not decided", f"nothing follows epoch {after['epoch']}")
     fall = _change(found, after, last)
-    text = f"{fall} points lost from epoch {after['epoch']}, the first at the lower rate, to {last['epoch']}"
+    text = f"{fall} points lost from epoch {after['epoch']}, the first after the decay, to {last['epoch']}"
     return Finding(said(fall.inside(ALIKE)), f"{text}; {fall.basis}")
 
 
@@ -306,7 +308,7 @@ def _change(found: Results, a: Cell, b: Cell) -> Difference:
     half = stats.t_quantile(n - 1) * spread / math.sqrt(n)
     return Difference(
         Estimate(gap, gap - half, gap + half),
-        f"over {n} seeds; their figures are not kept, the sum of both sd bounds it",
+        f"over {n} seeds; without values by seed, the sum of both standard deviations as a bound",
     )
 
 
@@ -387,10 +389,11 @@ def smoothing_noise(found: Results) -> Finding:
 
 def near_eps(found: Results) -> Finding:
     far = found.fact("distance", "gamma 0.05, gradients aligned")
-    least = found.fact("distance", "gamma 0.05, gradients at right angles")
+    least = found.fact("distance", "gamma 0.05, orthogonal gradients")
     noisy, times = (
-        found.fact("noisy-distance", name) for name in ("with it, values uniform in [0, 1]", "times eps2, with it")
+        found.fact("noisy-distance", name) for name in ("clamped, values uniform in [0, 1]", "ratio to eps2, clamped")
     )
     near = [0.5 <= length <= 2 for length in (least, far, times)]
-    text = f"{least:.2f} to {far:.2f} eps2 without noise; with it {noisy:.1f} at eps2 = 0.435, {times:.0f} times eps2"
+    noise = f"{noisy:.1f} with noise at eps2 = 0.435, {times:.0f} times eps2"
+    text = f"{least:.2f} to {far:.2f} eps2 without noise; {noise}"
     return Finding(settings(near), text)

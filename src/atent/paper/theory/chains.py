@@ -164,7 +164,8 @@ class Mean:
     @property
     def why_not(self) -> str:
         """As text."""
-        return f"R-hat {self.rhat:.3g} (at most {RHAT} wanted), effective size {self.size:.0f} (at least {LEAST:.0f})"
+        rhat = f"R-hat {self.rhat:.3g} (at most {RHAT} required)"
+        return f"{rhat}, effective size {self.size:.0f} (at least {LEAST:.0f} required)"
 
 
 def mean(samples: Tensor) -> Mean:

@@ -226,9 +226,9 @@ def _objectives(
         # neither trivially correct nor hopeless
         i = int(losses.argsort()[len(losses) // 2])
         bound = None
-        if "proved" in table.facts:
+        if "certified" in table.facts:
             bound = lemma.free_energy_bound(
-                density, float(losses[i]), table.facts["proved"]["lipschitz"], x[0].numel()
+                density, float(losses[i]), table.facts["certified"]["lipschitz"], x[0].numel()
             )  # fmt: skip
         found = thermodynamic.compare(
             net, x[i : i + 1], y[i : i + 1], density, chains=settings.chains, steps=settings.steps,
@@ -264,7 +264,7 @@ def _samplers(
         if found.converged:
             lags = list(range(len(found.curve)))
             table.curves["autocorrelation"] = {
-                "title": f"T12: what is left of the start, K = {settings.k} dotted", "x": "steps",
+                "title": f"T12: autocorrelation, K = {settings.k} dotted", "x": "steps",
                 "y": "autocorrelation", "log": "",
                 "lines": {"||x' - x||^2": [lags, found.curve], "loss": [lags, found.losses]},
                 "mark": settings.k,

@@ -226,7 +226,7 @@ def estimated(
     ]
     beta = max(float(sizes.max()) for sizes, _, _ in found)
     slope = max(float(grad.flatten(1).norm(dim=1).max()) for _, _, grad in found)
-    return Constants(slope, beta, False, f"the greatest seen at {len(z)} points, {iterations} power iterations each")
+    return Constants(slope, beta, False, f"maximum over {len(z)} points, {iterations} power iterations each")
 
 
 def without_curvature(found: Constants) -> Constants:

@@ -245,7 +245,7 @@ def integrability(seed: int = 0) -> list[Row]:
     second = Row(
         "T3", "without an anchor term (gamma = 0) there is no density",
         "a logistic loss cut at 5: the integral of exp(L) over"
-        " [-R, R] beside 2R, R = 10, 100, 1000", "holds" if grown >= 1 else "fails", "smallest integral / 2R", grown,
+        " [-R, R] against 2R, R = 10, 100, 1000", "holds" if grown >= 1 else "fails", "smallest integral / 2R", grown,
         None, len(sizes), "quadrature", "cross-entropy is at least 0, so exp(L/T) >= 1 and Z the volume",
     )  # fmt: skip
     return [first, second]

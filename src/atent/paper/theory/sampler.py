@@ -204,9 +204,9 @@ def mixing_rows(found: Mixing, steps: int, named: str) -> list[Row]:
             Row(
                 "T14", "the unadjusted chain's E[L] is that of p but for O(eta')", case,
                 "holds" if abs(away) <= error * 1.7 + 0.05 * abs(found.unbiased.value) else "fails",
-                "E[L] by Langevin less E[L] by Metropolis-Langevin", away, error, found.chains * (found.steps // 2),
+                "E[L] by Langevin minus E[L] by Metropolis-Langevin", away, error, found.chains * (found.steps // 2),
                 "sampled",
-                f"{found.biased.value:.4f} and {found.unbiased.value:.4f}, first image; 5 % are left to the step",
+                f"{found.biased.value:.4f} and {found.unbiased.value:.4f}, first image; tolerance 5 % for the step",
             )
         )  # fmt: skip
     else:
@@ -274,7 +274,7 @@ def conditions(
 
 
 def convergence_rows(found: Mapping[str, Conditions]) -> list[Row]:
-    """A row a recipe: not applicable where the recursion is another one, fails where only numbers are against it."""
+    """A row a recipe: not applicable where the recursion differs, fails where only numerical conditions are not met."""
     out = []
     for name, c in found.items():
         form = ("raw gradient", "anchor term above 0", "noise above 0", "no projection", "no box", "smooth network")
@@ -283,11 +283,11 @@ def convergence_rows(found: Mapping[str, Conditions]) -> list[Row]:
         case = f"recipe {name}: K {c.steps}, eta' {c.step_size:.4g}, gamma {c.gamma:.4g} in the paper's scaling"
         parts = []
         if wrong:
-            parts.append(f"another recursion or premise: lacks {', '.join(wrong)}")
+            parts.append(f"recursion or premise not met: {', '.join(wrong)}")
         if numbers:
-            parts.append(f"against its numbers: {', '.join(numbers)}")
+            parts.append(f"numerical conditions not met: {', '.join(numbers)}")
         if c.allowed is not None and not c.met["step size"]:
-            parts.append(f"the step may be {c.allowed:.2g} at most")
+            parts.append(f"the step size must be at most {c.allowed:.2g}")
         if c.needed is not None and not c.met["steps"]:
             parts.append(f"one relaxation time is {c.needed:.3g} steps in the best case, K = {c.steps}")
         if c.gamma == 0:

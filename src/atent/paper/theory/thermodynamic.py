@@ -227,7 +227,8 @@ def rows(found: Gradients, density: Entropic, named: str, bound: float | None = 
         ("T4", PRINTED, found.entropy, found.printed),
     )  # fmt: skip
     ready = found.worst.rhat <= 1.05 and found.least >= 100
-    why = f"R-hat up to {found.worst.rhat:.4g} (1.05 wanted), effective size from {found.least:.0f} (100 wanted)"
+    rhat = f"R-hat up to {found.worst.rhat:.4g}"
+    why = f"{rhat} (at most 1.05 required), effective size from {found.least:.0f} (at least 100 required)"
     if not ready:
         return [skipped(statement, claim, case, why, converged=False) for statement, claim, _, _ in cases]
     out = []
@@ -237,9 +238,9 @@ def rows(found: Gradients, density: Entropic, named: str, bound: float | None = 
         allowed = 3 * error + 0.01 * abs(left)
         out.append(
             Row(
-                statement, claim, case, "holds" if abs(right - left) <= allowed else "fails", "formula less objective",
+                statement, claim, case, "holds" if abs(right - left) <= allowed else "fails", "formula minus objective",
                 right - left, 1.96 * error, found.chains * found.steps, "sampled",
-                f"objective {left:.4f} +- {1.96 * a:.4f}, formula {right:.4f} +- {1.96 * b:.4f}; {why.split(' (')[0]}",
+                f"objective {left:.4f} \u00b1 {1.96 * a:.4f}, formula {right:.4f} \u00b1 {1.96 * b:.4f}; {rhat}",
             )
         )  # fmt: skip
     level, error = found.level
