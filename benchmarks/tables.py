@@ -98,12 +98,13 @@ def ablation(folder: Path) -> str:
 
 
 def inputs(folder: Path) -> str:
-    """Bad inputs by room: how many were tried, and what became of them."""
+    """Invalid inputs by kind: how many were tried, rejected and accepted."""
     found = json.loads((folder / "bad_inputs.json").read_text())
-    rows = {**found["by"], "all": found["total"]}
+    rows = {**found["by"], "total": found["total"]}
     kinds = ("tried", "refused", "accepted", "wrong")
-    cells = [[name.replace("_", " "), *(f"{row[kind]:,}" for kind in kinds)] for name, row in rows.items()]
-    return "\n".join(markdown_table(["given to", "tried", "refused in one line", "works", "wrong"], cells)) + "\n"
+    names = {"texts": "strings", "command_line": "command line"}
+    cells = [[names.get(name, name), *(f"{row[kind]:,}" for kind in kinds)] for name, row in rows.items()]
+    return "\n".join(markdown_table(["input", "tried", "rejected in one line", "accepted", "violations"], cells)) + "\n"
 
 
 def soak(folder: Path) -> str:
@@ -111,13 +112,13 @@ def soak(folder: Path) -> str:
     found = json.loads((folder / "soak.json").read_text())
     headings = [
         "command",
-        "brought to an end",
+        "completed",
         "SIGKILL",
         "other signals",
         "differences",
         "failures",
-        "MiB at most",
-        "open files at most",
+        "peak memory (MiB)",
+        "most open files",
     ]
     rows = []
     for kind, count in found["commands"].items():
@@ -126,7 +127,7 @@ def soak(folder: Path) -> str:
         rows.append([f"`{kind}`", *map(str, (count["cycles"], count["kills"], count["signals"], *wrong, *peak))])
     total = found["total"]
     whole = (total[key] for key in ("cycles", "kills", "signals", "differences", "failures"))
-    rows.append([f"all, {found['minutes']:g} minutes", *map(str, whole), "", ""])
+    rows.append([f"total, {found['minutes']:g} minutes", *map(str, whole), "", ""])
     return "\n".join(markdown_table(headings, rows)) + "\n"
 
 
@@ -135,18 +136,18 @@ def upkeep(folder: Path) -> str:
     found = json.loads((folder / "upkeep.json").read_text())
     rows = [
         [
-            f"checks for numbers that are not finite, `{row['network']}`, batch {row['batch']}",
+            f"finiteness checks, `{row['network']}`, batch {row['batch']}",
             f"{100 * row['share']:.2f}",
-            f"of a step of {1000 * row['step']:.3g} ms",
+            f"a step of {1000 * row['step']:.3g} ms",
         ]
         for row in found["marks"]
     ]
     kept = found["keeping"]
     rows.append([
-        f"files of `{kept['recipe']}`, {kept['epochs']} epochs", f"{100 * kept['share']:.2f}",
-        f"of {kept['seconds']:.0f} s, {kept['saves']} saves",
+        f"checkpoints and other files, `{kept['recipe']}`, {kept['epochs']} epochs", f"{100 * kept['share']:.2f}",
+        f"a training of {kept['seconds']:.0f} s, {kept['saves']} saves",
     ])  # fmt: skip
-    return "\n".join(markdown_table(["what", "share (%)", "of what"], rows)) + "\n"
+    return "\n".join(markdown_table(["overhead", "share (%)", "share of"], rows)) + "\n"
 
 
 def fuzz(folder: Path) -> str:
@@ -158,7 +159,7 @@ def fuzz(folder: Path) -> str:
         kinds = ", ".join(dict.fromkeys(kind.partition("-")[0] for kind in row["findings"])) or "none"
         counts = (f"{row['minutes']:g}", f"{row['executions']:,}", str(reached["edges"]), str(reached["inputs"]))
         cells.append([name, kinds, *counts, str(len(row["findings"]))])
-    headings = ["reader", "findings", "minutes", "executions", "edges reached", "inputs kept", "places"]
+    headings = ["reader", "exceptions", "minutes", "executions", "edges covered", "corpus", "locations"]
     return "\n".join(markdown_table(headings, cells, left=2)) + "\n"
 
 
@@ -299,10 +300,11 @@ def times(folder: Path) -> str:
     trainings."""
     found = migrate.read(folder / "comparison.json", ComparisonFile).to_json()
     made = found["provenance"]
+    together = f"{found['at_once']} training{'s' if found['at_once'] > 1 else ''}"
     each = f"{made['threads']} thread{'s' if made['threads'] > 1 else ''} each"
     head = (
         f"`{found['model']}`, batch {found['batch_size']}, {len(found['seeds'])} seeds; {made['device_name']}, "
-        f"{found['at_once']} at once, {each}, torch {made['torch']} (`results/{folder.name}`):\n\n"
+        f"{together} at a time, {each}, torch {made['torch']} (`results/{folder.name}`):\n\n"
     )
     rows = []
     for row in found["rows"]:
@@ -311,7 +313,7 @@ def times(folder: Path) -> str:
         whole = f"{mean * found['epochs']:.0f}"
         cells = (f"{mean:.3g}", f"{min(seconds):.3g} to {max(seconds):.3g}", str(found["epochs"]), whole)
         rows.append([f"`{row['recipe']}`", *cells])
-    headings = ["recipe", "s / epoch", "over the seeds", "epochs", "s, all epochs"]
+    headings = ["recipe", "s / epoch", "range over seeds", "epochs", "s / training"]
     return head + "\n".join(markdown_table(headings, rows)) + "\n"
 
 
@@ -324,7 +326,7 @@ def campaign(folder: Path) -> str:
         where = f"{part['hardware']}, {part['threads']} thread, {part['precision']}"
         counts = (str(job["epochs"]), f"{job['images_seen']:,}", f"{job['core_hours']:.1f}")
         rows.append([f"`{job['training']}`", where, *counts])
-    return "\n".join(markdown_table(["recipe", "where", "epochs", "images", "core hours"], rows, left=2)) + "\n"
+    return "\n".join(markdown_table(["recipe", "hardware", "epochs", "images", "core hours"], rows, left=2)) + "\n"
 
 
 def attacked(folder: Path) -> str:
@@ -338,7 +340,9 @@ def attacked(folder: Path) -> str:
             per = 1000 * attack["seconds"] / attack["attacked"]
             counts = (f"{attack['attacked']:,}", f"{attack['seconds']:.0f}", f"{per:.1f}")
             rows.append([f"`{found['model']}`, {found['data']['name']}", name, where, *counts])
-    return "\n".join(markdown_table(["network", "attack", "where", "images", "s", "ms / image"], rows, left=3)) + "\n"
+    return (
+        "\n".join(markdown_table(["network", "attack", "hardware", "images", "s", "ms / image"], rows, left=3)) + "\n"
+    )
 
 
 CAMPAIGN_STRONG = "PGD-40 x 5 margin"

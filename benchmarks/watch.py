@@ -275,12 +275,15 @@ def table(name: str) -> str:
         reference = known.get((row["data"], row["eps"]), 0.0)
         if reference >= 0.2:
             counts.setdefault(kind(row, reference), []).append(alarms(row))
-    lines = ["| training | n | any alarm (%) | fall | gap | alignment | stopped |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| training | n | any alarm (%) | fall | gap | alignment | stopped |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
     for what in ("good", "collapsed", "neither"):
         found = counts.get(what, [])
         if found:
             each = [sum(rule in rules for rules in found) for rule in ("fall", "gap", "alignment", "stop")]
-            some = percent(share(sum(bool(rules) for rules in found), len(found)))
+            some = percent(share(sum(bool(rules) for rules in found), len(found))).replace(" %", "")
             lines.append(f"| {what} | {len(found)} | {some} | {' | '.join(map(str, each))} |")
     return "\n".join(lines)
 
