@@ -87,13 +87,13 @@ def tables(content: Mapping[str, Any]) -> str:
     lines = [*markdown_table(heads, rows, left=6), "", "Evidence and criterion of each claim:", ""]
     for i, claim in enumerate(content["claims"], 1):
         basis = f"Measured (scale {claim['scale']})" if claim["scale"] else "Computed"
-        measured = f"{basis}: {claim['ours']}." if claim["verdict"] != NOT_YET else "Not measured yet."
-        parts = (measured, f"Criterion for `true`: {claim['rule']}.", f"Command: `{claim['command']}`")
+        figures = f"{basis}: {claim['ours']}." if claim["verdict"] != NOT_YET else "Not measured yet."
+        parts = [figures, f"Criterion for `true`: {claim['rule']}.", f"Command: `{claim['command']}`"]
         lines += _item(i, claim["says"], parts)
     lines += ["", "Discrepancies between text, tables and code:", ""]
     for i, one in enumerate(content["discrepancies"], 1):
         printed = [f"Published: {one['printed']}."] if one["printed"] != "-" else []
-        parts = (*printed, f"Computed or measured: {one['ours']}.", f"Command: `{one['command']}`")
+        parts = [*printed, f"Computed or measured: {one['ours']}.", f"Command: `{one['command']}`"]
         lines += _item(i, one["what"], parts)
     return "\n".join([*lines, ""])
 
