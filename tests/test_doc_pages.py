@@ -175,3 +175,10 @@ def test_the_commands_of_a_page_are_understood(page):
 def test_the_toml_of_a_page_is_read(page):
     for code in blocks(page, "toml"):
         assert tomllib.loads(code)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_line_is_lost_as_a_comment(page):
+    """The site's parser drops a line that begins with a percent sign, such as the end of a wrapped "200 %"."""
+    prose = re.sub(r"^```.*?^```$", "", PAGES[page].read_text("utf-8"), flags=re.M | re.S)
+    assert not re.search(r"^\s*%", prose, re.M)
