@@ -51,12 +51,7 @@ def parse(
     if not isinstance(name, ast.Name) or (isinstance(tree, ast.Call) and tree.args):
         raise ValueError(f"attack {shown(text, 200)} is not valid: {_SYNTAX}")
     called = reference[1] if reference else name.id
-    try:
-        cls = attacks.find(called)
-    except ValueError as error:
-        raise ValueError(
-            str(error) if text == called or not reference else f"attack {shown(text, 200)}: {error}"
-        ) from None
+    cls = attacks.find(called)
     known = [f.name for f in dataclasses.fields(cls) if f.name != "threat"]
     values: dict[str, Any] = {}
     for keyword in keywords:
