@@ -149,8 +149,8 @@ def test_averaged_weights_are_compared_with_their_own_alone():
         assert undecided(lead)
         assert f"{lead} points from" in " ".join(TEXT.split()), name
     kept = [race(name)["atent-plus"]["worst"]["mean"] for name in NAMES]
-    reported = "{:.1f} and {:.1f} % in linf on digits, {:.1f} and {:.1f} in l2, {:.1f} and {:.1f} on MNIST"
-    assert reported.format(*(100 * k for k in kept)) in words("Where ATENT ranks")
+    norms = "{:.1f} and {:.1f} % in $\\ell_\\infty$ on digits, {:.1f} and {:.1f} in $\\ell_2$, {:.1f} and {:.1f} on MNIST"
+    assert norms.format(*(100 * k for k in kept)) in words("Where ATENT ranks")
 
 
 def test_where_atent_ranks():
