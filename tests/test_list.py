@@ -51,6 +51,7 @@ def test_a_package_is_named_and_a_broken_one_is_one_line(tmp_path, monkeypatch, 
     (tmp_path / "theirs.py").write_text(
         "import dataclasses\nfrom atent import Threat\nfrom atent.attacks import Attack\n"
         "@dataclasses.dataclass(frozen=True)\nclass Noise(Attack):\n    '''Noise. And more.'''\n    threat: Threat\n"
+        "    passes = 1\n    def search(self, oracle, x, y, streams):\n        return x\n"
     )
     (tmp_path / "theirs-1.2.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.2\n")
     (tmp_path / "theirs-1.2.dist-info" / "entry_points.txt").write_text(

@@ -567,10 +567,19 @@ def test_changed_data_are_named(tmp_path, monkeypatch, capsys):
 def test_a_run_is_not_resumed_with_changed_data():
     text = folder.dumps({"method": {"name": "Standard"}, "model": {}, "train": {}, "data": {}, "files": {"a": 1}})
     other = text.replace('"a": 1', '"a": 2')
-    assert difference(text, text, Standard()) is None
-    assert "SHA-256" in difference(text, other, Standard())
     changed = text.replace('"data": {}', '"data": {"name": "npz"}')
-    assert "config.json" in difference(text, changed, Standard())
+
+    def now(config, code="a", samples="b"):
+        return {"config": config, "code": {"mine": code}, "samples": samples}
+
+    assert difference(now(text), now(text), Standard()) is None
+    assert "SHA-256" in difference(now(text), now(other), Standard())
+    assert "config.json" in difference(now(text), now(changed), Standard())
+    assert "mine has changed" in difference(now(text), now(text, code="c"), Standard())
+    assert "samples have changed" in difference(now(text), now(text, samples="c"), Standard())
+    # Earlier versions recorded the settings only.
+    assert difference({"config": text}, now(text), Standard()) is None
+    assert "SHA-256" in difference({"config": text}, now(other), Standard())
 
 
 def test_a_history_that_is_missing_says_what_restores_it(tmp_path):

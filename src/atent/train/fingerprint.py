@@ -54,9 +54,17 @@ def started(config: dict[str, Any], method: Method, model: nn.Module, *others: A
     kinds = {type(each) for each in (method, *model.modules(), *others)}
     # Functions that build the network or the optimizer.
     named = [(config[part].get("name") or "").partition(":") for part in ("model", "optimizer")]
-    builders = [attrgetter(path)(sys.modules[module]) for module, _, path in named if path and module in sys.modules]
+    builders = [_known(module, path) for module, _, path in named if path and module in sys.modules]
     shared = {"config": fingerprint(config), "code": sources_of([*kinds, *builders])}
     return shared | {"samples": config["about"]["data"].get("digest"), "epoch": 0, "step": 0}
+
+
+def _known(module: str, path: str) -> Any:
+    """An object of an imported module; None if it is not there any more."""
+    try:
+        return attrgetter(path)(sys.modules[module])
+    except AttributeError:
+        return None
 
 
 def difference(before: Mapping[str, Any], now: Mapping[str, Any], method: Method) -> str | None:
