@@ -149,7 +149,9 @@ def test_averaged_weights_are_compared_with_their_own_alone():
         assert undecided(lead)
         assert f"{lead} points from" in " ".join(TEXT.split()), name
     kept = [race(name)["atent-plus"]["worst"]["mean"] for name in NAMES]
-    norms = "{:.1f} and {:.1f} % in $\\ell_\\infty$ on digits, {:.1f} and {:.1f} in $\\ell_2$, {:.1f} and {:.1f} on MNIST"
+    norms = (
+        "{:.1f} and {:.1f} % in $\\ell_\\infty$ on digits, {:.1f} and {:.1f} in $\\ell_2$, {:.1f} and {:.1f} on MNIST"
+    )
     assert norms.format(*(100 * k for k in kept)) in words("Where ATENT ranks")
 
 
