@@ -144,7 +144,7 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
     References
     ----------
     Croce and Hein 2020, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
-    attacks", ICML.
+    attacks", ICML, arXiv 2003.01690.
 
     Examples
     --------
@@ -189,7 +189,7 @@ def dlr_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     References
     ----------
     Croce and Hein 2020, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
-    attacks", ICML.
+    attacks", ICML, arXiv 2003.01690.
 
     Examples
     --------
@@ -251,7 +251,8 @@ def boosted_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
 
     References
     ----------
-    Wang et al. 2020, "Improving adversarial robustness requires revisiting misclassified examples", ICLR.
+    Wang, Zou, Yi, Bailey, Ma and Gu 2020, "Improving adversarial robustness requires revisiting misclassified
+    examples", ICLR.
 
     Examples
     --------

@@ -198,7 +198,7 @@ def here(tmp_path, monkeypatch):
 
 
 def run(capsys, *args):
-    status = main(["reproduce", *args, "--quiet"])
+    status = main(["reproduce", *args])
     out, err = capsys.readouterr()
     return status, out, err
 
@@ -294,7 +294,7 @@ def test_a_time_limit_stops_and_the_same_command_goes_on(here, capsys, monkeypat
     with pytest.raises(Interrupted, match="time limit reached: repeating the command resumes"):
         room.reproduce("table-s1", "smoke", build=config.job, read=config.read_recipe, time_limit=0, only=["pgdat"])
     assert not (path / "evaluation.json").exists()
-    assert main(["reproduce", *command, "--time-limit", "10m", "--quiet"]) == 0
+    assert main(["reproduce", *command, "--time-limit", "10m"]) == 0
     assert "resumes" in capsys.readouterr().out
     unbroken = measured(here / "whole" / "smoke" / path.name)
     assert {k: m["share"] for k, m in measured(path).items()} == {k: m["share"] for k, m in unbroken.items()}

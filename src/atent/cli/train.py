@@ -191,7 +191,9 @@ def train_job(
 
     if validation_only:
         return _validated(job, path, quiet=quiet, resume=resume, saved=saved, certifier=certifier)
-    options: dict[str, Any] = {"progress": not quiet, "report": None if quiet else _epoch_line, "log": log}
+    options: dict[str, Any] = {
+        "progress": not quiet, "report": None if quiet else _epoch_line, "introduce": show.lines(quiet), "log": log,
+    }  # fmt: skip
     done = _tracked(job, path, resume=resume, saved=saved, **options)
     models = {job.title: done.evaluation}
     if not baseline:
@@ -252,6 +254,7 @@ def _validated(job: Any, path: Path, *, quiet: bool, resume: bool, saved: Any, c
         progress=not quiet,
         report=None if quiet else _epoch_line,
         say=print,
+        introduce=show.lines(quiet),
         callbacks=[Rows()],
     )
     if certifier is not None:

@@ -102,17 +102,22 @@ def run_job(
     progress: bool = True,
     report: Callable[[dict[str, Any]], None] | None = None,
     say: Say = lambda line: None,
+    introduce: Say | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> Finished:
     """Train, evaluate once on the test set, and write a complete run folder to ``path``.
 
-    ``progress``: describe the run, and show bars. A resumed run keeps its data.subset. ``saved``: what `saved_run` read
-    of a run that was trained from Python, to resume it. Raises ValueError (InUse while another process is at work on
-    the run), FileNotFoundError, FileExistsError, Diverged, Interrupted, OSError.
+    ``progress``: show bars. ``introduce`` gets the lines that describe the run, ``say`` by default. A resumed run keeps
+    its data.subset. ``saved``: what `saved_run` read of a run that was trained from Python, to resume it. Raises
+    ValueError (InUse while another process is at work on the run), FileNotFoundError, FileExistsError, Diverged,
+    Interrupted, OSError.
     """
     with entered(lambda: held(path / folder.LOCK, "train")), resumed_by(lambda: _again(path)):
         job = as_begun(job, path) if resume else job
-        return _run(job, path, resume, saved, progress=progress, report=report, say=say, callbacks=callbacks)
+        return _run(
+            job, path, resume, saved, progress=progress, report=report, say=say, introduce=introduce or say,
+            callbacks=callbacks,
+        )  # fmt: skip
 
 
 def fit_job(job: Job, path: Path, *, resume: bool = False, saved: Saved | None = None, **how: Any) -> Fitted:
@@ -130,11 +135,11 @@ def _again(path: Path) -> str:
 
 def _run(
     job: Job, path: Path, resume: bool, saved: Saved | None, *, progress: bool,
-    report: Callable[[dict[str, Any]], None] | None, say: Say, callbacks: Sequence[Callback],
+    report: Callable[[dict[str, Any]], None] | None, say: Say, introduce: Say, callbacks: Sequence[Callback],
 ) -> Finished:  # fmt: skip
     """`run_job` under the run's lock."""
     fitted, model, data, attacks = _fitted(
-        job, path, resume, saved, progress=progress, report=report, say=say, callbacks=callbacks
+        job, path, resume, saved, progress=progress, report=report, say=say, introduce=introduce, callbacks=callbacks
     )
     evaluation = _evaluated(job, path, model, fitted, data, attacks, progress and current().first)
     content = evaluation.to_json()
@@ -146,7 +151,7 @@ def _run(
 
 def _fitted(
     job: Job, path: Path, resume: bool, saved: Saved | None, *, progress: bool = True,
-    report: Callable[[dict[str, Any]], None] | None = None, say: Say = lambda line: None,
+    report: Callable[[dict[str, Any]], None] | None = None, say: Say = lambda line: None, introduce: Say | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> tuple[Fitted, nn.Module, Data, dict[str, Attack]]:  # fmt: skip
     """The training, its network and data, and the attacks of the evaluation that may follow, which are checked."""
@@ -160,8 +165,8 @@ def _fitted(
     check_attacks(model, data, {f"evaluate.attacks {name}": attack for name, attack in attacks.items()})
     import_module("matplotlib.figure")  # the curves are drawn at the end
     config = saved.config if saved else _config(job, model, data, attacks.values())
-    for line in introduction(path, data, config, job.train.validate_limit, job.evaluate.limit) if progress else ():
-        say(line)
+    for line in introduction(path, data, config, job.train.validate_limit, job.evaluate.limit):
+        (introduce or say)(line)
     fitted = fit(
         model, data, job.method, optimizer=job.optimizer, schedule=job.schedule, settings=job.train,
         augmentation=job.data.augment, threat=threat, run=path, config=config, resume=resume, progress=progress,

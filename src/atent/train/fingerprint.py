@@ -78,9 +78,10 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any], method: Method
             f"code: {', '.join(edited)} has changed since then; restore it, or train with the new code under another"
             " --name, from the weights so far by --model.weights"
         )
-    if None not in (before.get("samples"), now["samples"]) and before["samples"] != now["samples"]:
+    changed = _changed(before["config"], now["config"], method)
+    if changed is None and None not in (before.get("samples"), now["samples"]) and before["samples"] != now["samples"]:
         return "data: its samples have changed, use those of its training"
-    return _changed(before["config"], now["config"], method)
+    return changed
 
 
 def _changed(saved: str, now: str, method: Method) -> str | None:
