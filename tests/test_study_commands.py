@@ -153,7 +153,9 @@ def test_the_report_shows_them_and_names_what_was_not_measured(runs, made):
 def test_what_cannot_be_measured_is_refused_in_one_line(runs, words, what, capsys):
     words = [str(runs / "one") if word == "RUN" else word for word in words]
     assert main([*words, *ROOTED]) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
+    printed = capsys.readouterr().err.strip().splitlines()
+    # The runs of this file have no manifest, which the first command of a process reports.
+    (line,) = [each for each in printed if "has no manifest.json" not in each]
     assert what in line
 
 
