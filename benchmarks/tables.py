@@ -382,7 +382,8 @@ def trained(folder: Path) -> list[Trained]:
         radius = f"{threat['norm']} {round(255 * threat['eps'])}/255" if threat["norm"] == "linf" else ""
         radius = radius or f"{threat['norm']} {threat['eps']:g}"
         corrupted = next((each["corruptions"] for each in found if each.get("corruptions")), None)
-        tabled = f"AutoAttack(norm={threat['norm']}, eps={float(threat['eps'])}), "
+        spellings = float(threat["eps"]), radius.partition(" ")[2]
+        tabled = tuple(f"AutoAttack(norm={threat['norm']}, eps={eps}), " for eps in spellings)
         strongest = [each["share"] for key, each in whole.items() if key.startswith(tabled)]
         strongest += [shares["AutoAttack"]] if "AutoAttack" in shares else []
         most = max(strongest, key=lambda share: share["n"], default=None)

@@ -196,6 +196,13 @@ def test_the_readmes_table_changes_once_both_networks_are_evaluated(tmp_path):
     assert pages.refreshed(readme, ROOT / "results") == readme
 
 
+def test_autoattack_of_the_tables_counts_as_the_strongest_attack_in_every_norm():
+    for network in pages.trained(ROOT / "results/cifar"):
+        measures = folder.read_json(ROOT / "results/cifar" / network.job["name"] / "measures.json")
+        norm = network.radius.partition(" ")[0]
+        assert bool(network.strongest) == any(key.startswith(f"AutoAttack(norm={norm}, ") for key in measures)
+
+
 def test_differences_are_those_of_the_outcomes_by_image():
     shares = [
         folder.read_json(ROOT / f"results/cifar/{name}/measures.json") for name in tables.PAIR
