@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import inspect
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +56,12 @@ def sources_of(entries: Iterable[Any]) -> dict[str, str]:
     Of the main module each definition counts by itself, of other modules the entire file.
     """
     found: dict[str, str] = {}
-    for entry in (part for each in entries for part in (each.__mro__ if isinstance(each, type) else (each,))):
-        name = getattr(entry, "__module__", None) or type(entry).__module__
+    # The packages of the environment are read once for each top-level module: this takes 0.1 s and more.
+    installed = functools.cache(version_of)
+    for entry in _definitions(entries):
+        name = entry.__module__ or ""
         top = name.partition(".")[0]
-        if top in _LIBRARIES or top in sys.stdlib_module_names - {"__main__"} or name in found or version_of(name):
+        if top in _LIBRARIES or top in sys.stdlib_module_names - {"__main__"} or name in found or installed(top):
             continue
         path = Path(getattr(sys.modules.get(name), "__file__", None) or "")
         with contextlib.suppress(OSError, TypeError):  # made without a file, as in a notebook
@@ -67,6 +70,16 @@ def sources_of(entries: Iterable[Any]) -> dict[str, str]:
             else:
                 found[name] = _hash(path.read_bytes())
     return dict(sorted(found.items()))
+
+
+def _definitions(entries: Iterable[Any]) -> Iterator[Any]:
+    """The classes and functions that define some objects: of a class also its bases, of a partial its function, and of
+    an instance its class."""
+    for entry in entries:
+        while isinstance(entry, functools.partial):
+            entry = entry.func
+        known = entry if hasattr(entry, "__qualname__") else type(entry)
+        yield from known.__mro__ if isinstance(known, type) else (known,)
 
 
 def _hash(source: bytes) -> str:
