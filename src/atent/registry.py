@@ -16,6 +16,7 @@ import importlib.metadata
 import os
 import pkgutil
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -348,5 +349,7 @@ def current_directory_on_path() -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """The class and the first line of an exception."""
-    return " ".join([f"{type(error).__name__}:", *str(error).strip().splitlines()[:1]]).rstrip(": ")
+    """The class and the first line of an exception; the second too, shortened, if the first only announces it."""
+    first, *rest = [line.strip() for line in str(error).strip().splitlines() if line.strip()] or [""]
+    more = f" {textwrap.shorten(rest[0], 160, placeholder=' ...')}" if rest and first.endswith(":") else ""
+    return f"{type(error).__name__}: {first}{more}".rstrip(": ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import site
 import sysconfig
 import traceback
 from pathlib import Path
@@ -9,7 +10,10 @@ from pathlib import Path
 import atent
 
 _PACKAGE = Path(atent.__file__).resolve().parent
-_LIBRARIES = tuple({Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")})
+# A virtual environment may also see the packages of its system, and those that the user installed by pip.
+_FOLDERS = (*map(sysconfig.get_path, ("stdlib", "purelib", "platlib")), site.getusersitepackages())
+_LIBRARIES = tuple({Path(each).resolve() for each in _FOLDERS})
+_INSTALLED = {"site-packages", "dist-packages"}
 
 
 def place_of_error(error: BaseException) -> str | None:
@@ -36,6 +40,10 @@ def _search(error: BaseException) -> tuple[str | None, bool]:
         path = Path(frame.filename).resolve()
         if path.is_relative_to(_PACKAGE):
             inside = last = True
-        elif inside and not any(path.is_relative_to(folder) for folder in _LIBRARIES):
+        elif inside and not _is_library(path):
             place, last = f"{path.name}, line {frame.lineno}, in {frame.name}", False
     return place, last
+
+
+def _is_library(path: Path) -> bool:
+    return not _INSTALLED.isdisjoint(path.parts) or any(path.is_relative_to(folder) for folder in _LIBRARIES)
