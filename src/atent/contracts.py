@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
 
 @dataclass(frozen=True)
 class Member:
@@ -38,14 +40,32 @@ def undeclared(cls: type) -> str | None:
     for a valid class. A subclass without annotations and ``__init__`` needs no decorator."""
     if "__dataclass_fields__" in vars(cls):
         return None
-    names = [name for name, hint in inspect.get_annotations(cls).items() if not _of_class(hint)]
+    names = [name for name, hint in inspect.get_annotations(cls).items() if _is_setting(cls, name, hint)]
     if names:
         what = f"declares {', '.join(names)} and is not a dataclass, so its settings would be ignored"
-    elif "__init__" in vars(cls):
+    elif "__init__" in vars(cls) and not _extends(cls):
         what = "defines __init__ and is not a dataclass: its settings are fields"
     else:
         return None
     return f"{cls.__name__} {what}: write @dataclass(frozen=True) above the class"
+
+
+def _is_setting(cls: type, name: str, hint: Any) -> bool:
+    """Whether an annotated name would be a field: not a ClassVar, a private name without a value, or an attribute of
+    a base that is no field there, such as ``passes``."""
+    if _of_class(hint) or (name.startswith("_") and name not in vars(cls)):
+        return False
+    known = {each.name for each in dataclasses.fields(cls)}
+    return name in known or not any(hasattr(base, name) for base in cls.__bases__)
+
+
+def _extends(cls: type) -> bool:
+    """Whether an own ``__init__`` takes the fields, no more, and calls that of the base."""
+    function = cls.__init__  # type: ignore[misc]
+    names = {each.name for each in dataclasses.fields(cls) if each.init}
+    taken = [each for each in inspect.signature(function).parameters.values() if each.kind not in _VARIADIC][1:]
+    calls = "__init__" in getattr(getattr(function, "__code__", None), "co_names", ())
+    return calls and names.issuperset(each.name for each in taken) and accepts(function, 1, names)
 
 
 def _of_class(hint: Any) -> bool:
@@ -65,7 +85,7 @@ def flaw(cls: type, base: type, members: Iterable[Member]) -> str | None:
         if found is inherited:
             if member.needed:
                 return f"{cls.__name__} has no {member.name}: define {member.call}"
-        elif not callable(found) and not isinstance(found, staticmethod | classmethod):
+        elif not callable(found) and not hasattr(found, "__get__"):
             return f"{member.name} of {cls.__name__} is a {type(found).__name__}: define {member.call}"
         elif (line := _uncallable(cls, member)) is not None:
             return line
@@ -73,8 +93,9 @@ def flaw(cls: type, base: type, members: Iterable[Member]) -> str | None:
 
 
 def _uncallable(cls: type, member: Member) -> str | None:
-    bound = isinstance(inspect.getattr_static(cls, member.name), staticmethod | classmethod)
-    function = getattr(cls, member.name)
+    found, function = inspect.getattr_static(cls, member.name), getattr(cls, member.name)
+    # Instances are an argument of functions only, not of a partial or another callable object.
+    bound = isinstance(found, staticmethod | classmethod) or not hasattr(found, "__get__")
     if accepts(function, member.positional + (not bound), member.keywords):
         return None
     names = list(inspect.signature(function).parameters)[0 if bound else 1 :]
@@ -100,6 +121,6 @@ def kind_of(value: Any) -> str:
     if isinstance(value, type):
         return f"the class {value.__name__}"
     if inspect.isroutine(value):
-        return f"the function {value.__name__}"
+        return f"the function {getattr(value, '__name__', type(value).__name__)}"
     name = type(value).__name__
     return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"

@@ -6,6 +6,8 @@ import inspect
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass, is_dataclass, replace
+from functools import cached_property
+from numbers import Integral
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -340,7 +342,8 @@ def _flaw(cls: type[Attack]) -> str | None:
     passes = inspect.getattr_static(cls, "passes")
     if line is None and passes is inspect.getattr_static(Attack, "passes"):
         return f"{cls.__name__} has no passes: {_PASSES}"
-    counted = isinstance(passes, int) or (hasattr(passes, "__get__") and not inspect.isroutine(passes))
+    counted = isinstance(passes, Integral) or (hasattr(passes, "__get__") and not inspect.isroutine(passes))
+    counted = counted or isinstance(passes, cached_property)
     if line is None and not counted:
         return f"passes of {cls.__name__} is {kind_of(passes)}: {_PASSES}"
     return line

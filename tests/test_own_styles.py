@@ -1,0 +1,191 @@
+"""Classes and functions of the user in every valid style are accepted, and work as those of this library."""
+
+import copy
+import dataclasses
+import functools
+import pickle
+import sysconfig
+from dataclasses import dataclass
+from functools import cached_property, partialmethod
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from atent import origins
+from atent.attacks import ATTACKS, PGD, Attack
+from atent.cli.places import place_of_error, raised_by_user
+from atent.contracts import kind_of
+from atent.methods import METHODS, Method
+from atent.registry import first_line
+from atent.threat import Threat
+
+LINF = Threat("linf", 0.1)
+
+
+def _search(shift, oracle, x, y, streams):
+    return oracle.logits(x, y)[:, :1, None, None].sign() * shift + x
+
+
+class Found:
+    def __call__(self, oracle, x, y, streams):
+        return x
+
+
+class Partial(Attack):
+    passes = 1
+    search = functools.partial(_search, 0.05)
+
+
+class PartialMethod(Attack):
+    passes = 1
+
+    def _at(self, shift, oracle, x, y, streams):
+        return x + shift * self.threat.eps
+
+    search = partialmethod(_at, 0.5)
+
+
+class CallableObject(Attack):
+    passes = np.int64(1)
+    search = Found()
+
+
+class Cached(Attack):
+    @cached_property
+    def passes(self):
+        return 4
+
+    @staticmethod
+    def search(oracle, x, y, streams):
+        return x
+
+
+class Annotated(Attack):
+    norms: tuple[str, ...] = ("linf",)
+    passes: int = 2
+    _kept: dict
+
+    def search(self, oracle, x, y, streams, **options):
+        return x
+
+
+class Constructed(PGD):
+    def __init__(self, *args, **given):
+        super().__init__(*args, **given)
+        object.__setattr__(self, "_seen", [])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keyword(PGD):
+    steps: int = 4
+    extra: str = "a"
+
+
+class PartialLoss(Method):
+    loss = functools.partial(lambda weight, model, x, y, aux, **_: (weight * cross_entropy(model(x), y), {}), 2.0)
+
+
+STYLES = [Partial, PartialMethod, CallableObject, Cached, Annotated, Constructed, Keyword]
+
+
+@pytest.mark.parametrize("style", STYLES, ids=lambda style: style.__name__)
+def test_an_attack(style):
+    assert ATTACKS.find(f"{__name__}:{style.__name__}") is style
+    attack = style(LINF)
+    pickled = pickle.loads(pickle.dumps(attack))
+    assert attack == pickled == copy.deepcopy(attack) == dataclasses.replace(attack)
+    x, y = torch.rand(3, 1, 4, 4), torch.arange(3)
+    found = attack.run(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), x, y)
+    assert found.x_adv.shape == x.shape
+    assert attack.passes >= 1
+
+
+def test_a_method_with_a_partial():
+    assert METHODS.find(f"{__name__}:PartialLoss") is PartialLoss
+    metrics = PartialLoss().backward(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), torch.rand(3, 16), torch.arange(3))
+    assert list(metrics) == ["loss"]
+
+
+def test_a_constructor_with_settings_of_its_own_is_refused():
+    class Takes(PGD):
+        def __init__(self, threat, tries=3):
+            super().__init__(threat, steps=tries)
+
+    with pytest.raises(ValueError, match="Takes defines __init__"):
+        Takes(LINF)
+
+
+def test_a_redeclared_field_needs_the_decorator():
+    class Longer(PGD):
+        steps: int = 100
+
+    with pytest.raises(ValueError, match="Longer declares steps"):
+        Longer(LINF)
+
+
+@pytest.mark.parametrize("value", [cached_property(len), partialmethod(len), len, functools.partial(len), len.__call__])
+def test_any_value_has_a_kind(value):
+    assert kind_of(value)
+
+
+def _built():
+    return nn.Linear(2, 2)
+
+
+def test_sources_of_partials_instances_and_cached_functions():
+    expected = origins.sources_of([_built])
+    assert list(expected) == [__name__]
+    for entry in (functools.partial(functools.partial(_built)), functools.cache(_built), Found()):
+        assert origins.sources_of([entry]) == expected
+    assert origins.sources_of([[].append, functools.partial(len), torch.nn.Linear]) == {}
+
+
+def test_an_instance_and_a_class_of_main_without_a_file():
+    typed = type("Typed", (), {"__module__": "__main__"})
+    assert origins.sources_of([typed, typed()]) == {}
+
+
+def test_the_environment_is_read_once_for_each_package(monkeypatch):
+    seen = []
+    monkeypatch.setattr(origins, "version_of", lambda module: seen.append(module))
+    origins.sources_of([Partial, Cached, Found, Keyword, pytest.Item, pytest.Module])
+    assert len(seen) == len(set(seen))
+
+
+@pytest.mark.parametrize("folder", ["venv/lib/python3/site-packages", "usr/lib/python3/dist-packages"])
+def test_a_line_of_a_package_is_not_a_line_of_the_user(tmp_path, folder):
+    library = tmp_path / folder / "theirs.py"
+    library.parent.mkdir(parents=True)
+    library.write_text("def fail(oracle, x, y, streams):\n    raise RuntimeError('theirs')\n")
+    assert not library.is_relative_to(Path(sysconfig.get_path("purelib")))
+    names = {}
+    exec(compile(library.read_text(), library, "exec"), names)
+
+    class Calls(Attack):
+        passes = 1
+
+        def search(self, oracle, x, y, streams):
+            return names["fail"](oracle, x, y, streams)
+
+    with pytest.raises(RuntimeError) as caught:
+        Calls(LINF).run(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), torch.rand(2, 1, 4, 4), torch.arange(2))
+    for place in (place_of_error(caught.value), raised_by_user(caught.value)):
+        assert place is not None
+        assert place.startswith(f"{Path(__file__).name}, line ")
+        assert place.endswith(", in search")
+
+
+def test_an_error_whose_first_line_announces_the_second():
+    with pytest.raises(RuntimeError) as caught:
+        nn.Linear(2, 2).load_state_dict({"weight": torch.zeros(2, 2)})
+    line = first_line(caught.value)
+    assert line.startswith("RuntimeError: Error(s) in loading state_dict for Linear:")
+    assert line.endswith('Missing key(s) in state_dict: "bias".')
+    assert len(first_line(RuntimeError("several:\n" + 200 * "word "))) < 200
+    assert [first_line(RuntimeError(text)) for text in ("", "a\nb", "a:")] == [
+        "RuntimeError", "RuntimeError: a", "RuntimeError: a",
+    ]  # fmt: skip
