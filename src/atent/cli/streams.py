@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from errno import EBADF, EIO, EPIPE
 from typing import Any, TextIO
@@ -30,6 +30,11 @@ class Steady:
         except (OSError, ValueError) as error:
             self._drop(error)
             return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """`write` for each of some strings."""
+        for line in lines:
+            self.write(line)
 
     def flush(self) -> None:
         """Flush, unless the reader has closed."""
