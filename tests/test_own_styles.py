@@ -22,6 +22,7 @@ from atent.contracts import kind_of
 from atent.methods import METHODS, Method
 from atent.registry import first_line
 from atent.threat import Threat
+from atent.train.fingerprint import difference
 
 LINF = Threat("linf", 0.1)
 
@@ -189,3 +190,12 @@ def test_an_error_whose_first_line_announces_the_second():
     assert [first_line(RuntimeError(text)) for text in ("", "a\nb", "a:")] == [
         "RuntimeError", "RuntimeError: a", "RuntimeError: a",
     ]  # fmt: skip
+
+
+def test_an_error_lists_only_some_of_many_edited_modules():
+    now = {"code": {f"module{i}": "new" for i in range(30)}, "config": "{}", "samples": None}
+    line = difference({**now, "code": dict.fromkeys(now["code"], "old")}, now, PartialLoss())
+    assert "module0, module1, module2, module3 and 26 others have changed" in line
+    assert len(line) < 300
+    one = difference({**now, "code": {"module0": "old"}}, now, PartialLoss())
+    assert "code: module0 has changed since then" in one

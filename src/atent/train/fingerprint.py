@@ -30,6 +30,10 @@ _MACHINE = (
 )  # fmt: skip
 
 
+# The modules that an error lists.
+_NAMED = 4
+
+
 def fingerprint(config: dict[str, Any]) -> str:
     """The settings that a resumed run must share, as text; those of the machine may change, and so may the builders of
     the network and the data, since these are compared directly."""
@@ -74,9 +78,10 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any], method: Method
     kept, present = before.get("code") or {}, now["code"]
     edited = [name for name, source in kept.items() if present.get(name, source) != source]
     if edited:
+        named = ", ".join(edited[:_NAMED]) + (f" and {len(edited) - _NAMED} others" if len(edited) > _NAMED else "")
         return (
-            f"code: {', '.join(edited)} has changed since then; restore it, or train with the new code under another"
-            " --name, from the weights so far by --model.weights"
+            f"code: {named} {'has' if len(edited) == 1 else 'have'} changed since then; restore it, or train with the"
+            " new code under another --name, from the weights so far by --model.weights"
         )
     changed = _changed(before["config"], now["config"], method)
     if changed is None and None not in (before.get("samples"), now["samples"]) and before["samples"] != now["samples"]:
