@@ -31,6 +31,10 @@ def _search(shift, oracle, x, y, streams):
     return oracle.logits(x, y)[:, :1, None, None].sign() * shift + x
 
 
+def _search_alone(oracle, x, y, streams):
+    return x
+
+
 class Found:
     def __call__(self, oracle, x, y, streams):
         return x
@@ -65,6 +69,16 @@ class Cached(Attack):
         return x
 
 
+class Counted:
+    def __get__(self, instance, owner=None):
+        return 5
+
+
+class Descriptor(Attack):
+    passes = Counted()
+    search = staticmethod(_search_alone)
+
+
 class Annotated(Attack):
     norms: tuple[str, ...] = ("linf",)
     passes: int = 2
@@ -90,7 +104,7 @@ class PartialLoss(Method):
     loss = functools.partial(lambda weight, model, x, y, aux, **_: (weight * cross_entropy(model(x), y), {}), 2.0)
 
 
-STYLES = [Partial, PartialMethod, CallableObject, Cached, Annotated, Constructed, Keyword]
+STYLES = [Partial, PartialMethod, CallableObject, Cached, Descriptor, Annotated, Constructed, Keyword]
 
 
 @pytest.mark.parametrize("style", STYLES, ids=lambda style: style.__name__)
@@ -126,6 +140,12 @@ def test_a_redeclared_field_needs_the_decorator():
 
     with pytest.raises(ValueError, match="Longer declares steps"):
         Longer(LINF)
+
+
+@pytest.mark.parametrize("kind", [staticmethod, classmethod, lambda function: partialmethod(function, 1)])
+def test_passes_that_is_a_method_is_refused(kind):
+    cls = type("Method", (Attack,), {"passes": kind(lambda *_: 3), "search": staticmethod(_search_alone)})
+    assert "passes of Method is a" in (ATTACKS.flaw(cls) or "")
 
 
 @pytest.mark.parametrize("value", [cached_property(len), partialmethod(len), len, functools.partial(len), len.__call__])

@@ -6,8 +6,9 @@ import inspect
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass, is_dataclass, replace
-from functools import cached_property
+from functools import partialmethod
 from numbers import Integral
+from types import FunctionType
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -334,6 +335,8 @@ _MEMBERS = (
     Member("remarks", "remarks(self, classes)", 1),
     Member("parts", "parts(self)", 0),
 )
+# Descriptors that give a function, not a number.
+_METHODS = (FunctionType, staticmethod, classmethod, partialmethod)
 
 
 def _flaw(cls: type[Attack]) -> str | None:
@@ -342,8 +345,7 @@ def _flaw(cls: type[Attack]) -> str | None:
     passes = inspect.getattr_static(cls, "passes")
     if line is None and passes is inspect.getattr_static(Attack, "passes"):
         return f"{cls.__name__} has no passes: {_PASSES}"
-    counted = isinstance(passes, Integral) or (hasattr(passes, "__get__") and not inspect.isroutine(passes))
-    counted = counted or isinstance(passes, cached_property)
+    counted = isinstance(passes, Integral) or (hasattr(passes, "__get__") and not isinstance(passes, _METHODS))
     if line is None and not counted:
         return f"passes of {cls.__name__} is {kind_of(passes)}: {_PASSES}"
     return line
