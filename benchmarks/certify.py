@@ -121,7 +121,7 @@ def main() -> int:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     results = [measure(name, args) for name in args.models]
-    print(f"{'network':<12}{'loop':<20}{'s / image':>11}{'draws / s':>11}{'/ atent':>9}   [10 %, 90 %]")
+    print(f"{'network':<12}{'loop':<20}{'s / image':>11}{'samples/s':>11}{'/ atent':>9}   [10 %, 90 %]")
     for result in results:
         for label, row in result["rows"].items():
             ratio = row["times_slower_than_atent"]
