@@ -206,6 +206,8 @@ def test_an_error_whose_first_line_announces_the_second():
     line = first_line(caught.value)
     assert line.startswith("RuntimeError: Error(s) in loading state_dict for Linear:")
     assert line.endswith('Missing key(s) in state_dict: "bias".')
+    assert first_line(RuntimeError(240 * "x")) == f"RuntimeError: {240 * 'x'}"
+    assert len(first_line(RuntimeError(2000 * "x"))) < 300
     assert len(first_line(RuntimeError("several:\n" + 200 * "word "))) < 200
     assert [first_line(RuntimeError(text)) for text in ("", "a\nb", "a:")] == [
         "RuntimeError", "RuntimeError: a", "RuntimeError: a",

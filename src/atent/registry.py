@@ -348,8 +348,13 @@ def current_directory_on_path() -> Iterator[None]:
         sys.path[:] = before
 
 
+_LONGEST = 240
+
+
 def first_line(error: BaseException) -> str:
-    """The class and the first line of an exception; the second too, shortened, if the first only announces it."""
+    """The class and the first line of an exception, of at most 240 characters; the second too, shortened, if the first
+    only announces it."""
     first, *rest = [line.strip() for line in str(error).strip().splitlines() if line.strip()] or [""]
     more = f" {textwrap.shorten(rest[0], 160, placeholder=' ...')}" if rest and first.endswith(":") else ""
+    first = first if len(first) <= _LONGEST else f"{first[:_LONGEST]} ..."
     return f"{type(error).__name__}: {first}{more}".rstrip(": ")
