@@ -430,7 +430,7 @@ def headline(folder: Path, present: str) -> str:
         rows.append([name if name == "clean" else f"{name}, {one.radius}", *cells])
     table = "\n".join(markdown_table(["accuracy (%), 95 % interval", "ATENT", "PGD-AT"], rows))
     return (
-        f"On CIFAR-10, ResNet-20, {one.job['epochs']} epochs, l2, one training each"
+        f"On CIFAR-10, ResNet-20, {one.job['epochs']} epochs, \u21132, one training each"
         f" ([details](results/{folder.name}/README.md)):\n\n{table}\n\n"
         "One training of each method does not decide which is better. Robust accuracy under an attack is an upper\n"
         "bound: a stronger attack may lower it. [All measured results](docs/measured.md), and\n"
