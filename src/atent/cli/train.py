@@ -160,12 +160,16 @@ def _resume(
 ) -> int:  # fmt: skip
     from atent import runs as folder
     from atent.experiments.pipeline import saved_run
+    from atent.experiments.recipe_changes import changed
     from atent.experiments.recipes import python_job, resumed_job
+    from atent.messages import note
 
     if not (path / folder.CONFIG).is_file():
         raise FileNotFoundError(f"{path} is not a run folder (no {folder.CONFIG}): give the run folder to resume")
     folder.admit(path)
     saved = folder.read_config(path / folder.CONFIG)
+    if differs := changed(saved, path):
+        note(differs)
     if all(section in saved for section in SECTIONS) and saved["model"].get("name"):
         job = resumed_job(saved, path, model=model, data=data, root=root)
         python = None

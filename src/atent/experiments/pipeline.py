@@ -64,6 +64,8 @@ class Job:
     schedule: Schedule = field(default_factory=Schedule)
     train: TrainSettings = field(default_factory=TrainSettings)
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
+    recipe_file: dict[str, Any] | None = None
+    """The .toml file that it comes from, as `atent.experiments.recipe_changes.file_of` records it."""
 
     def __post_init__(self) -> None:
         # `AWP(method)` says the same as train.awp.
@@ -219,9 +221,10 @@ def _network(job: Job, data: Data, resume: bool) -> nn.Module:
 
 def _config(job: Job, model: nn.Module, data: Data, attacks: Iterable[Attack]) -> dict[str, Any]:
     """The content of config.json for the job, the network and the data."""
+    file = {"recipe_file": job.recipe_file} if job.recipe_file else {}
     return {
         **job.sections(),
-        "about": _with_plugins(facts(model, data, job.method), job, attacks),
+        "about": {**_with_plugins(facts(model, data, job.method), job, attacks), **file},
         "provenance": folder.provenance(seed=job.train.seed, device=pick_device(job.train.device)),
     }
 
