@@ -1,10 +1,12 @@
 """A training that is resumed or repeated: what the commands report about the recipe file and the run folders."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from atent.cli import main
+from atent.experiments import pipeline
 
 QUICK = [
     "--train.epochs", "1", "--data.limit", "64", "--data.test_limit", "40", "--train.validate_limit", "20",
@@ -63,3 +65,27 @@ def test_a_recipe_edited_to_the_settings_of_the_run_is_no_change(here, capsys):
 def test_a_recipe_of_the_package_is_not_compared(here, capsys):
     said(capsys, "train", "digits-linf-standard", *QUICK, "--quiet")
     assert "has changed" not in said(capsys, "train", "--resume", "runs/digits-linf-standard", "--quiet")[1]
+
+
+def test_a_finished_run_is_not_evaluated_again(here, capsys, monkeypatch):
+    said(capsys, "train", "digits-linf-standard", "--name", "one", *QUICK, "--quiet")
+    file, resume = Path("runs/one/evaluation.json"), ["train", "--resume", "runs/one", "--quiet"]
+    written = file.read_bytes()
+
+    def never(*args, **how):
+        raise AssertionError("evaluated again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "evaluate_model", never)
+        out, _ = said(capsys, *resume)
+    assert out.splitlines()[0].startswith("runs/one is finished")
+    assert "FGSM" in out, "the accuracies are shown"
+    assert file.read_bytes() == written
+
+    content = json.loads(written)
+    for broken in (None, "not JSON", json.dumps({**content, "attacks": {}}), json.dumps({**content, "epoch": 7})):
+        file.unlink()
+        if broken is not None:
+            file.write_text(broken)
+        assert "is finished" not in said(capsys, *resume)[0]
+        assert json.loads(file.read_text())["outcomes"] == content["outcomes"]

@@ -22,6 +22,7 @@ from atent.data import load as load_data
 from atent.distributed import alone, current, entered
 from atent.experiments.evaluation import evaluate_model
 from atent.experiments.introduction import introduction
+from atent.experiments.kept import best_sum, kept
 from atent.experiments.recipe_files import read_recipe
 from atent.experiments.results import EvaluationFile
 from atent.experiments.target import EvaluateSettings, attacks_of, data_of, recipe_attacks, threat_of
@@ -37,7 +38,7 @@ from atent.runs.checkpoint import check_architecture, load_state, read_states, w
 from atent.runs.foreign import is_weights
 from atent.runs.loading import model_of
 from atent.runs.locks import held
-from atent.runs.manifest import write_json
+from atent.runs.manifest import Sum, write_json
 from atent.runs.pretrained import load_start
 from atent.signals import resumed_by
 from atent.threat import Threat
@@ -140,15 +141,29 @@ def _run(
     report: Callable[[dict[str, Any]], None] | None, say: Say, introduce: Say, callbacks: Sequence[Callback],
 ) -> Finished:  # fmt: skip
     """`run_job` under the run's lock."""
+    before = alone(lambda: best_sum(path)) if resume else None
     fitted, model, data, attacks = _fitted(
         job, path, resume, saved, progress=progress, report=report, say=say, introduce=introduce, callbacks=callbacks
     )
-    evaluation = _evaluated(job, path, model, fitted, data, attacks, progress and current().first)
-    content = evaluation.to_json()
-    alone(lambda: write_json(path / folder.EVALUATION, content))
+    found = alone(lambda: _kept(job, path, fitted, data, attacks, before)) if resume else None
+    if found is None:
+        evaluation = _evaluated(job, path, model, fitted, data, attacks, progress and current().first)
+        content = evaluation.to_json()
+        alone(lambda: write_json(path / folder.EVALUATION, content))
+    else:
+        evaluation, content = found, found.to_json()
+        if current().first:
+            say(f"{path} is finished: its evaluation on the test set is not repeated")
     for callback in callbacks if current().first else ():
         callback.evaluation(content)
     return Finished(path, fitted, evaluation)
+
+
+def _kept(
+    job: Job, path: Path, fitted: Fitted, data: Data, attacks: dict[str, Attack], before: Sum | None
+) -> EvaluationFile | None:
+    """The evaluation of a run that was finished before it was resumed; ``before``: the sum of its best weights then."""
+    return kept(path, fitted, data, attacks, job.evaluate) if best_sum(path) == before else None
 
 
 def _fitted(
