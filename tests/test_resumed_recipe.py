@@ -7,6 +7,7 @@ import pytest
 
 from atent.cli import main
 from atent.experiments import pipeline
+from atent.train.trainer import Trainer
 
 QUICK = [
     "--train.epochs", "1", "--data.limit", "64", "--data.test_limit", "40", "--train.validate_limit", "20",
@@ -89,3 +90,30 @@ def test_a_finished_run_is_not_evaluated_again(here, capsys, monkeypatch):
             file.write_text(broken)
         assert "is finished" not in said(capsys, *resume)[0]
         assert json.loads(file.read_text())["outcomes"] == content["outcomes"]
+
+
+def interrupt(*args, **how):
+    raise KeyboardInterrupt
+
+
+def test_a_new_training_reports_the_interrupted_one_beside_it(here, capsys, monkeypatch):
+    words = ["train", "digits-linf-standard", *QUICK, "--quiet"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train_epoch", interrupt)
+        assert main(words) != 0
+    capsys.readouterr()
+
+    err = said(capsys, *words)[1]
+    (line,) = [line for line in err.splitlines() if "unfinished" in line]
+    run = "runs/digits-linf-standard"
+    for part in (f"{run} is unfinished", f"`atent train --resume {run}`", f"{run}-2"):
+        assert part in line
+
+    said(capsys, "train", "--resume", run, "--quiet")
+    assert "unfinished" not in said(capsys, *words)[1], "all are finished"
+
+
+def test_a_training_without_the_test_set_is_finished(here, capsys):
+    words = ["train", "digits-linf-standard", *QUICK, "--validation-only", "--quiet"]
+    said(capsys, *words)
+    assert "unfinished" not in said(capsys, *words)[1]

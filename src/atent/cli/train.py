@@ -116,10 +116,23 @@ def train(
         _check_baseline(job)
     place = (runs, (job.recipe or "run") if name is None else name, "train")
     with entered(lambda: claimed(*place, numbered=name is None)) as (path, begun):
+        if name is None and not begun:
+            report_unfinished(runs, job.recipe or "run", path)
         return train_job(
             job, path, baseline=beside, quiet=quiet, log=log, resume=begun, validation_only=validation_only,
             certifier=certifier,
         )  # fmt: skip
+
+
+def report_unfinished(runs: str, name: str, path: Path) -> None:
+    """Print a line if the new run in ``path`` is beside an interrupted one of the same name."""
+    from atent.distributed import current
+    from atent.experiments.interrupted import beside
+    from atent.messages import note
+
+    line = beside(runs, name, path) if current().first else None
+    if line is not None:
+        note(line)
 
 
 def run(words: list[str]) -> int:
