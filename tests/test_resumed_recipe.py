@@ -7,6 +7,7 @@ import pytest
 
 from atent.cli import main
 from atent.experiments import pipeline
+from atent.experiments.recipe_changes import file_of
 from atent.train.trainer import Trainer
 
 QUICK = [
@@ -61,6 +62,14 @@ def test_a_recipe_edited_to_the_settings_of_the_run_is_no_change(here, capsys):
     said(capsys, "train", "my.toml", *QUICK, "--optimizer.lr", "0.003", "--quiet")
     Path("my.toml").write_text(RECIPE.format(lr=0.003))
     assert "has changed" not in said(capsys, "train", "--resume", "runs/my", "--quiet")[1]
+
+
+def test_the_record_of_a_recipe_is_json():
+    tables = {"about": "x", "evaluate": {"eps": float("inf"), "attacks": ["FGSM"]}}
+    found = file_of("my.toml", tables)
+    assert found == {"path": "my.toml", "settings": {"evaluate": {"eps": "inf", "attacks": ["FGSM"]}}}
+    assert found["settings"]["evaluate"] is not tables["evaluate"]
+    assert file_of("digits-linf-standard", tables) is None
 
 
 def test_a_recipe_of_the_package_is_not_compared(here, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ def file_of(recipe: str, tables: Mapping[str, Any]) -> dict[str, Any] | None:
     """The record of a recipe's file with all that it extends, as plain values; None for a recipe of the package."""
     if not recipe.endswith(".toml"):
         return None
-    return {"path": recipe, "settings": _plain({key: tables[key] for key in SECTIONS if key in tables})}
+    return {"path": recipe, "settings": {key: _finite(tables[key]) for key in SECTIONS if key in tables}}
 
 
 def changed(config: Mapping[str, Any], run: Path) -> str | None:
@@ -58,6 +59,15 @@ def changed(config: Mapping[str, Any], run: Path) -> str | None:
     shown = [f"{key} {kept[key]}, the file now has {own.get(key)}" for key in differs[:_NAMED]]
     more = f"; and {len(differs) - _NAMED} more" if len(differs) > _NAMED else ""
     return f"{begin} ({'; '.join(shown)}{more})"
+
+
+def _finite(value: Any) -> Any:
+    """A copy of values of TOML, with inf and nan, which JSON cannot hold, as text."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
