@@ -11,6 +11,7 @@ from atent.attacks.spec import label
 from atent.data.described import spans, unspan
 from atent.evaluate import Evaluation, evaluate, masking_checks, predict, rounds, samples, sweep
 from atent.evaluate.craft import craft
+from atent.evaluate.hints import adapted
 from atent.evaluate.outcomes import per_sample
 from atent.models import Normalize
 from atent.precision import Lowered
@@ -632,6 +633,10 @@ def test_a_network_that_gives_everything_one_class_is_noticed(batch):
     assert "optimizer.lr" in hint
     assert "method.eps_warmup" in hint
     assert "\n" not in hint
+    names = [f"kind {k}" for k in range(10)]
+    assert adapted(hint, names, "") == "the network gives class 'kind 7' to all 60 samples"
+    assert adapted(hint, None) == adapted(hint, list("0123456789")) == hint
+    assert adapted("all 30 samples are of class 3, so", names) == "all 30 samples are of class 'kind 3', so"
     # a few samples are not evidence
     assert evaluate(Constant(), x[:19], y[:19], []).hint is None
     # on samples of its own class alone the accuracy is 100 %

@@ -43,7 +43,7 @@ def test_a_file_is_shown(here, net, capsys):
     printed = capsys.readouterr()
     found = json.loads(printed.out)
     assert found["sha256"] == sum_of(Path("other.pt"))["sha256"]
-    assert found["architecture"].startswith("they are those of digits_cnn")
+    assert found["architecture"].startswith("its tensors are those of digits_cnn")
     assert found["normalisation"] == [[pytest.approx(MEAN)], [pytest.approx(STD)]]
     (network,) = found["networks"]
     assert network["place"] == "net"

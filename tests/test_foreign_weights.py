@@ -272,7 +272,9 @@ def test_absent_files_and_names(here, state):
     refused("no weights at gone.pt", call=lambda: atent.load("gone.pt"))
     refused("not a run folder", call=lambda: atent.load("gone"))
     saved(state)
-    refused("does not record its architecture: they are those of digits_cnn", call=lambda: atent.load("weights.pt"))
+    refused(
+        "does not record its architecture: its tensors are those of digits_cnn", call=lambda: atent.load("weights.pt")
+    )
     refused("did you mean", call=lambda: atent.load("weights.pt", model="digits_cn"))
     Path("run").mkdir()
     refused("for a weights file", call=lambda: atent.load("run", mean=(0.5,), std=(0.5,)))

@@ -610,7 +610,9 @@ def test_an_edit_of_ones_own_is_accepted(run, tmp_path, capsys):
     assert folder.read_config(run / "config.json")["recipe"] == "mine"
     # What was moved away on purpose is no longer missing.
     (run / "metrics.jsonl").unlink()
+    capsys.readouterr()
     assert main(["show", str(run)]) == 1
+    assert "1 missing" in capsys.readouterr().out.splitlines()[0]
     with pytest.raises(FileNotFoundError, match="is not a run folder"):
         accept_files(tmp_path, ["config.json"])
     accept_files(run, ["metrics.jsonl"])

@@ -196,7 +196,7 @@ def test_weights_of_another_architecture(tmp_path, monkeypatch, capsys):
     assert f"{made}, not a digits_cnn: give --model.name lenet5" in reported
     save_weights(tmp_path / "unnamed.safetensors", build("lenet5"), {})
     reported = refused(capsys, "digits-finetune-pgdat", "--model.weights", "unnamed.safetensors", *QUICK)
-    assert "they are those of lenet5" in reported
+    assert "its tensors are those of lenet5" in reported
     assert not (tmp_path / "runs").exists()
 
 

@@ -87,7 +87,7 @@ def test_the_networks_compute_what_the_published_code_computed(name, tmp_path):
 def test_the_nearest_network_is_named():
     for name in ("akamaster_resnet20", "robustbench_dm_preact_resnet18", "rice_preact_resnet18", "fast_mnist"):
         entry = PUBLISHED[name]
-        assert nearest({"": empty(entry["entries"])}).startswith(f"they are those of {entry['network']}")
+        assert nearest({"": empty(entry["entries"])}).startswith(f"its tensors are those of {entry['network']}")
     state = empty(PUBLISHED["fast_mnist"]["entries"])
     with pytest.raises(ValueError, match=r"fc2\.weight is missing.*nearest is kw_small"):
         match(build("kw_small"), {"": {k: v for k, v in state.items() if k != "7.weight"}}, Path("weights.pt"))

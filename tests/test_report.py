@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -677,6 +678,21 @@ def test_the_next_steps_are_commands_that_run(made):
     for shows, (_, verb, *words) in steps:
         assert shows
         assert given(verb, *words)
+
+
+def test_the_next_steps_are_those_that_are_left(made):
+    from atent.report.commands import next_steps
+
+    run = read(made)
+    few = {"about": {**run.config["about"], "data": {**run.config["about"]["data"], "counts": {"test": 30}}}}
+    small = next_steps(replace(run, config={**run.config, **few}))
+    assert [words[words.index("--limit") + 1] for _, words in small[1:]] == ["all", "all"]
+    assert all("all 30 test images" in shows for shows, _ in small[1:])
+
+    (name, found), *_ = run.evaluations.items()
+    by = {"AutoAttack": replace(next(iter(found.attacks.values())), attack="AutoAttack")}
+    left = next_steps(replace(run, evaluations={name: replace(found, attacks=by)}))
+    assert [words[1] for _, words in left] == ["report", "certify"]
 
 
 # ---- in a browser ---------------------------------------------------------------------------------------------

@@ -167,6 +167,7 @@ def test_outside_the_main_thread_nothing_is_handled():
 @pytest.mark.parametrize("name", NAMES)
 def test_a_command_that_is_stopped_says_what_resumes_it(trained, capsys, monkeypatch, name):
     """In the evaluation on the test set, which is none of the steps of a training, and in `atent evaluate`."""
+    (trained / "evaluation.json").unlink(missing_ok=True)  # a finished run is not evaluated again
     from atent.experiments import evaluation, pipeline
 
     def stopping(*args, **how):

@@ -129,7 +129,9 @@ def test_a_training_that_collapsed_says_so_once_and_not_at_its_first_evaluation(
     fit(Constant(), digits, Standard(), settings=settings(validate_attack="none"), progress=False, say=said.append)
     (line,) = said
     assert line.startswith("warning at epoch 2: the network gives class ")
-    assert "to all 40 samples" in line
+    assert "to all 40 validation images" in line
+    assert "steps" in line
+    assert "train.batch_size" in line
     said.clear()
     fit(network(), digits, Standard(), settings=settings(validate_attack="none"), progress=False, say=said.append)
     assert not said

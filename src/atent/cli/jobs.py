@@ -42,9 +42,12 @@ def recipe_job(recipe: str, words: list[str], *, prog: str, allow_large_eps: boo
 
     UsageError, with one line per mistake. Raises SystemExit after help.
     """
+    from atent.experiments.recipe_changes import file_of
+
     tables = read_recipe(recipe)
     # A recipe given by the user is trusted, together with the recipes that it extends.
     trust.grant(tables)
+    file = file_of(recipe, tables)
     words = _switched(tables, words)
     default = job(tables, recipe if not recipe.endswith(".toml") else Path(recipe).stem)
     starts = {s: getattr(default, s) for s in SECTIONS}
@@ -62,7 +65,8 @@ def recipe_job(recipe: str, words: list[str], *, prog: str, allow_large_eps: boo
         with documented(classes):
             parse()
     found = parse()
-    made = dataclasses.replace(default, **{section: getattr(found, section) for section in SECTIONS})
+    chosen = {section: getattr(found, section) for section in SECTIONS}
+    made = dataclasses.replace(default, **chosen, recipe_file=file)
     return (_allowing(made) if allow_large_eps else made), bool(tables.get("baseline", False))
 
 

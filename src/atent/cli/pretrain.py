@@ -74,6 +74,8 @@ def pretrain(
     job = pretraining(job)
     place = (runs, (job.recipe or "run") if name is None else name, "pretrain")
     with entered(lambda: claimed(*place, numbered=name is None)) as (path, begun):
+        if name is None and not begun:
+            training.report_unfinished(runs, job.recipe or "run", path)
         status = training.train_job(job, path, baseline=False, quiet=quiet, log=log, resume=begun)
     if not quiet:
         print(next_steps(job, path))

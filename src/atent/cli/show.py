@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -55,6 +56,8 @@ def show(
             return 0
         accept_files(run, accept)
         found = inventory(run, root)
+        counts = Counter(entry.state for entry in (*found.files, *found.data))
+        print(f"{found.run}: {', '.join(f'{count} {state}' for state, count in counts.items())}")
         table = Table(title=f"{found.run}, run {found.id or 'without id'}", title_justify="left")
         for heading in ("file", "state", "SHA-256"):
             table.add_column(heading, overflow="fold")

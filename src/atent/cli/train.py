@@ -116,10 +116,23 @@ def train(
         _check_baseline(job)
     place = (runs, (job.recipe or "run") if name is None else name, "train")
     with entered(lambda: claimed(*place, numbered=name is None)) as (path, begun):
+        if name is None and not begun:
+            report_unfinished(runs, job.recipe or "run", path)
         return train_job(
             job, path, baseline=beside, quiet=quiet, log=log, resume=begun, validation_only=validation_only,
             certifier=certifier,
         )  # fmt: skip
+
+
+def report_unfinished(runs: str, name: str, path: Path) -> None:
+    """Print a line if the new run in ``path`` is beside an interrupted one of the same name."""
+    from atent.distributed import current
+    from atent.experiments.interrupted import beside
+    from atent.messages import note
+
+    line = beside(runs, name, path) if current().first else None
+    if line is not None:
+        note(line)
 
 
 def run(words: list[str]) -> int:
@@ -160,12 +173,16 @@ def _resume(
 ) -> int:  # fmt: skip
     from atent import runs as folder
     from atent.experiments.pipeline import saved_run
+    from atent.experiments.recipe_changes import changed
     from atent.experiments.recipes import python_job, resumed_job
+    from atent.messages import note
 
     if not (path / folder.CONFIG).is_file():
         raise FileNotFoundError(f"{path} is not a run folder (no {folder.CONFIG}): give the run folder to resume")
     folder.admit(path)
     saved = folder.read_config(path / folder.CONFIG)
+    if differs := changed(saved, path):
+        note(differs)
     if all(section in saved for section in SECTIONS) and saved["model"].get("name"):
         job = resumed_job(saved, path, model=model, data=data, root=root)
         python = None

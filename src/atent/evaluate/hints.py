@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ _SAMPLES = 1000
 _GAIN = 0.1
 # Fewer samples may all get one class from a network that separates classes.
 _FEW = 20
+_COLLAPSED = ": where its training collapsed, a lower optimizer.lr or a warm-up of eps (method.eps_warmup) may help"
+_CLASS = re.compile(r"^((?:the network gives|all \d+ samples are of) class )(\d+)\b")
 
 
 def normalisation_hint(right: Tensor, x: Tensor, predict: Callable[[Tensor], Tensor], y: Tensor) -> str | None:
@@ -54,10 +57,29 @@ def collapse_hint(predicted: Tensor, y: Tensor) -> str | None:
     given, n = predicted.unique(), len(y)
     if n < _FEW or len(given) > 1 or len(y.unique()) < 2:
         return None
-    return (
-        f"the network gives class {int(given)} to all {n} samples: where its training collapsed, a lower optimizer.lr"
-        f" or a warm-up of eps (method.eps_warmup) may help"
-    )
+    return f"the network gives class {int(given)} to all {n} samples{_COLLAPSED}"
+
+
+def adapted(hint: str | None, names: Sequence[object] | None, advice: str | None = None) -> str | None:
+    """A hint with the name of the class in place of its number, and with other advice on a collapse.
+
+    Parameters
+    ----------
+    hint
+        One line of this module, or None.
+    names
+        The names of the classes; None where the data have none.
+    advice
+        What to do about a network that gives one class to all samples, "" for nothing. Default: unchanged.
+    """
+    if hint is None:
+        return None
+    found = _CLASS.search(hint)
+    if found and names and int(found[2]) < len(names) and str(names[int(found[2])]) != found[2]:
+        hint = hint.replace(found[0], f"{found[1]}{str(names[int(found[2])])!r}", 1)
+    if advice is None or not hint.endswith(_COLLAPSED):
+        return hint
+    return hint.removesuffix(_COLLAPSED) + (f": {advice}" if advice else "")
 
 
 def one_class_hint(y: Tensor) -> str | None:

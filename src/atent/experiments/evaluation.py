@@ -21,6 +21,7 @@ from atent.distributed.shards import Shard
 from atent.evaluate import Evaluation, checked, evaluate, masking_checks, sweep, union
 from atent.evaluate.craft import craft
 from atent.evaluate.evaluation import costs, depends_on
+from atent.evaluate.hints import adapted
 from atent.evaluate.masking import CHECKS
 from atent.evaluate.samples import Checked
 from atent.evaluate.search import resolve
@@ -56,7 +57,7 @@ def evaluate_model(
     each = costs(attacks, False)
     with bar(len(x), "test", enabled=progress, costs=each) as advance:
         found = evaluate(model, x, y, attacks, ids=ids, cascade=False, advance=advance, **given)
-    content = _measured(data, settings, found)
+    content = _measured(data, settings, found, trained=True)
     if settings.checks and threat is not None:
         boxes = {threat.box} | {a.threat.box for a in attacks.values()}
         known, against = checked(model, x, y, ids, boxes), threat
@@ -96,7 +97,9 @@ def evaluate_target(
     each = costs(attacks, cascaded)
     with bar(len(known.x), "test", enabled=progress, costs=each) as advance:
         found = evaluate(model, known, None, attacks, cascade=cascaded, resume=parts[0], advance=advance, **given)
-    content = {**target.about, **_measured(target.data, settings, found)}
+    # Advice on a training is of no use for weights of others.
+    trained = target.origin is not None and target.origin == target.place
+    content = {**target.about, **_measured(target.data, settings, found, trained=trained)}
     if radii:
         each = [cost for name in attacks for cost in costs({name: attacks[name]}, False) * len(radii)]
         with bar(len(known.x), "radii", enabled=progress, costs=each) as advance:
@@ -200,8 +203,10 @@ def how(settings: EvaluateSettings) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in names}
 
 
-def _measured(data: Data, settings: EvaluateSettings, found: Evaluation) -> dict[str, Any]:
+def _measured(data: Data, settings: EvaluateSettings, found: Evaluation, *, trained: bool) -> dict[str, Any]:
+    """The content of evaluation.json for what was found; ``trained``: whether the user trains the network."""
     about = described(data, "test", data.sample("test", settings.limit))
+    found = replace(found, hint=adapted(found.hint, data.about.get("class_names"), None if trained else ""))
     return {
         "data": {**about, "class_names": data.about.get("class_names")},
         **found.to_json(),

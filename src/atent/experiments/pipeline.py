@@ -22,6 +22,7 @@ from atent.data import load as load_data
 from atent.distributed import alone, current, entered
 from atent.experiments.evaluation import evaluate_model
 from atent.experiments.introduction import introduction
+from atent.experiments.kept import best_sum, kept
 from atent.experiments.recipe_files import read_recipe
 from atent.experiments.results import EvaluationFile
 from atent.experiments.target import EvaluateSettings, attacks_of, data_of, recipe_attacks, threat_of
@@ -37,7 +38,7 @@ from atent.runs.checkpoint import check_architecture, load_state, read_states, w
 from atent.runs.foreign import is_weights
 from atent.runs.loading import model_of
 from atent.runs.locks import held
-from atent.runs.manifest import write_json
+from atent.runs.manifest import Sum, write_json
 from atent.runs.pretrained import load_start
 from atent.signals import resumed_by
 from atent.threat import Threat
@@ -64,6 +65,8 @@ class Job:
     schedule: Schedule = field(default_factory=Schedule)
     train: TrainSettings = field(default_factory=TrainSettings)
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
+    recipe_file: dict[str, Any] | None = None
+    """The .toml file that it comes from, as `atent.experiments.recipe_changes.file_of` records it."""
 
     def __post_init__(self) -> None:
         # `AWP(method)` says the same as train.awp.
@@ -138,15 +141,29 @@ def _run(
     report: Callable[[dict[str, Any]], None] | None, say: Say, introduce: Say, callbacks: Sequence[Callback],
 ) -> Finished:  # fmt: skip
     """`run_job` under the run's lock."""
+    before = alone(lambda: best_sum(path)) if resume else None
     fitted, model, data, attacks = _fitted(
         job, path, resume, saved, progress=progress, report=report, say=say, introduce=introduce, callbacks=callbacks
     )
-    evaluation = _evaluated(job, path, model, fitted, data, attacks, progress and current().first)
-    content = evaluation.to_json()
-    alone(lambda: write_json(path / folder.EVALUATION, content))
+    found = alone(lambda: _kept(job, path, fitted, data, attacks, before)) if resume else None
+    if found is None:
+        evaluation = _evaluated(job, path, model, fitted, data, attacks, progress and current().first)
+        content = evaluation.to_json()
+        alone(lambda: write_json(path / folder.EVALUATION, content))
+    else:
+        evaluation, content = found, found.to_json()
+        if current().first:
+            say(f"{path} is finished: its evaluation on the test set is not repeated")
     for callback in callbacks if current().first else ():
         callback.evaluation(content)
     return Finished(path, fitted, evaluation)
+
+
+def _kept(
+    job: Job, path: Path, fitted: Fitted, data: Data, attacks: dict[str, Attack], before: Sum | None
+) -> EvaluationFile | None:
+    """The evaluation of a run that was finished before it was resumed; ``before``: the sum of its best weights then."""
+    return kept(path, fitted, data, attacks, job.evaluate) if best_sum(path) == before else None
 
 
 def _fitted(
@@ -219,9 +236,10 @@ def _network(job: Job, data: Data, resume: bool) -> nn.Module:
 
 def _config(job: Job, model: nn.Module, data: Data, attacks: Iterable[Attack]) -> dict[str, Any]:
     """The content of config.json for the job, the network and the data."""
+    file = {"recipe_file": job.recipe_file} if job.recipe_file else {}
     return {
         **job.sections(),
-        "about": _with_plugins(facts(model, data, job.method), job, attacks),
+        "about": {**_with_plugins(facts(model, data, job.method), job, attacks), **file},
         "provenance": folder.provenance(seed=job.train.seed, device=pick_device(job.train.device)),
     }
 

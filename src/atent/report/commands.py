@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from atent import runs as folder
+from atent.experiments.comparison import caveat_of
 from atent.experiments.noise import sigma_of
 from atent.experiments.recorded import names_data, names_model
 from atent.report.collect import Run
 from atent.runs.checkpoint import STATE
 from atent.threat import Threat
+
+# Images of a first estimate.
+_FIRST = 100
 
 
 def command(run: Run, verb: str, *options: str) -> list[str]:
@@ -38,18 +42,28 @@ def certified_by(run: Run) -> tuple[str, ...]:
 
 
 def next_steps(run: Run) -> list[tuple[str, list[str]]]:
-    """Three suggested commands for a trained run, each with a description."""
-    return [
-        ("HTML report: accuracies, each attack, adversarial images", ["atent", "report", str(run.path)]),
-        (
-            "robust accuracy under AutoAttack, the field's standard, on 100 test images",
-            command(run, "evaluate", "--attacks", "AutoAttack", "--limit", "100"),
-        ),
-        (
-            "certified accuracy, a lower bound that no attack can reduce, on 100 test images",
-            command(run, "certify", *certified_by(run), "--limit", "100", *_noise(run)),
-        ),
-    ]
+    """Suggested commands for a trained run, each with a description: for what has not been measured."""
+    report = ("HTML report: accuracies, each attack, adversarial images", ["atent", "report", str(run.path)])
+    images, limit = _images(run)
+    attack = (
+        f"robust accuracy under AutoAttack, the field's standard, on {images}",
+        command(run, "evaluate", "--attacks", "AutoAttack", *limit),
+    )
+    certificate = (
+        f"certified accuracy, a lower bound that no attack can reduce, on {images}",
+        command(run, "certify", *certified_by(run), *limit, *_noise(run)),
+    )
+    measured = any(found.attacks and caveat_of(found) is None for found in run.evaluations.values())
+    return [report, certificate] if measured else [report, attack, certificate]
+
+
+def _images(run: Run) -> tuple[str, tuple[str, ...]]:
+    """The test images that a first estimate uses, as words and as options: 100, or all where there are no more."""
+    counts = ((run.config.get("about") or {}).get("data") or {}).get("counts") or {}
+    few = counts.get("test", _FIRST)
+    if few < _FIRST:
+        return f"all {few} test images", ("--limit", "all")
+    return f"{_FIRST} test images", ("--limit", str(_FIRST))
 
 
 def _noise(run: Run) -> tuple[str, ...]:

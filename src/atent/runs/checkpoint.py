@@ -240,12 +240,12 @@ def load_weights(model: nn.Module, path: str | Path, *, which: str = "best", key
 
 def put_states(
     model: nn.Module, states: Mapping[str, State], path: Path, about: dict[str, Any], notes: Notes,
-    key: str | None = None,
+    key: str | None = None, name: str | None = None,
 ) -> None:  # fmt: skip
     """Load the result of `read_states`; ValueError as `load_weights`."""
     states = {place: translated(model, state) for place, state in states.items()}
     if not about and not notes:
-        put(model, fitted(visible(model), match(model, states, path, key)))
+        put(model, fitted(visible(model), match(model, states, path, key, name)))
         return
     if key is not None:
         raise ValueError(f"--key {key} has no effect on {path}, which has one network: omit it")

@@ -252,7 +252,7 @@ def _filled(
         patch = next((side for state in states.values() if (side := _patch(name, state))), None)
         network = make(ModelSettings(name=name, patch=patch), classes=classes, shape=shape)
         model = given.around(network, shape[0])
-    put_states(model, states, path, about, notes, key)
+    put_states(model, states, path, about, notes, key, name)
     return model
 
 

@@ -36,7 +36,9 @@ class _Fit:
     """Entries of the same state dict that are not of that network."""
 
 
-def match(model: nn.Module, states: Mapping[str, State], path: Path, key: str | None = None) -> State:
+def match(
+    model: nn.Module, states: Mapping[str, State], path: Path, key: str | None = None, name: str | None = None
+) -> State:
     """The state of the one network in a file that fits ``model``, in the model's names and with all its entries.
 
     Parameters
@@ -49,6 +51,8 @@ def match(model: nn.Module, states: Mapping[str, State], path: Path, key: str | 
         For messages.
     key
         The place of the network in the file, where several fit.
+    name
+        The name of the network, for messages.
 
     Raises
     ------
@@ -72,7 +76,7 @@ def match(model: nn.Module, states: Mapping[str, State], path: Path, key: str | 
             " one by --key"
         )
     if not fits:
-        raise ValueError(_misfit(own, states, path))
+        raise ValueError(_misfit(own, states, path, name))
     (fit,) = fits
     _check_kinds(own, fit.state, path)
     if fit.beside:
@@ -247,7 +251,7 @@ def _check_kinds(own: State, state: State, path: Path) -> None:
 # ---- what does not fit
 
 
-def _misfit(own: State, states: Mapping[str, State], path: Path) -> str:
+def _misfit(own: State, states: Mapping[str, State], path: Path, name: str | None) -> str:
     """Why nothing in the file fits: the fewest differences, and the nearest network of this library."""
     found = [(len(lines), place, lines) for place, state in states.items() for lines in _lines(own, state)]
     count, place, lines = min(found, key=lambda item: item[0])
@@ -255,7 +259,8 @@ def _misfit(own: State, states: Mapping[str, State], path: Path) -> str:
     first = next((line for line in lines if "has shape" in line), lines[0])
     more = f" and {count - 1} more" if count > 1 else ""
     where = f" (at {place})" if place and len(states) > 1 else ""
-    return f"{path} has another architecture{where}: {first}{more}; {nearest(states)}"
+    than = f" than {name}" if name else ""
+    return f"{path} has another architecture{than}{where}: {first}{more}; {nearest(states)}"
 
 
 def _lines(own: State, state: State) -> Iterator[list[str]]:
@@ -279,7 +284,7 @@ def nearest(states: Mapping[str, State]) -> str:
                 best, name, shape = found, other, inputs
         if best == 1:
             size = "" if shape == native_shape(name) else f" for inputs {shape}"
-            return f"they are those of {name}{size}: give --model {name}"
+            return f"its tensors are those of {name}{size}: give --model {name}"
     if best < 0.5:
         return "no built-in network is similar: give your own as --model module:function"
     return f"nearest is {name}, with {best:.0%} of its tensors: give your own network as --model module:function"

@@ -312,7 +312,7 @@ class Trainer:
             row |= accuracies
             # At its first validation a network may not separate classes yet.
             if hint and not self._hinted and earlier:
-                self.say(f"warning at epoch {row['epoch']}: {hint}")
+                self.say(self.validation.warning(hint, row["epoch"], self.steps))
                 self._hinted = True
         if measured and self.average and self.average.count:
             with self.average.applied():

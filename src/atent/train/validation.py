@@ -12,11 +12,15 @@ from atent.data import Data, Split, everything
 from atent.data.described import described
 from atent.data.split import Part
 from atent.distributed import current
+from atent.evaluate.hints import adapted
 from atent.progress import bar
 from atent.stats import share
 from atent.threat import Threat
 from atent.train.settings import TrainSettings
 from atent.train.shares import evaluated
+
+# A network that has taken fewer steps may not separate classes yet.
+_FEW_STEPS = 300
 
 
 def _parsed(spec: str, threat: Threat | None) -> Attack:
@@ -37,11 +41,20 @@ class Validation:
         self.attacks: dict[str, Attack] = {"robust": _parsed(spec, threat)} if wanted else {}
         for attack in self.attacks.values():
             attack.threat.check_eps(data.shape)
-        self.seed = settings.seed
+        self.seed, self.names = settings.seed, data.about.get("class_names")
         select = settings.select
         if select == "robust" and not wanted:
             raise ValueError("select robust needs a robust validation: set validate_attack, and a threat")
         self.select = select if select != "auto" else ("robust" if wanted and robust else "clean")
+
+    def warning(self, hint: str, epoch: int, steps: int) -> str:
+        """The hint of `measure` after an epoch, with the names of the classes and, for a network that gives one class
+        to all images, with advice that fits the number of steps so far; ``steps``: those of one epoch."""
+        advice = "a lower optimizer.lr or a warm-up of eps (method.eps_warmup) may help"
+        if epoch * steps < _FEW_STEPS:
+            advice = f"it has taken only {epoch * steps} steps, more epochs or a smaller train.batch_size may help"
+        found = (adapted(hint, self.names, advice) or hint).replace(" samples: ", " validation images: ", 1)
+        return f"warning at epoch {epoch}: {found}"
 
     def subsets(self, data: Data) -> dict[str, Any]:
         """The measured samples, for the configuration."""

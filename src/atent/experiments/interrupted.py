@@ -1,0 +1,50 @@
+"""Trainings of the same name that are not finished, beside which a new one begins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from atent import runs as folder
+from atent.experiments.validated import ROWS
+from atent.runs.locks import InUse, held
+from atent.runs.names import STATE
+from atent.train.interrupt import again
+
+
+def beside(root: str | Path, name: str, new: Path) -> str | None:
+    """One line if root/name or one of its numbered successors before ``new`` is a training that was interrupted.
+
+    Parameters
+    ----------
+    root, name
+        Where the run would be if the name were free.
+    new
+        The folder of the new run.
+
+    Returns
+    -------
+    str or None
+        The line names the last of them and the command that resumes it; None if there is none.
+    """
+    number, found, path = 1, None, Path(root) / name
+    while path != new and path.exists():
+        found = path if _interrupted(path) else found
+        number += 1
+        path = Path(root) / f"{name}-{number}"
+    if found is None:
+        return None
+    how = again(folder.read_config(found / folder.CONFIG), found)
+    return f"{found} is unfinished: {how} continues it; this is a new training in {new}"
+
+
+def _interrupted(run: Path) -> bool:
+    """Whether a run of a recipe has a checkpoint but no evaluation, and no process is at work on it."""
+    # A training without the test set ends with its curves.
+    ended = (run / folder.EVALUATION).exists() or ((run / ROWS).exists() and (run / folder.CURVES).exists())
+    if ended or not (run / folder.LAST / STATE).is_file():
+        return False
+    try:
+        with held(run / folder.LOCK, "read"):
+            return folder.read_config(run / folder.CONFIG).get("recipe") is not None
+    except (InUse, OSError, ValueError, KeyError):
+        return False

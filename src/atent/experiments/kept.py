@@ -1,0 +1,53 @@
+"""The evaluation of a finished run, which a resume does not repeat."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from atent import runs as folder
+from atent.attacks import Attack
+from atent.attacks.spec import spell
+from atent.data import Data
+from atent.data.described import described
+from atent.experiments import migrate
+from atent.experiments.results import EvaluationFile
+from atent.experiments.target import EvaluateSettings
+from atent.runs import manifest
+from atent.train.result import Fitted
+
+
+def best_sum(run: Path) -> manifest.Sum | None:
+    """The recorded sum of the best weights, which a training that resumes may change; None without a record."""
+    return (manifest.sums(run) or {}).get(folder.BEST)
+
+
+def kept(
+    run: Path, fitted: Fitted, data: Data, attacks: Mapping[str, Attack], settings: EvaluateSettings
+) -> EvaluationFile | None:
+    """The evaluation.json of a run, if it is all that its training would write now; None if it must be made (again).
+
+    It must be of the best epoch, by these attacks on these test images, with the parts that ``settings`` ask for. A
+    damaged file is not used.
+    """
+    file = run / folder.EVALUATION
+    if not file.is_file():
+        return None
+    try:
+        found = migrate.read(file, EvaluationFile)
+    except ValueError:
+        return None
+    best, last = fitted.best["epoch"], fitted.history[-1]["epoch"]
+    samples = described(data, "test", data.sample("test", settings.limit))
+    complete = (
+        found.weights is None
+        and found.epoch == best
+        and found.seed == settings.seed
+        and found.data.ids == samples["ids"]
+        and {name: result.attack for name, result in found.attacks.items()}
+        == {name: spell(attack) for name, attack in attacks.items()}
+        and (found.last is not None or not settings.last or best == last)
+        and (bool(found.checks) or not settings.checks)
+        and (found.union is not None or not settings.threats)
+    )
+    return found if complete else None

@@ -1,0 +1,128 @@
+"""A training that is resumed or repeated: what the commands report about the recipe file and the run folders."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from atent.cli import main
+from atent.experiments import pipeline
+from atent.experiments.recipe_changes import file_of
+from atent.train.trainer import Trainer
+
+QUICK = [
+    "--train.epochs", "1", "--data.limit", "64", "--data.test_limit", "40", "--train.validate_limit", "20",
+    "--train.device", "cpu", "--evaluate.attacks", "FGSM",
+]  # fmt: skip
+RECIPE = 'extends = "digits-linf-standard"\n[optimizer]\nlr = {lr}\n'
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ATENT_DATA_ROOT", raising=False)
+    return tmp_path
+
+
+def said(capsys, *args):
+    """Standard output and standard error of a command that succeeds."""
+    status = main(list(args))
+    out, err = capsys.readouterr()
+    assert status == 0, err
+    return out, err
+
+
+def test_a_resumed_run_reports_an_edited_recipe(here, capsys):
+    recipe = Path("my.toml")
+    recipe.write_text(RECIPE.format(lr=0.01))
+    said(capsys, "train", "my.toml", *QUICK, "--quiet")
+    resume = ["train", "--resume", "runs/my", "--quiet"]
+
+    assert "has changed" not in said(capsys, *resume)[1]
+
+    recipe.write_text("# a comment\n" + RECIPE.format(lr=0.01))
+    assert "has changed" not in said(capsys, *resume)[1]
+
+    recipe.write_text(RECIPE.format(lr=0.003))
+    err = said(capsys, *resume)[1]
+    (line,) = [line for line in err.splitlines() if "has changed" in line]
+    for part in ("my.toml", "runs/my/config.json", "optimizer.lr 0.01", "0.003"):
+        assert part in line
+    assert "train.epochs" not in line, "the command line set it, the file did not change it"
+
+    recipe.write_text("method = 3\n")
+    assert "my.toml has changed" in said(capsys, *resume)[1]
+
+    recipe.unlink()
+    assert "has changed" not in said(capsys, *resume)[1]
+
+
+def test_a_recipe_edited_to_the_settings_of_the_run_is_no_change(here, capsys):
+    Path("my.toml").write_text(RECIPE.format(lr=0.01))
+    said(capsys, "train", "my.toml", *QUICK, "--optimizer.lr", "0.003", "--quiet")
+    Path("my.toml").write_text(RECIPE.format(lr=0.003))
+    assert "has changed" not in said(capsys, "train", "--resume", "runs/my", "--quiet")[1]
+
+
+def test_the_record_of_a_recipe_is_json():
+    tables = {"about": "x", "evaluate": {"eps": float("inf"), "attacks": ["FGSM"]}}
+    found = file_of("my.toml", tables)
+    assert found == {"path": "my.toml", "settings": {"evaluate": {"eps": "inf", "attacks": ["FGSM"]}}}
+    assert found["settings"]["evaluate"] is not tables["evaluate"]
+    assert file_of("digits-linf-standard", tables) is None
+
+
+def test_a_recipe_of_the_package_is_not_compared(here, capsys):
+    said(capsys, "train", "digits-linf-standard", *QUICK, "--quiet")
+    assert "has changed" not in said(capsys, "train", "--resume", "runs/digits-linf-standard", "--quiet")[1]
+
+
+def test_a_finished_run_is_not_evaluated_again(here, capsys, monkeypatch):
+    said(capsys, "train", "digits-linf-standard", "--name", "one", *QUICK, "--quiet")
+    file, resume = Path("runs/one/evaluation.json"), ["train", "--resume", "runs/one", "--quiet"]
+    written = file.read_bytes()
+
+    def never(*args, **how):
+        raise AssertionError("evaluated again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "evaluate_model", never)
+        out, _ = said(capsys, *resume)
+    assert out.splitlines()[0].startswith("runs/one is finished")
+    assert "FGSM" in out, "the accuracies are shown"
+    assert file.read_bytes() == written
+
+    content = json.loads(written)
+    for broken in (None, "not JSON", json.dumps({**content, "attacks": {}}), json.dumps({**content, "epoch": 7})):
+        file.unlink()
+        if broken is not None:
+            file.write_text(broken)
+        assert "is finished" not in said(capsys, *resume)[0]
+        assert json.loads(file.read_text())["outcomes"] == content["outcomes"]
+
+
+def interrupt(*args, **how):
+    raise KeyboardInterrupt
+
+
+def test_a_new_training_reports_the_interrupted_one_beside_it(here, capsys, monkeypatch):
+    words = ["train", "digits-linf-standard", *QUICK, "--quiet"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train_epoch", interrupt)
+        assert main(words) != 0
+    capsys.readouterr()
+
+    err = said(capsys, *words)[1]
+    (line,) = [line for line in err.splitlines() if "unfinished" in line]
+    run = "runs/digits-linf-standard"
+    for part in (f"{run} is unfinished", f"`atent train --resume {run}`", f"{run}-2"):
+        assert part in line
+
+    said(capsys, "train", "--resume", run, "--quiet")
+    assert "unfinished" not in said(capsys, *words)[1], "all are finished"
+
+
+def test_a_training_without_the_test_set_is_finished(here, capsys):
+    words = ["train", "digits-linf-standard", *QUICK, "--validation-only", "--quiet"]
+    said(capsys, *words)
+    assert "unfinished" not in said(capsys, *words)[1]
