@@ -602,6 +602,21 @@ def test_evaluate_your_own_network_and_a_file(run_of, capsys):
     assert "hint: the model seems to expect normalised inputs" in out
 
 
+def test_weights_that_a_training_made_are_not_checked_for_normalised_inputs(run_of, capsys, monkeypatch):
+    monkeypatch.setattr("atent.evaluate.trial.normalisation_hint", lambda *_: "normalise the inputs")
+    (run_of.parent / "outside.py").write_text("import atent\n\ndef robust():\n    return atent.load('run')\n")
+    about = ["--data", "digits", "--norm", "linf", "--eps", "0.15"]
+    cheap = ["--attacks", "FGSM", "--limit", "10", "--quiet"]
+    for target, hinted in (
+        (["run"], False),
+        (["run/best.safetensors", *about], False),
+        (["outside:robust", *about], True),
+    ):
+        status, out, err = said(capsys, "evaluate", *target, *cheap)
+        assert status == 0, err
+        assert ("hint: normalise the inputs" in out) is hinted
+
+
 def test_attack_keeps_arrays_and_draws_them(run_of, capsys):
     status, out, err = said(
         capsys, "attack", "run", "--attack", "PGD(steps=5)", "--limit", "30", "--out", "adv.npz", "--png", "grid.png"
