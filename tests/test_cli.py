@@ -210,6 +210,7 @@ def test_quiet_prints_results_and_no_progress(here, capsys):
         (["train"], ["no recipe given", "atent train RECIPE", "atent recipes"]),
         (["train", "digit-linf-atent"], ["did you mean 'digits-linf-atent'"]),
         (["train", "absent.toml"], ["no recipe file absent.toml"]),
+        (["train", "digits-linf-atent", "--run", "x"], ["'--run'", "did you mean '--name'"]),
         (["train", "digits-linf-atent", "--method.stepz", "5"], ["--method.stepz", "did you mean '--method.steps'"]),
         (["train", "digits-linf-atent", "--method.steps", "five"], ["--method.steps", "five"]),
         (["train", "digits-linf-atent", "--method.steps", "2.5"], ["--method.steps", "2.5"]),

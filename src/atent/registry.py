@@ -13,10 +13,8 @@ import contextlib
 import dataclasses
 import importlib
 import importlib.metadata
-import itertools
 import os
 import pkgutil
-import re
 import sys
 import textwrap
 import traceback
@@ -30,7 +28,7 @@ from typing import Any, TypeVar, overload
 from atent import trust
 from atent.contracts import kind_of
 from atent.messages import nearest, unknown
-from atent.origins import version_of
+from atent.origins import defined_here, version_of
 
 __all__ = ["Plugin", "Registry", "load_object"]
 
@@ -131,7 +129,7 @@ class Registry(Mapping[str, T]):
             return self._checked(load_object(name), name)
         point = self._entries().get(name)
         if point is None:
-            if (own := _defined_here(name)) is not None:
+            if (own := defined_here(name)) is not None:
                 raise ValueError(f"unknown {self.kind} {name!r}: did you mean {own!r}?")
             listed = f"atent list {self.group.rpartition('.')[2]}"
             raise ValueError(unknown(self.kind, name, [*self._built_in, *self._entries()], listed))
@@ -331,29 +329,6 @@ def load_object(reference: str) -> Any:
             meant = f": did you mean {f'{name}:' + '.'.join([*before[:i], near])!r}?" if near else ""
             raise ValueError(f"{reference}: module {name!r} has no attribute {path!r}{meant}") from error
     return found
-
-
-# Larger folders and files are not searched for a name.
-_MOST_FILES, _MOST_BYTES = 200, 1_000_000
-
-
-def _defined_here(name: str) -> str | None:
-    """The reference module:name of a class or function of that name at the top level of a file in the current
-    directory, which is read and not imported. A file that is named like it comes first."""
-    if not name.isidentifier():
-        return None
-    definition = re.compile(rf"^(?:class|def)\s+{re.escape(name)}\b", re.MULTILINE)
-
-    def order(file: Path) -> tuple[bool, str]:
-        return file.stem.lower().replace("_", "") not in name.lower(), file.name
-
-    with contextlib.suppress(OSError):
-        for file in sorted(itertools.islice(Path.cwd().glob("*.py"), _MOST_FILES), key=order):
-            with contextlib.suppress(OSError):
-                small = file.stem.isidentifier() and file.stat().st_size <= _MOST_BYTES
-                if small and definition.search(file.read_text(encoding="utf-8", errors="replace")):
-                    return f"{file.stem}:{name}"
-    return None
 
 
 def load_module(name: str, asked: str) -> Any:

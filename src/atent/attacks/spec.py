@@ -54,7 +54,7 @@ def parse(
     cls = attacks.find(called)
     known = [f.name for f in dataclasses.fields(cls) if f.name != "threat"]
     if isinstance(tree, ast.Call) and tree.args:
-        raise ValueError(f"attack {shown(text, 200)} has a setting without its name: {_named(called, tree, known)}")
+        raise ValueError(f"attack {shown(text, 200)} is not valid: {_named(called, tree, known)}")
     values: dict[str, Any] = {}
     for keyword in keywords:
         field = str(keyword.arg)
@@ -93,7 +93,8 @@ def _named(called: str, call: ast.Call, known: Sequence[str]) -> str:
     if len(call.args) > len(free) or any(isinstance(each, ast.Starred) for each in call.args):
         return f"{called} has the settings {', '.join(known)}" if known else f"{called} has no settings"
     words = [f"{name}={_source(node)}" for name, node in zip(free, call.args)]
-    return f"write {called}({', '.join([*words, *(_source(each) for each in call.keywords)])})"
+    words += [f"{each.arg}={_source(each.value)}" for each in call.keywords]
+    return f"its settings are named, write {called}({', '.join(words)})"
 
 
 def nested(text: str, threat: Threat) -> Attack:
