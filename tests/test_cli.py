@@ -210,6 +210,7 @@ def test_quiet_prints_results_and_no_progress(here, capsys):
         (["train"], ["no recipe given", "atent train RECIPE", "atent recipes"]),
         (["train", "digit-linf-atent"], ["did you mean 'digits-linf-atent'"]),
         (["train", "absent.toml"], ["no recipe file absent.toml"]),
+        (["train", "digits-linf-atent", "--run", "x"], ["'--run'", "did you mean '--name'"]),
         (["train", "digits-linf-atent", "--method.stepz", "5"], ["--method.stepz", "did you mean '--method.steps'"]),
         (["train", "digits-linf-atent", "--method.steps", "five"], ["--method.steps", "five"]),
         (["train", "digits-linf-atent", "--method.steps", "2.5"], ["--method.steps", "2.5"]),
@@ -600,6 +601,21 @@ def test_evaluate_your_own_network_and_a_file(run_of, capsys):
     status, out, err = said(capsys, "evaluate", "outside:Wants", *about, "--limit", "500")
     assert status == 0, err
     assert "hint: the model seems to expect normalised inputs" in out
+
+
+def test_weights_that_a_training_made_are_not_checked_for_normalised_inputs(run_of, capsys, monkeypatch):
+    monkeypatch.setattr("atent.evaluate.trial.normalisation_hint", lambda *_: "normalise the inputs")
+    (run_of.parent / "outside.py").write_text("import atent\n\ndef robust():\n    return atent.load('run')\n")
+    about = ["--data", "digits", "--norm", "linf", "--eps", "0.15"]
+    cheap = ["--attacks", "FGSM", "--limit", "10", "--quiet"]
+    for target, hinted in (
+        (["run"], False),
+        (["run/best.safetensors", *about], False),
+        (["outside:robust", *about], True),
+    ):
+        status, out, err = said(capsys, "evaluate", *target, *cheap)
+        assert status == 0, err
+        assert ("hint: normalise the inputs" in out) is hinted
 
 
 def test_attack_keeps_arrays_and_draws_them(run_of, capsys):

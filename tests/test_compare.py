@@ -311,6 +311,7 @@ def test_two_commands_do_not_share_a_folder(here, capsys):
         (["plain.toml", "pgd.toml", "--seeds", "3", "4"], ["got 3 4", "write --seeds 2 --first-seed 3"]),
         (["plain.toml", "pgd.toml", "--jobs", "0"], ["jobs must be at least 1, got 0"]),
         (["plain.toml", "pgd.toml", "--first_seed", "-1"], ["first-seed must be at least 0"]),
+        (["plain.toml", "pgd.toml", "--run", "x"], ["'--run'", "did you mean '--name'"]),
         (["plain.toml", "pgd.toml", "--seedz", "2"], ["--seedz", "did you mean '--seeds'"]),
         (["plain.toml", "pgd.toml", "--train.epoch", "2"], ["plain.toml", "did you mean '--train.epochs'"]),
         (["plain.toml", "pgd.toml", "--train.seed", "2"], ["--first-seed"]),

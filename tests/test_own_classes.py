@@ -104,6 +104,10 @@ ATTACKS = {
         + "return x\nT.__abstractmethods__ = frozenset({'fitness'})\n",
         ["T is abstract: define fitness"],
     ),
+    "annotated": (
+        FROZEN + "class T(Attack):\n    needs_gradient: bool = False\n    passes = 2\n" + SEARCH + "return x\n",
+        ["T annotates needs_gradient", "write needs_gradient = False without annotation"],
+    ),
     "function": ("def T(model, x, y):\n    return x\n", ["the function T", "atent.attacks.Attack"]),
     "other class": ("class T:\n    pass\n", ["the class T", "atent.attacks.Attack"]),
 }  # fmt: skip
@@ -114,6 +118,72 @@ def test_an_attack_that_lacks_a_member(refused, source, parts):
     words = ["evaluate", "zoo:digits-linf-crown-ibp", "--limit", "4", "--quiet", "--attacks", "own_of_user:T"]
     line = refused(source, words)
     assert all(part in line for part in ("own_of_user:T", "docs/add-attack.md", *parts)), line
+
+
+EVALUATE = ["evaluate", "zoo:digits-linf-crown-ibp", "--limit", "4", "--quiet", "--attacks"]
+VALID = FROZEN + "class T(Attack):\n    tries: int = 2\n" + PASSES + SEARCH + "return x\n"
+
+
+def test_an_attack_in_a_dataclass_that_is_not_frozen(refused):
+    source = VALID.replace("(frozen=True)", "")
+    number = 1 + (HEAD + source).splitlines().index("@dataclass")
+    line = refused(source, [*EVALUATE, "own_of_user:T"])
+    assert any(f"(own_of_user.py, line {each})" in line for each in (number, number + 1)), line
+    assert line.endswith("write @dataclass(frozen=True)")
+
+
+NAMES = {
+    "bare": (["T"], "did you mean 'own_of_user:T'?"),
+    "misspelled": (["own_of_user:Tt"], "has no attribute 'Tt': did you mean 'own_of_user:T'?"),
+    "positional": (["own_of_user:T(3)"], "write own_of_user:T(tries=3)"),
+    "too many": (["own_of_user:T(3, 4)"], "own_of_user:T has the settings tries"),
+    "built-in": (["PGD(40, restarts=2)"], "write PGD(steps=40, restarts=2)"),
+}
+
+
+@pytest.mark.parametrize(("names", "part"), NAMES.values(), ids=NAMES)
+def test_the_name_of_an_own_attack(refused, names, part):
+    line = refused(VALID, [*EVALUATE, *names])
+    assert part in line
+
+
+def test_the_bare_name_of_an_own_method_or_network(refused):
+    source = FROZEN + "class Own(Method):\n" + LOSS + "pass\n\n\ndef Net():\n    pass\n"
+    for option, name in (("--method", "Own"), ("--model", "Net")):
+        line = refused(source, ["train", "digits-linf-pgdat", option, name, "--quiet"])
+        assert f"did you mean 'own_of_user:{name}'?" in line
+
+
+def test_an_averaged_loss_names_the_line(refused):
+    body = "return oracle.gradient(x, y, cross_entropy)[0]"
+    source = FROZEN + "class T(Attack):\n    passes = 3\n" + SEARCH + body + "\n"
+    number = 1 + (HEAD + source).splitlines().index(f"        {body}")
+    line = refused(source, [*EVALUATE, "own_of_user:T"])
+    assert "atent.losses" in line
+    assert f"own_of_user.py, line {number}" in line
+
+
+def test_an_attack_that_uses_more_passes_than_it_declares_is_reported_once(capsys):
+    from atent import evaluate
+
+    @dataclass(frozen=True)
+    class Greedy(Attack):
+        passes = 2
+
+        def search(self, oracle, x, y, streams):
+            for _ in range(4):
+                oracle.logits(x, y)
+            return x
+
+    class Honest(Greedy):
+        passes = 5
+
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+    x = torch.rand(6, 1, 4, 4)
+    for kind in (Greedy, Greedy, Honest):
+        evaluate(net, x, net(x).argmax(1), [kind(Threat("linf", 0.1))], batch=2)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "Greedy declares passes = 2 and uses 5" in line
 
 
 RESULTS = {

@@ -20,6 +20,7 @@ from atent.threat import Threat
 from atent.train import Diverged, Interrupted, TrainSettings, fit, load_weights
 from atent.train import load as load_run
 from atent.train.callbacks import Callback
+from atent.train.validation import Validation
 
 LINF = Threat("linf", 0.1)
 
@@ -135,6 +136,33 @@ def test_a_training_that_collapsed_says_so_once_and_not_at_its_first_evaluation(
     said.clear()
     fit(network(), digits, Standard(), settings=settings(validate_attack="none"), progress=False, say=said.append)
     assert not said
+
+
+class Standardised(nn.Module):
+    """A fixed network that is right on standardised images and nearly blind on raw ones."""
+
+    def __init__(self, data):
+        super().__init__()
+        x, y = data.sample("validation", 40).batch(torch.arange(40))
+        std, mean = torch.std_mean(x.double(), (0, 2, 3), correction=0)
+        self.register_buffer("known", ((x - mean.to(x)) / std.to(x)).flatten(1))
+        self.register_buffer("labels", nn.functional.one_hot(y, 10).to(x))
+        self.scale = nn.Parameter(torch.tensor(10.0))
+
+    def forward(self, x):
+        near = -(torch.cdist(x.flatten(1), self.known) ** 2)
+        blind = (x.flatten(1).amin(1, keepdim=True) >= 0) * torch.arange(10.0).to(x)
+        return self.scale * (near.softmax(1) @ self.labels) + 1e3 * blind
+
+
+def test_only_a_training_that_begins_with_a_file_is_checked_for_normalised_inputs(digits):
+    part = Validation(digits, settings(validate_attack="none"), None, robust=False)
+    assert "normalised" not in (part.measure(Standardised(digits), progress=False)[1] or "")
+    for weights, checked in (("runs/pretrained", False), ("published.pt", True), (None, False)):
+        config = {"model": {"name": "resnet20", "weights": weights}}
+        part = Validation(digits, settings(validate_attack="none"), None, robust=False, config=config)
+        hint = part.measure(Standardised(digits), progress=False)[1] or ""
+        assert ("expect normalised inputs" in hint) is checked
 
 
 def test_select_last_and_clean(digits):

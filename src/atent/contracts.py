@@ -36,10 +36,11 @@ def owned(entry: Any) -> bool:
 
 @functools.cache
 def undeclared(cls: type) -> str | None:
-    """The error for a subclass of a dataclass that is written without the decorator, which ignores its settings; None
-    for a valid class. A subclass without annotations and ``__init__`` needs no decorator."""
+    """The error for a subclass of a dataclass that is written without the decorator, which ignores its settings, or
+    that makes a setting of what describes the class; None for a valid class. A subclass without annotations and
+    ``__init__`` needs no decorator."""
     if "__dataclass_fields__" in vars(cls):
-        return None
+        return _fixed(cls)
     names = [name for name, hint in inspect.get_annotations(cls).items() if _is_setting(cls, name, hint)]
     if names:
         what = f"declares {', '.join(names)} and is not a dataclass, so its settings would be ignored"
@@ -48,6 +49,22 @@ def undeclared(cls: type) -> str | None:
     else:
         return None
     return f"{cls.__name__} {what}: write @dataclass(frozen=True) above the class"
+
+
+def _fixed(cls: type) -> str | None:
+    """The error for an own class with an annotated attribute, hence a field, where a base has a ClassVar."""
+    if not owned(cls):
+        return None
+    fields = {each.name for each in dataclasses.fields(cls)}
+    for base in cls.__mro__[1:]:
+        for name, hint in inspect.get_annotations(base).items():
+            if _of_class(hint) and name in fields:
+                value = f" = {getattr(cls, name)!r}" if hasattr(cls, name) else " = ..."
+                return (
+                    f"{cls.__name__} annotates {name}, which makes it a setting; it describes the class: write"
+                    f" {name}{value} without annotation"
+                )
+    return None
 
 
 def _is_setting(cls: type, name: str, hint: Any) -> bool:

@@ -7,6 +7,8 @@ import functools
 import hashlib
 import importlib.metadata
 import inspect
+import itertools
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -84,3 +86,26 @@ def _definitions(entries: Iterable[Any]) -> Iterator[Any]:
 
 def _hash(source: bytes) -> str:
     return hashlib.sha256(source).hexdigest()[:16]
+
+
+# Larger folders and files are not searched for a name.
+_MOST_FILES, _MOST_BYTES = 200, 1_000_000
+
+
+def defined_here(name: str) -> str | None:
+    """The reference module:name of a class or function of that name at the top level of a file in the current
+    directory, which is read and not imported. A file that is named like it comes first."""
+    if not name.isidentifier():
+        return None
+    definition = re.compile(rf"^(?:class|def)\s+{re.escape(name)}\b", re.MULTILINE)
+
+    def order(file: Path) -> tuple[bool, str]:
+        return file.stem.lower().replace("_", "") not in name.lower(), file.name
+
+    with contextlib.suppress(OSError):
+        for file in sorted(itertools.islice(Path.cwd().glob("*.py"), _MOST_FILES), key=order):
+            with contextlib.suppress(OSError):
+                small = file.stem.isidentifier() and file.stat().st_size <= _MOST_BYTES
+                if small and definition.search(file.read_text(encoding="utf-8", errors="replace")):
+                    return f"{file.stem}:{name}"
+    return None

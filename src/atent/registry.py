@@ -17,16 +17,18 @@ import os
 import pkgutil
 import sys
 import textwrap
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar, overload
 
 from atent import trust
 from atent.contracts import kind_of
-from atent.messages import unknown
-from atent.origins import version_of
+from atent.messages import nearest, unknown
+from atent.origins import defined_here, version_of
 
 __all__ = ["Plugin", "Registry", "load_object"]
 
@@ -127,6 +129,8 @@ class Registry(Mapping[str, T]):
             return self._checked(load_object(name), name)
         point = self._entries().get(name)
         if point is None:
+            if (own := defined_here(name)) is not None:
+                raise ValueError(f"unknown {self.kind} {name!r}: did you mean {own!r}?")
             listed = f"atent list {self.group.rpartition('.')[2]}"
             raise ValueError(unknown(self.kind, name, [*self._built_in, *self._entries()], listed))
         try:
@@ -315,11 +319,15 @@ def load_object(reference: str) -> Any:
         raise ValueError(f"a reference reads module:function, got {reference!r}")
     trust.check(reference)
     found = load_module(name, reference)
-    for part in path.split("."):
+    *before, last = path.split(".")
+    for i, part in enumerate([*before, last]):
         try:
             found = getattr(found, part)
         except AttributeError as error:
-            raise ValueError(f"{reference}: module {name!r} has no attribute {path!r}") from error
+            public = [each for each in getattr(found, "__dict__", {}) if not each.startswith("_")]
+            near = nearest(part, public)
+            meant = f": did you mean {f'{name}:' + '.'.join([*before[:i], near])!r}?" if near else ""
+            raise ValueError(f"{reference}: module {name!r} has no attribute {path!r}{meant}") from error
     return found
 
 
@@ -334,7 +342,20 @@ def load_module(name: str, asked: str) -> Any:
         # A missing import inside the module is a different error.
         if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
             raise ValueError(f"{asked}: no module named {error.name!r} here or installed") from error
-        raise ValueError(f"{asked}: importing {name} raised {first_line(error)}") from error
+        raise ValueError(f"{asked}: importing {name} raised {first_line(error)}{_place(error, name)}") from error
+
+
+def _place(error: BaseException, name: str) -> str:
+    """The last line of the module ``name`` before an error of its import, and the fix of a frequent one."""
+    if isinstance(error, SyntaxError):
+        return ""
+    lines = [
+        f" ({Path(frame.f_code.co_filename).name}, line {number})"
+        for frame, number in traceback.walk_tb(error.__traceback__)
+        if frame.f_globals.get("__name__") == name
+    ]
+    frozen = isinstance(error, TypeError) and "cannot inherit non-frozen dataclass from a frozen one" in str(error)
+    return (lines[-1] if lines else "") + (": write @dataclass(frozen=True)" if frozen else "")
 
 
 @contextlib.contextmanager

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +22,20 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 # Largest number of elements of per-class gradients in memory: 64 MiB in float32.
 _MOST = 2**24
+
+
+def _check_values(values: Any, n: int) -> None:
+    """ValueError, with the line of the user's code that gave the loss, unless it has one value per sample."""
+    if isinstance(values, Tensor) and values.shape == (n,):
+        return
+    got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else kind_of(values)
+    caller = sys._getframe(2)
+    own = caller.f_globals.get("__name__", "").partition(".")[0] != "atent"
+    at = f" ({Path(caller.f_code.co_filename).name}, line {caller.f_lineno})" if own else ""
+    raise ValueError(
+        f"the loss must have one value per sample, {n}, got {got}: use a loss of atent.losses, such as cross_entropy or"
+        f" margin, or do not average it{at}"
+    )
 
 
 @dataclass(eq=False)
@@ -116,6 +133,7 @@ class Oracle:
         """Each sample's loss (n,) and logits (n, classes) without a graph, averaged as gradients are."""
         logits = self._forward(x, y)
         values = loss(logits, y)
+        _check_values(values, len(x))
         for _ in range(1, self.samples):
             z = self._forward(x, y)
             values, logits = values + loss(z, y), logits + z
@@ -134,9 +152,7 @@ class Oracle:
             with torch.enable_grad():
                 logits = self._forward(z, y)
                 values = loss(logits, y)
-                if not isinstance(values, Tensor) or values.shape != x.shape[:1]:
-                    got = tuple(values.shape) if isinstance(values, Tensor) else kind_of(values)
-                    raise ValueError(f"the loss must have one value per sample, {len(x)}, got {got}")
+                _check_values(values, len(x))
                 grad = self._slope(values, z)
             seen = grad, values.detach(), logits.detach()
             found = seen if found is None else (found[0] + seen[0], found[1] + seen[1], found[2] + seen[2])

@@ -48,11 +48,13 @@ def parse(
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         raise ValueError(f"attack {shown(text, 200)} is not valid: {_SYNTAX}") from None
     name, keywords = (tree.func, tree.keywords) if isinstance(tree, ast.Call) else (tree, [])
-    if not isinstance(name, ast.Name) or (isinstance(tree, ast.Call) and tree.args):
+    if not isinstance(name, ast.Name):
         raise ValueError(f"attack {shown(text, 200)} is not valid: {_SYNTAX}")
     called = reference[1] if reference else name.id
     cls = attacks.find(called)
     known = [f.name for f in dataclasses.fields(cls) if f.name != "threat"]
+    if isinstance(tree, ast.Call) and tree.args:
+        raise ValueError(f"attack {shown(text, 200)} is not valid: {_named(called, tree, known)}")
     values: dict[str, Any] = {}
     for keyword in keywords:
         field = str(keyword.arg)
@@ -83,6 +85,16 @@ def parse(
         small = ", ".join(each for each, kind in attacks.items() if kind.minimum_norm)
         raise ValueError(f"attack {shown(text, 200)} needs a finite eps, got inf: add eps=..., or use one of {small}")
     return made
+
+
+def _named(called: str, call: ast.Call, known: Sequence[str]) -> str:
+    """What to write for a call with positional arguments: these with the names of the first settings."""
+    free = [name for name in known if name not in [each.arg for each in call.keywords]]
+    if len(call.args) > len(free) or any(isinstance(each, ast.Starred) for each in call.args):
+        return f"{called} has the settings {', '.join(known)}" if known else f"{called} has no settings"
+    words = [f"{name}={_source(node)}" for name, node in zip(free, call.args)]
+    words += [f"{each.arg}={_source(each.value)}" for each in call.keywords]
+    return f"its settings are named, write {called}({', '.join(words)})"
 
 
 def nested(text: str, threat: Threat) -> Attack:

@@ -201,7 +201,7 @@ def run(words: list[str]) -> int:
             raise UsageError(f"{idle} has no effect on run folders, which are trained: omit it, or give recipes")
     for word in own:
         option = "--" + hyphened(word.partition("=")[0][2:])
-        if word.startswith("--") and option not in (*known, "--help", "--no-quiet"):
+        if word.startswith("--") and option not in (*known, "--help", "--no-quiet", "--run"):
             raise UsageError(unknown("option", word.partition("=")[0], [*known, *(f"--{s}" for s in SECTIONS)]))
     command = shlex.join(["atent", "compare", *words])
     return compare(**read(compare, own, "atent compare"), fields=tuple(fields), command=command)

@@ -82,6 +82,8 @@ def read(
     held.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     held.__doc__ = _joined(inspect.getdoc(command) or "")
     words = spelled(words, known, renamed=renamed)
+    if {"--name", "--runs"} <= known.keys():
+        meant = {"--run": "--name", **(meant or {})}
     classes = [kind for kind in typing.get_type_hints(command).values() if dataclasses.is_dataclass(kind)]
     with documented(typing.cast("list[type]", classes)) if help_wanted(words) else contextlib.nullcontext():
         given = parsed(held, words, prog, known, meant=meant or {}, refused=refused or {})

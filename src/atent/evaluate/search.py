@@ -16,6 +16,8 @@ the boundary, where rounding decides.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,12 +26,13 @@ from torch import Tensor, nn
 
 from atent.attacks.base import Attack, Outcome
 from atent.checks import check_logits
+from atent.contracts import owned
 from atent.evaluate.outcomes import attacked
 from atent.fields import shown
 from atent.folded import fold, has_batch_norm
 from atent.guard import ask, guard
 from atent.losses import margin
-from atent.messages import once
+from atent.messages import first_only, note, once
 from atent.precision import Lowered, SearchDtype, full_precision, images_last
 from atent.probe import AUTO, Auto, probe
 from atent.rng import narrow
@@ -65,6 +68,7 @@ class Search:
         dtype = None if any(kind.minimum_norm for kind in kinds) else self.dtype
         how: dict[str, Any] = {"seed": seed, "part": part, "channels_last": self.channels_last}
         out = attacked(attack, self.network, x, y, ids=ids, search_dtype=dtype, **how)
+        _check_passes(attack, kinds[0].passes, out)
         if not len(x) or (self.network is self.model and dtype is None):
             return out
         wrong, near = self._verdict(out.x_adv, y, seed, _UNITS[dtype] if dtype else torch.finfo(x.dtype).eps / 2)
@@ -102,6 +106,20 @@ class Search:
         check_logits(logits, y)
         spread = (logits - logits.mean(1, keepdim=True)).abs().amax(1)
         return logits.argmax(1) != y, margin(logits, y).abs() <= NEAR * unit * spread
+
+
+def _check_passes(attack: Attack, most: int, out: Outcome) -> None:
+    """Report, once, an attack of the user that uses more passes than it declares."""
+    if owned(type(attack)) and len(out.forwards) and (used := int((out.forwards + out.backwards).max())) > most:
+        _reporter(type(attack), most)(
+            f"{type(attack).__name__} declares passes = {most} and uses {used} for a sample: set passes to the most"
+            " forwards and backwards of one sample, by which attacks are ordered and time is estimated"
+        )
+
+
+@functools.cache
+def _reporter(cls: type[Attack], most: int) -> Callable[[str], None]:
+    return first_only(note)
 
 
 def prepare(

@@ -59,12 +59,16 @@ class Trial:
         """The batches of all attacks: each begins with the batch size that memory allowed before."""
         return Batches("the evaluation")
 
-    def hint(self, predicted: Tensor) -> str | None:
-        """One line on a mistake that the clean predictions suggest, if any."""
+    def hint(self, predicted: Tensor, *, check_inputs: bool) -> str | None:
+        """One line on a mistake that the clean predictions suggest, if any; ``check_inputs`` as in `evaluate`."""
         right, model = (predicted == self.y).cpu(), self.search.model
+
+        def normalisation() -> str | None:
+            return normalisation_hint(right, self.x, lambda z: predict(model, z, self.y, batch=self.batch), self.y)
+
         return (
             dependence_hint(model, self.x, seed=narrow(self.seed), size=min(self.batch, len(self.x)))
-            or normalisation_hint(right, self.x, lambda z: predict(model, z, self.y, batch=self.batch), self.y)
+            or (normalisation() if check_inputs else None)
             or collapse_hint(predicted, self.y)
             or one_class_hint(self.y)
         )

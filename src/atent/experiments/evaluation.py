@@ -33,6 +33,7 @@ from atent.experiments.unfinished import beside, unfinished
 from atent.precision import SearchDtype
 from atent.probe import Auto
 from atent.progress import bar
+from atent.runs.foreign import begins_with_file
 from atent.threat import Threat
 
 
@@ -43,17 +44,19 @@ def evaluate_model(
     settings: EvaluateSettings,
     *,
     threat: Threat | None = None,
+    check_inputs: bool = True,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Evaluate on the test images that the settings ask for, each attack alone; plain values with provenance.
 
-    ``threat`` is that of the settings' checks. Ranks that call this together, with the same network, share the batches.
+    ``threat`` is that of the settings' checks, ``check_inputs`` as in `evaluate`. Ranks that call this together,
+    with the same network, share the batches.
     """
     x, y, ids = inputs(model, data, settings.limit)
     formats: dict[str, Any] = {"channels_last": settings.channels_last, "folding": settings.folding}
     # Ranks could choose differently.
     last = alone(lambda: resolve(model, x, search_dtype=None, **formats))[1]
-    given = how(settings) | {"channels_last": last, "world": current()}
+    given = how(settings) | {"channels_last": last, "world": current(), "check_inputs": check_inputs}
     each = costs(attacks, False)
     with bar(len(x), "test", enabled=progress, costs=each) as advance:
         found = evaluate(model, x, y, attacks, ids=ids, cascade=False, advance=advance, **given)
@@ -96,7 +99,10 @@ def evaluate_target(
     cascaded = chain(target, cascade)
     each = costs(attacks, cascaded)
     with bar(len(known.x), "test", enabled=progress, costs=each) as advance:
-        found = evaluate(model, known, None, attacks, cascade=cascaded, resume=parts[0], advance=advance, **given)
+        found = evaluate(
+            model, known, None, attacks, cascade=cascaded, resume=parts[0], check_inputs=_may_differ(target),
+            advance=advance, **given,
+        )  # fmt: skip
     # Advice on a training is of no use for weights of others.
     trained = target.origin is not None and target.origin == target.place
     content = {**target.about, **_measured(target.data, settings, found, trained=trained)}
@@ -110,6 +116,14 @@ def evaluate_target(
     content |= run_studies(studies, target, known, partial=partial, progress=progress)
     content["provenance"] = folder.provenance(seed=settings.seed, device=known.x.device)
     return EvaluationFile.from_json(content)
+
+
+def _may_differ(target: Target) -> bool:
+    """Whether the network may expect other inputs than those of the data: not where a training of this library made
+    its weights, unless that began with the weights of a file."""
+    if target.origin is not None and target.about["weights"] in ("best", "last"):
+        return begins_with_file(target.config)
+    return target.foreign or target.origin is not None or "weights" not in target.about
 
 
 def measured(target: Target, search_dtype: SearchDtype | Auto | None) -> tuple[Target, SearchDtype | None]:

@@ -35,7 +35,7 @@ from atent.optim.settings import OPTIMIZERS
 from atent.registry import plugin_found, plugin_of
 from atent.rng import fold
 from atent.runs.checkpoint import check_architecture, load_state, read_states, weights_file
-from atent.runs.foreign import is_weights
+from atent.runs.foreign import begins_with_file, is_weights
 from atent.runs.loading import model_of
 from atent.runs.locks import held
 from atent.runs.manifest import Sum, write_json
@@ -249,14 +249,15 @@ def _evaluated(
 ) -> EvaluationFile:
     """The test set's evaluation of the best epoch and, with ``evaluate.last``, of the last one; ranks share both."""
     threat = threat_of(getattr(job.method, "threat", None), data.box, job.evaluate)
-    content = evaluate_model(fitted.model, data, attacks, job.evaluate, threat=threat, progress=progress)
+    how: dict[str, Any] = {"check_inputs": begins_with_file(job.sections()), "progress": progress}
+    content = evaluate_model(fitted.model, data, attacks, job.evaluate, threat=threat, **how)
     kept = {"average": fitted.best["best_weights"] == "average"} if "best_weights" in fitted.best else {}
     stopped = {"stopped": fitted.stopped} if fitted.stopped else {}
     content = {"run": path.name, "epoch": fitted.best["epoch"], **kept, **content, **stopped}
     if job.evaluate.last and fitted.history[-1]["epoch"] != fitted.best["epoch"]:
         # Robust overfitting (Rice et al. 2020) shows in the difference; neither is chosen by the test set.
         reloaded(model, path, "last")
-        last = evaluate_model(model, data, attacks, job.evaluate, progress=progress)
+        last = evaluate_model(model, data, attacks, job.evaluate, **how)
         robust = {name: {"robust": found["robust"]} for name, found in last["attacks"].items()}
         content["last"] = {
             "epoch": fitted.history[-1]["epoch"], "clean": last["clean"], "attacks": robust, "worst": last["worst"],

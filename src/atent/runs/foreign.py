@@ -56,6 +56,14 @@ def is_weights(path: str | Path) -> bool:
     return Path(path).suffix.lower() in SUFFIXES
 
 
+def begins_with_file(config: Mapping[str, Any]) -> bool:
+    """Whether the training of this configuration begins with the weights of a file, whose network may expect other
+    inputs than those of the data. A run folder has a network of this library, which sees the data's own inputs."""
+    model = config.get("model")
+    weights = model.get("weights") if isinstance(model, Mapping) else None
+    return weights is not None and is_weights(weights)
+
+
 def is_safetensors(path: Path) -> bool:
     """Whether the file is of the safetensors format, whatever its name; a missing or broken one is by its name."""
     if path.is_file() and path.suffix.lower() != ".safetensors":

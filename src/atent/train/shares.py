@@ -28,10 +28,12 @@ class Found:
 
 
 def evaluated(
-    model: nn.Module, part: Split, attacks: Mapping[str, Attack], *, seed: int, advance: Advance | None = None
-) -> Found:
-    """Each attack alone on the samples of ``part``. Every sample has its own random numbers, so that the results are
-    those of a single process, up to the rounding of another batch size; an error of one rank is raised on all."""
+    model: nn.Module, part: Split, attacks: Mapping[str, Attack], *, seed: int, check_inputs: bool = False,
+    advance: Advance | None = None,
+) -> Found:  # fmt: skip
+    """Each attack alone on the samples of ``part``; ``check_inputs`` as in `evaluate`. Every sample has its own random
+    numbers, so that the results are those of a single process, up to the rounding of another batch size; an error of
+    one rank is raised on all."""
     rows, size = current().rows(len(part)), current().size
 
     def found(some: slice, attacks: Mapping[str, Attack]) -> Found:
@@ -41,8 +43,9 @@ def evaluated(
         x, y = part.batch(index)
         ids = part.ids[some]
         own = evaluate(
-            model, x, y, attacks, seed=seed, ids=ids, cascade=False, folding=False, advance=advance if attacks else None
-        )
+            model, x, y, attacks, seed=seed, ids=ids, cascade=False, folding=False, check_inputs=check_inputs,
+            advance=advance if attacks else None,
+        )  # fmt: skip
         counts = {"clean": own.clean["k"], **{name: entry["robust"]["k"] for name, entry in own.attacks.items()}}
         return Found(counts, own.outcomes["attacks"], own.hint)
 

@@ -69,7 +69,7 @@ class Trainer:
         if resume and run is not None:
             data = as_begun(data, run)
         self.data, self.augment = data.to(self.device), augment(augmentation)
-        self.validation = Validation(self.data, settings, threat, robust=own is not None)
+        self.validation = Validation(self.data, settings, threat, robust=own is not None, config=config)
         self.watch = watch(self.method, self.data, settings, threat)
         sharded.check(settings, optimizer, self.method, watched=self.watch is not None)
         self.shared: sharded.Sharded | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -14,6 +15,7 @@ from atent.data.split import Part
 from atent.distributed import current
 from atent.evaluate.hints import adapted
 from atent.progress import bar
+from atent.runs.foreign import begins_with_file
 from atent.stats import share
 from atent.threat import Threat
 from atent.train.settings import TrainSettings
@@ -31,9 +33,17 @@ def _parsed(spec: str, threat: Threat | None) -> Attack:
 
 
 class Validation:
-    """Clean and robust accuracy on the validation split and on as many training samples, without augmentation."""
+    """Clean and robust accuracy on the validation split and on as many training samples, without augmentation.
 
-    def __init__(self, data: Data, settings: TrainSettings, threat: Threat | None, *, robust: bool) -> None:
+    ``config``: the configuration of a training by a recipe. Only a training that begins with the weights of a file is
+    checked for a network that expects normalised inputs.
+    """
+
+    def __init__(
+        self, data: Data, settings: TrainSettings, threat: Threat | None, *, robust: bool,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        self.check_inputs = begins_with_file(config or {})
         limit = everything(settings.validate_limit) or len(data.validation)
         self.parts: dict[Part, Split] = {name: data.sample(name, limit) for name in ("train", "validation")}
         spec = settings.validate_attack.strip()
@@ -67,7 +77,9 @@ class Validation:
         total = sum(len(range(len(p))[current().rows(len(p))]) for p in self.parts.values()) * len(self.attacks)
         with bar(total, "validation", enabled=progress) as advance:
             for name, part in self.parts.items():
-                found = evaluated(model, part, self.attacks, seed=self.seed, advance=advance)
+                found = evaluated(
+                    model, part, self.attacks, seed=self.seed, check_inputs=self.check_inputs, advance=advance
+                )
                 for kind, count in found.counts.items():
                     measured = share(count, len(part))
                     row[f"{name}_{kind}"] = measured["value"]
