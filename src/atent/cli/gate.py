@@ -23,14 +23,14 @@ class GateOptions:
     min_robust: Annotated[str | None, arg("SHARE")] = None
     """Exit with 1 if the lower limit of the 95 % interval of the robust accuracy is below this fraction, such as
     0.4."""
-    require: Annotated[str | None, arg("ATTACK")] = None
-    """Exit with 2 unless the evaluation that --min-robust compares contains this attack, such as AutoAttack; PGD means
-    any PGD, "PGD(steps=20)" that one."""
     min_clean: Annotated[str | None, arg("SHARE")] = None
     """The same for clean accuracy."""
     min_certified: Annotated[str | None, arg("SHARE[@R]")] = None
     """The same for certified or verified accuracy, read from a finished certificate of the same weights; append @R for
     a radius, such as 0.5@8/255. Default: its only radius, or that of the threat."""
+    require: Annotated[str | None, arg("ATTACK")] = None
+    """Exit with 2 unless the evaluation that --min-robust compares contains this attack, such as AutoAttack.
+    "PGD" means PGD at any settings, "PGD(steps=20)" at these."""
     junit: Place = None
     """Also write the results to this file as JUnit XML."""
     annotations: bool = False

@@ -47,7 +47,7 @@ class Results:
 
     @property
     def headline(self) -> Path | None:
-        """The evaluation whose robust accuracy may be claimed."""
+        """The evaluation whose robust accuracy may be claimed, which a report leads with."""
         named = {str(path): found for path, found in self.evaluations.items()}
         best = leading(named)
         return None if best is None else Path(best)
