@@ -1,5 +1,6 @@
 """What is exported is the network: files are read back and compared; cards say what the files say."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -15,9 +16,10 @@ from torch import nn
 import atent
 from atent.cli import main
 from atent.data import from_tensors
+from atent.experiments.results import Share
 from atent.experiments.target import load_target
 from atent.export import checks, programs, robustbench, vnnlib
-from atent.export.card import card_of, results_of
+from atent.export.card import Results, card_of, results_of
 from atent.runs import read_json
 from atent.threat import Threat
 
@@ -235,6 +237,21 @@ def test_results_of_other_weights_are_not_claimed(short_run, capsys):
     assert "nothing is known" in card.limits[0]
 
 
+def test_a_card_claims_what_a_report_leads_with(short_run):
+    """AutoAttack on few images counts before PGD on many, whose upper limit is lower."""
+    (found,) = results_of(load_target("run", attacks=(), limit=4)).evaluations.values()
+    (entry,) = found.attacks.values()
+
+    def by(attack, k, n):
+        left = Share.of(k, n)
+        return dataclasses.replace(
+            found, n=n, worst=left, attacks={attack: dataclasses.replace(entry, attack=attack, robust=left)}
+        )
+
+    files = {Path("evaluation.json"): by("PGD", 430, 500), Path("evaluation-2.json"): by("AutoAttack", 17, 20)}
+    assert Results(files, {}).headline == Path("evaluation-2.json")
+
+
 def test_weights_in_a_file_become_a_folder(short_run, capsys, monkeypatch):
     """A file of a built-in network: its data and threat are those of the options."""
     shutil.copy(short_run / "best.safetensors", "net.safetensors")
@@ -346,8 +363,6 @@ def test_an_entry_of_robustbench_needs_its_protocol(short_run):
     target = load_target("run", attacks=(), limit=4)
     found = results_of(target)
     (path, evaluation) = next(iter(found.evaluations.items()))
-    import dataclasses
-
     data = dataclasses.replace(target.data, name="cifar10")
     as_cifar = dataclasses.replace(target, data=data, threat=Threat("linf", 8 / 255))
     entry, place = robustbench.entry(as_cifar, found)

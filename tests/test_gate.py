@@ -1,5 +1,6 @@
 """A gate compares the lower limit of an interval, and says so to people, to JUnit readers and to GitHub."""
 
+import dataclasses
 import json
 import re
 import shlex
@@ -12,6 +13,7 @@ from commands import given
 from atent.cli import main
 from atent.experiments import gate
 from atent.experiments.results import Share
+from atent.report import collect
 
 
 def evaluated(low_options, capsys, *more):
@@ -57,6 +59,98 @@ def test_evaluate_exits_with_the_verdict(short_run, capsys):
     rows = json.loads(capsys.readouterr().out)
     assert [row["passed"] for row in rows] == [False] * (len(files) + 1)
     assert main(["gate", *files, "--min-robust", f"{found['worst']['low']:.12f}"[:-2]]) == 0
+
+
+def recorded(path, attack, k, n, *, first, **threat):
+    """An evaluation file by one attack, of n images of which k remain."""
+    (entry,) = first["attacks"].values()
+    worst = dataclasses.asdict(Share.of(k, n))
+    entry = entry | {"attack": attack, "robust": worst, "threat": entry["threat"] | threat}
+    found = first | {"n": n, "clean": dataclasses.asdict(Share.of(n, n)), "worst": worst, "last": None}
+    path.write_text(json.dumps(found | {"weights": "best", "attacks": {attack.partition("(")[0]: entry}}))
+
+
+@pytest.fixture
+def by_attack(short_run, capsys):
+    """Writes evaluation files of the run, which has no others."""
+    evaluated(["--out", "first.json"], capsys)
+    first = json.loads(Path("first.json").read_text())
+    (short_run / "manifest.json").unlink()
+    for path in short_run.glob("evaluation*.json"):
+        path.unlink()
+    return lambda name, *words, **threat: recorded(short_run / name, *words, first=first, **threat)
+
+
+def gated(capsys, *words):
+    """The exit status, and the one row of the gate on the run."""
+    status = main(["gate", "run", "--json", *words])
+    printed = capsys.readouterr()
+    assert printed.out, printed.err
+    (row,) = json.loads(printed.out)
+    return status, row
+
+
+def test_autoattack_counts_before_a_lower_upper_limit(by_attack, capsys):
+    """A small evaluation by AutoAttack against a large one by PGD: the gate compares what the report leads with."""
+    by_attack("evaluation.json", "PGD(steps=20)", 430, 500)
+    status, row = gated(capsys, "--min-robust", "0.7")
+    assert (status, row["source"]) == (0, "run/evaluation.json")
+    assert row["caveat"].startswith("Not measured by AutoAttack")
+    by_attack("evaluation-2.json", "AutoAttack", 17, 20)
+    assert Share.of(430, 500).high < Share.of(17, 20).high
+    assert collect.read("run").leading == "evaluation-2.json"
+    status, row = gated(capsys, "--min-robust", "0.7")
+    assert (status, row["source"], row["caveat"]) == (1, "run/evaluation-2.json", None)
+    # A figure that is lower beyond both intervals counts before AutoAttack's.
+    by_attack("evaluation-3.json", "Square", 50, 500)
+    assert collect.read("run").leading == "evaluation-3.json"
+    assert gated(capsys, "--min-robust", "0.05")[1]["source"] == "run/evaluation-3.json"
+    # The report reads evaluation*.json, and so does the gate.
+    by_attack("aa.json", "AutoAttack", 1, 500)
+    assert gated(capsys, "--min-robust", "0.05")[1]["source"] == "run/evaluation-3.json"
+
+
+def test_a_line_names_what_autoattack_did_not_measure(by_attack, capsys):
+    by_attack("evaluation.json", "PGD(steps=20)", 430, 500)
+    assert main(["gate", "run", "--min-robust", "0.4", "--min-clean", "0.4", "--annotations"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert ["Not measured by AutoAttack" in line for line in lines] == [True, False, True, False]
+
+
+def test_a_required_attack(by_attack, capsys):
+    by_attack("evaluation.json", "PGD(steps=20)", 430, 500)
+    words = ("gate", "run", "--min-robust", "0.4", "--require")
+    for name in ("PGD", "pgd", "PGD(steps=20)", "PGD( steps=20 )"):
+        assert main([*words, name]) == 0, capsys.readouterr().err
+    for name in ("AutoAttack", "Square", "PGD(steps=40)"):
+        line = refused(capsys, *words, name)
+        assert f"by {name}" in line
+        assert "--require" in line
+        assert "atent evaluate" in line
+    assert "--min-robust" in refused(capsys, "gate", "run", "--min-clean", "0.4", "--require", "PGD")
+    # At other settings it is not AutoAttack.
+    by_attack("evaluation.json", "AutoAttack(version=rand)", 430, 500)
+    assert "standard settings" in refused(capsys, *words, "AutoAttack")
+    by_attack("evaluation.json", "AutoAttack", 430, 500)
+    assert main([*words, "autoattack"]) == 0
+    # Where there is none, the remedy is another one.
+    by_attack("evaluation.json", "SparseRS", 430, 500, norm="l0", eps=3.0)
+    assert "omit --require" in refused(capsys, *words, "AutoAttack")
+
+
+def test_a_required_attack_is_missed_before_the_work(short_run, capsys, monkeypatch):
+    from atent.experiments import evaluation
+
+    def worked(*_args, **_given):
+        raise AssertionError("evaluated before the gate was checked")
+
+    words = ("evaluate", "run", "--limit", "5", "--quiet", "--min-robust", "0")
+    several = ("--threats", "linf 0.1: FGSM, PGD(steps=2)", "l2 0.5: PGD(steps=2)")
+    assert main([*words, *several, "--require", "PGD"]) == 0, capsys.readouterr().err
+    capsys.readouterr()
+    monkeypatch.setattr(evaluation, "evaluate_target", worked)
+    assert "FGSM" in refused(capsys, *words, "--attacks", "FGSM", "--require", "AutoAttack")
+    assert "at l2 0.5" in refused(capsys, *words, *several, "--require", "FGSM")
 
 
 def test_what_was_not_measured_is_an_error_before_the_work(short_run, capsys, monkeypatch):

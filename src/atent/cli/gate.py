@@ -28,6 +28,9 @@ class GateOptions:
     min_certified: Annotated[str | None, arg("SHARE[@R]")] = None
     """The same for certified or verified accuracy, read from a finished certificate of the same weights; append @R for
     a radius, such as 0.5@8/255. Default: its only radius, or that of the threat."""
+    require: Annotated[str | None, arg("ATTACK")] = None
+    """Exit with 2 unless the evaluation that --min-robust compares contains this attack, such as AutoAttack.
+    "PGD" means PGD at any settings, "PGD(steps=20)" at these."""
     junit: Place = None
     """Also write the results to this file as JUnit XML."""
     annotations: bool = False
@@ -38,7 +41,7 @@ class GateOptions:
         limit, and for limits on one shard of a measurement (not ``whole``)."""
         from atent.experiments.gate import limits
 
-        found = limits(self.min_robust, self.min_clean, self.min_certified)
+        found = limits(self.min_robust, self.min_clean, self.min_certified, self.require)
         for option, given in (("--junit", self.junit), ("--annotations", self.annotations)):
             if given and not found.given:
                 raise ValueError(f"{option} needs a limit: give --min-robust, --min-clean or --min-certified")
@@ -75,8 +78,10 @@ def gate(
     Parameters
     ----------
     results
-        Run folders, and files of `atent evaluate` and `atent certify`. Of a run folder the evaluation with the lowest
-        upper limit counts, as in reports.
+        Run folders, and files of `atent evaluate` and `atent certify`. Of a run folder the evaluation counts
+        that its report leads with, among the files evaluation*.json: the one by AutoAttack, unless another one under
+        the same threat is lower and the two intervals are disjoint; without AutoAttack the one with the lowest upper
+        limit.
     json
         Print the results to standard output as a single JSON document.
     """
@@ -106,8 +111,8 @@ def _verdicts(result: str, asked: Limits) -> list[Verdict]:
         if not isinstance(run, collect.Run):
             raise ValueError(f"{path} is not a run folder: give a folder that `atent train` wrote, or a result file")
         name, certified = run.name, gate.certificates(path)
-        if run.headline is not None:
-            evaluated = str(path / run.headline), run.evaluations[run.headline]
+        if run.leading is not None:
+            evaluated = str(path / run.leading), run.evaluations[run.leading]
     else:
         found = gate.read(path)
         name = str(found.run or path)

@@ -74,13 +74,13 @@ def caveat(attacks: Mapping[str, Mapping[str, Any]], search_dtype: str | None = 
     of the evaluation in a norm that it has.
     """
     weaker = "a stronger attack may lower these figures."
-    under = {_against(a) for a in attacks.values()}
+    under = {against(a) for a in attacks.values()}
     norms = {norm for norm, *_ in under} - {""}
     others = norms - set(ATTACKS.find("AutoAttack").norms)
     impossible = f"There is no AutoAttack for {' and '.join(sorted(others))}: {weaker}" if others else None
     if others and others == norms:
         return impossible
-    standard = {_against(a) for a in attacks.values() if is_standard(a["attack"])}
+    standard = {against(a) for a in attacks.values() if is_standard(a["attack"])}
     if not standard:
         other = any(a["attack"].startswith("AutoAttack(") for a in attacks.values())
         return f"Not measured by AutoAttack{' at its standard settings' if other else ''}: {weaker}"
@@ -98,7 +98,8 @@ def caveat_of(found: EvaluationFile) -> str | None:
     return caveat(named, found.search_dtype)
 
 
-def _against(attack: Mapping[str, Any]) -> tuple[Any, ...]:
+def against(attack: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The norm, the radius and the further fields of the threat of an entry of `attacks`."""
     threat = attack.get("threat") or {"norm": "", "eps": math.inf}
     return threat["norm"], float(threat["eps"]), *(threat.get(name) for name in EXTRA)
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from atent.attacks.spec import spell
 from atent.experiments import migrate
 from atent.experiments.certificate import fingerprint
+from atent.experiments.comparison import against, caveat
 from atent.experiments.results import BoundsFile, CertificateFile, EvaluationFile, SequentialFile, Share, SmoothingFile
 from atent.experiments.target import Target
 from atent.runs.manifest import read_json
@@ -33,6 +35,8 @@ class Limits:
     certified: float | None = None
     radius: float | None = None
     """At which radius the certified accuracy is compared. Default: the only one, or that of the threat."""
+    require: str | None = None
+    """An attack that the evaluation of the robust accuracy must contain."""
 
     @property
     def given(self) -> bool:
@@ -51,6 +55,8 @@ class Verdict:
     limit: float
     source: str
     """The file that holds the figure."""
+    caveat: str | None = None
+    """That AutoAttack did not measure it, as a sentence."""
 
     @property
     def passed(self) -> bool:
@@ -61,17 +67,22 @@ class Verdict:
     def text(self) -> str:
         """One line: the figure with its interval and n, and how its lower limit compares."""
         relation = "is at least" if self.passed else "is below"
-        return (
+        line = (
             f"{self.run}: {self.figure} {self.share.text}, n = {self.share.n:,}: the lower limit {self.share.low:.4f}"
             f" {relation} {self.limit:g}"
         )
+        return f"{line}. {self.caveat}" if self.caveat else line
 
 
-def limits(robust: str | None = None, clean: str | None = None, certified: str | None = None) -> Limits:
+def limits(
+    robust: str | None = None, clean: str | None = None, certified: str | None = None, require: str | None = None
+) -> Limits:
     """The limits that options give: shares such as 0.4, that of the certified accuracy also as SHARE@RADIUS.
 
-    ValueError for what is not a share between 0 and 1.
+    ValueError for what is not a share between 0 and 1, and for ``require`` without ``robust``.
     """
+    if require is not None and robust is None:
+        raise ValueError("--require needs --min-robust: the attack is required for the robust accuracy")
     share, at, where = (certified or "").partition("@")
     if at and not where:
         raise ValueError(f"--min-certified {certified} has no radius after @: write it as 0.5@8/255")
@@ -80,6 +91,7 @@ def limits(robust: str | None = None, clean: str | None = None, certified: str |
         _share("--min-clean", clean),
         _share("--min-certified", share or certified),
         radius(where, "--min-certified: radius") if at else None,
+        require,
     )
 
 
@@ -97,16 +109,49 @@ def _share(option: str, text: str | None) -> float | None:
 
 
 def of_evaluation(found: EvaluationFile, asked: Limits, run: str, source: str) -> list[Verdict]:
-    """The verdicts on an evaluation; ValueError for a robust accuracy that it did not measure."""
+    """The verdicts on an evaluation; ValueError for a robust accuracy that it did not measure, or not by the required
+    attack."""
     out = []
     if asked.robust is not None:
         if not found.attacks:
             raise ValueError(f"{source} has no attack, so no robust accuracy for --min-robust: evaluate with attacks")
+        named = {name: {"attack": a.attack, "threat": asdict(a.threat)} for name, a in found.attacks.items()}
+        _demand(asked.require, named, source, found.search_dtype)
         under = f"robust accuracy under {', '.join(found.attacks)} ({', '.join(found.threats)})"
-        out.append(Verdict(run, under, found.worst, asked.robust, source))
+        out.append(Verdict(run, under, found.worst, asked.robust, source, caveat(named, found.search_dtype)))
     if asked.clean is not None:
         out.append(Verdict(run, "clean accuracy", found.clean, asked.clean, source))
     return out
+
+
+def _demand(
+    required: str | None, attacks: Mapping[str, Mapping[str, Any]], source: str, search_dtype: str | None = None
+) -> None:
+    """ValueError, in one line, unless the ``attacks`` of ``source`` contain the required one against each threat: by
+    its label, its class or its full text, in any case; AutoAttack only as `caveat` accepts it."""
+    if required is None:
+        return
+    wanted = _bare(required)
+    remedy = f"run `atent evaluate` with {required} among its --attacks"
+    if wanted == "autoattack":
+        lacking = caveat(attacks, search_dtype) or ""
+        remedy = "omit --require" if lacking.startswith("There is no") else remedy
+    else:
+        there = {
+            against(a)
+            for name, a in attacks.items()
+            if wanted in (_bare(name), _bare(a["attack"]), _bare(a["attack"].partition("(")[0]))
+        }
+        left = {against(a) for a in attacks.values()} - there
+        at = " and ".join(sorted(f"{norm} {eps:g}" for norm, eps, *_ in left if math.isfinite(eps)))
+        lacking = f"Not measured by {required}" + (f" at {at}" if there else "") if at or not there else ""
+    if lacking:
+        reason = lacking.partition(":")[0]
+        raise ValueError(f"{source}: {reason}, as --require demands (it has {', '.join(attacks)}): {remedy}")
+
+
+def _bare(text: str) -> str:
+    return "".join(text.split()).casefold()
 
 
 def of_certificates(
@@ -134,13 +179,16 @@ def of_certificates(
     return [Verdict(run, name, share, asked.certified, str(path))]
 
 
-def gate_target(target: Target, asked: Limits) -> list[Verdict]:
+def gate_target(target: Target, asked: Limits, search_dtype: str | None = None) -> list[Verdict]:
     """The verdicts that are available before an evaluation, on the certificates of the target.
 
-    ValueError if a figure of ``asked`` is not measured by the evaluation and has not been before.
+    ValueError if a figure of ``asked`` is not measured by the evaluation and has not been before, or not by the
+    required attack.
     """
     if asked.robust is not None and not target.attacks:
         raise ValueError("--min-robust needs an attack: name one by --attacks")
+    planned = {name: {"attack": spell(a), "threat": a.threat.plain()} for name, a in target.attacks.items()}
+    _demand(asked.require, planned, target.name, None if search_dtype == "auto" else search_dtype)
     if asked.certified is None:
         return []
     weights = fingerprint(target.model)

@@ -16,7 +16,7 @@ from atent.experiments.gate import certificates
 from atent.experiments.results import BoundsFile, CertificateFile, EvaluationFile, SequentialFile, Share, SmoothingFile
 from atent.experiments.target import Target
 from atent.report import words
-from atent.report.collect import headline
+from atent.report.collect import leading
 from atent.runs import provenance
 
 CARD_VERSION = 1
@@ -47,9 +47,9 @@ class Results:
 
     @property
     def headline(self) -> Path | None:
-        """The evaluation whose robust accuracy may be claimed."""
+        """The evaluation whose robust accuracy may be claimed, which a report leads with."""
         named = {str(path): found for path, found in self.evaluations.items()}
-        best = headline(named)
+        best = leading(named)
         return None if best is None else Path(best)
 
 

@@ -73,19 +73,8 @@ class Run:
 
     @property
     def leading(self) -> str | None:
-        """The file that the page leads with: the evaluation by AutoAttack under the headline's threats, unless the
-        headline is lower beyond both intervals; the headline where there is none."""
-        best = self.headline
-        if best is None:
-            return None
-        low = self.evaluations[best]
-        by_autoattack = {
-            name: f
-            for name, f in self.evaluations.items()
-            if f.attacks and f.threats == low.threats and f.of_best == low.of_best and caveat_of(f) is None
-        }
-        strongest = headline(by_autoattack)
-        return best if strongest is None or low.worst.high < by_autoattack[strongest].worst.low else strongest
+        """The file that the page leads with: see `leading`; of those that evaluate the best epoch's weights."""
+        return leading({name: f for name, f in self.evaluations.items() if f.of_best} or self.evaluations)
 
     @property
     def titled(self) -> dict[str, EvaluationFile]:
@@ -117,6 +106,20 @@ def headline(found: dict[str, EvaluationFile]) -> str | None:
     """The name of the evaluation with the lowest upper limit, of those under the first one's threats."""
     alike = [name for name, f in found.items() if f.threats == next(iter(found.values())).threats]
     return min(alike, key=lambda name: found[name].worst.high, default=None)
+
+
+def leading(found: dict[str, EvaluationFile]) -> str | None:
+    """The name of the evaluation whose robust accuracy is reported: the one by AutoAttack under the threats of the
+    headline, unless the headline is lower and the two intervals are disjoint; the headline if there is none."""
+    best = headline(found)
+    if best is None:
+        return None
+    low = found[best]
+    by_autoattack = {
+        name: f for name, f in found.items() if f.attacks and f.threats == low.threats and caveat_of(f) is None
+    }
+    strongest = headline(by_autoattack)
+    return best if strongest is None or low.worst.high < by_autoattack[strongest].worst.low else strongest
 
 
 def title_of(found: EvaluationFile) -> str:

@@ -25,7 +25,8 @@ def headline(run: Run) -> dict[str, Any]:
     others = []
     best = run.evaluations[run.headline or run.leading]
     if best is not found:
-        others.append(f"Lowest measured: {title_of(best)}, robust accuracy {best.worst.text}.")
+        which = "Lowest" if best.worst.value < found.worst.value else "Also"
+        others.append(f"{which} measured: {title_of(best)}, robust accuracy {best.worst.text}.")
     caveat = caveat_of(found)
     if caveat:
         stronger = [title_of(f) for f in run.evaluations.values() if f.attacks and not caveat_of(f)]
