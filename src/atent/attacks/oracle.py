@@ -24,15 +24,13 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 _MOST = 2**24
 
 
-def _check_values(values: Any, n: int) -> None:
-    """ValueError, with the line of the user's code that gave the loss, unless it has one value per sample."""
-    if isinstance(values, Tensor) and values.shape == (n,):
-        return
+def _not_per_sample(values: Any, n: int) -> ValueError:
+    """The error for a loss without one value per sample, with the line of the user's code that gave it."""
     got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else kind_of(values)
     caller = sys._getframe(2)
     own = caller.f_globals.get("__name__", "").partition(".")[0] != "atent"
     at = f" ({Path(caller.f_code.co_filename).name}, line {caller.f_lineno})" if own else ""
-    raise ValueError(
+    return ValueError(
         f"the loss must have one value per sample, {n}, got {got}: use a loss of atent.losses, such as cross_entropy or"
         f" margin, or do not average it{at}"
     )
@@ -133,7 +131,8 @@ class Oracle:
         """Each sample's loss (n,) and logits (n, classes) without a graph, averaged as gradients are."""
         logits = self._forward(x, y)
         values = loss(logits, y)
-        _check_values(values, len(x))
+        if not isinstance(values, Tensor) or values.shape != x.shape[:1]:
+            raise _not_per_sample(values, len(x))
         for _ in range(1, self.samples):
             z = self._forward(x, y)
             values, logits = values + loss(z, y), logits + z
@@ -152,7 +151,8 @@ class Oracle:
             with torch.enable_grad():
                 logits = self._forward(z, y)
                 values = loss(logits, y)
-                _check_values(values, len(x))
+                if not isinstance(values, Tensor) or values.shape != x.shape[:1]:
+                    raise _not_per_sample(values, len(x))
                 grad = self._slope(values, z)
             seen = grad, values.detach(), logits.detach()
             found = seen if found is None else (found[0] + seen[0], found[1] + seen[1], found[2] + seen[2])
