@@ -233,7 +233,7 @@ def test_the_page_runs(short_run, capsys):
     short_run.rename("runs/digits-linf-atent")
     (block,) = re.findall(r"```bash\n(.*?)```", PAGE, re.S)
     commands = [shlex.split(line, comments=True)[1:] for line in block.replace("\\\n", " ").splitlines()]
-    few = {"evaluate": ["--limit", "20", "--attacks", "FGSM", "--quiet"], "certify": ["--limit", "5"], "gate": []}
+    few = {"evaluate": ["--limit", "20", "--quiet"], "certify": ["--limit", "5"], "gate": []}
     for words in commands:
         # The network of the test is trained for a moment.
         assert main([*words, *few[words[0]]]) in (0, 1), capsys.readouterr().err

@@ -147,7 +147,7 @@ def _demand(
         lacking = f"Not measured by {required}" + (f" at {at}" if there else "") if at or not there else ""
     if lacking:
         reason = lacking.partition(":")[0]
-        raise ValueError(f"{source}: {reason}, as --require demands (it has {', '.join(attacks)}): {remedy}")
+        raise ValueError(f"--require {required}: {source} has {', '.join(attacks)}. {reason}: {remedy}")
 
 
 def _bare(text: str) -> str:
