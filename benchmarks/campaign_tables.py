@@ -23,6 +23,7 @@ from campaign_evaluate import HERE, Network, Steps, cost, entries, networks, rea
 
 from atent import runs as folder
 from atent import stats
+from atent.evaluate.outcomes import ROBUST
 from atent.experiments import migrate
 from atent.experiments import recipes as config
 from atent.experiments.results import EvaluationFile
@@ -264,24 +265,36 @@ def _line(n: Network, what: str, share: Mapping[str, Any], made: Mapping[str, An
     return [f"`{n.name}`", what, file, where, result.commit(made), value, f"{share['n']:,}", str(made["seed"])]
 
 
+def by_sample(place: Path) -> dict[tuple[str, str], str]:
+    """By attack and test images, "1" for each image that remains correctly classified and "0" for the others."""
+    out = {}
+    for key, found in engine.measured(place).items():
+        kept = found.get("outcomes", {})
+        if "share" in kept:
+            out[key.rpartition(", stratified")[0].replace("natural", "no attack"), kept["ids"]] = kept["share"]
+    for path in sorted(place.glob("evaluation*.json")):
+        content = migrate.read(path, EvaluationFile).to_json()
+        for name, codes in content["outcomes"]["attacks"].items():
+            attack, threat = content["attacks"][name]["attack"], content["attacks"][name]["threat"]
+            what = f"{attack}, {threat['norm']} {float(threat['eps']):.4g}"
+            out[what, content["outcomes"]["ids"]] = "".join("1" if code == ROBUST else "0" for code in codes)
+    return out
+
+
 def differences(made: Campaign) -> list[str]:
     """ATENT less PGD-AT in l2, image by image, for each measure of both: of these two networks, not of the methods."""
-    found = {n.name: engine.measured(n.place) for n in made.found}
+    found = {n.name: by_sample(n.place) for n in made.found}
     one, other = (found.get(name, {}) for name in PAIR)
     rows = []
-    for key in one:
-        sides = [side[key].get("outcomes", {}) if key in side else {} for side in (one, other)]
-        if not all("share" in side for side in sides) or sides[0]["ids"] != sides[1]["ids"]:
+    for (what, ids), robust in one.items():
+        if (what, ids) not in other:
             continue
-        outcomes = ([sides[0]["share"]], [sides[1]["share"]])
-        shares = [side[key]["share"] for side in (one, other)]
-        gap = stats.paired([shares[0]["value"]], [shares[1]["value"]], shares[0]["n"], outcomes)
+        outcomes, n = ([robust], [other[what, ids]]), len(robust)
+        gap = stats.paired(*([side[0].count("1") / n] for side in outcomes), n, outcomes)
         gaps = stats.by_image(*outcomes)
         counts = sum(g > 0 for g in gaps), sum(g < 0 for g in gaps)
         value = f"{100 * gap.value:+.1f} [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]"
-        what = key.rpartition(", stratified")[0].replace("natural", "no attack")
-        cells = (f"{shares[0]['n']:,}", f"{counts[0]:,}", f"{counts[1]:,}", f"{stats.mcnemar(*counts):.2g}")
-        rows.append([what, value, *cells])
+        rows.append([what, value, f"{n:,}", f"{counts[0]:,}", f"{counts[1]:,}", f"{stats.mcnemar(*counts):.2g}"])
     if not rows:
         return ["Not both are measured yet."]
     heads = ["attack", "difference (points)", "n", "only ATENT robust", "only PGD-AT robust", "McNemar's p"]

@@ -11,6 +11,7 @@ from atent import runs as folder
 from atent.cli.certify import certify as certify_command
 from atent.cli.evaluate import evaluate as evaluate_command
 from atent.cli.parse import read
+from atent.evaluate.outcomes import per_sample
 from atent.experiments import recipes as config
 from atent.paper import engine
 from atent.paper.layout import Training
@@ -217,3 +218,9 @@ def test_differences_are_those_of_the_outcomes_by_image():
         (line,) = (each for each in lines if each.startswith(f"| {what} | ") and f"| {n:,} |" in each)
         assert f"| {100 * (lost[0] - lost[1]) / n:+.1f} [" in line
         assert f"| {n:,} | {lost[0]:,} | {lost[1]:,} |" in line
+    found = [folder.read_json(ROOT / f"results/cifar/{name}/evaluation-autoattack.json") for name in tables.PAIR]
+    sides = [{r["id"]: r["attacks"]["AutoAttack"] == "robust" for r in per_sample(each["outcomes"])} for each in found]
+    assert [sum(side.values()) for side in sides] == [each["worst"]["k"] for each in found]
+    lost = [sum(x[i] and not y[i] for i in x) for x, y in (sides, sides[::-1])]
+    (line,) = (each for each in lines if each.startswith("| AutoAttack, l2 1 | "))
+    assert f"| 1,000 | {lost[0]:,} | {lost[1]:,} |" in line

@@ -303,6 +303,6 @@ def test_the_differences_on_cifar_10_are_those_of_the_results():
     assert len(shown) == 3
     there = (ROOT / "results" / "cifar" / "README.md").read_text()
     for (_, points, n), attack in zip(
-        shown, ("no attack", "AutoAttack(norm=l2, eps=0.5)", "AutoAttack(norm=l2, eps=1.0)"), strict=True
+        shown, ("no attack", "AutoAttack(norm=l2, eps=0.5)", "AutoAttack, l2 1"), strict=True
     ):
         assert f"| {attack} | {points} | {n} |" in there
