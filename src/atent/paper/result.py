@@ -16,7 +16,6 @@ from atent.experiments.results import Spread
 from atent.markdown import table as markdown_table
 from atent.paper.engine import Bench, measured, run_of, stage
 from atent.paper.layout import Cell, Measure, Row, Table
-from atent.paper.names import present
 from atent.paper.published import published, value
 
 NOT_REACHED = "not reached"
@@ -98,8 +97,7 @@ def read_result(path: Path) -> dict[str, Any]:
     for column in (column for block in content.get("blocks", ()) for column in block.get("columns", ())):
         if column["key"] == "natural":
             column["key"] = "clean"
-    renamed: dict[str, Any] = present(content)
-    return renamed
+    return content
 
 
 def _cell(bench: Bench, row: Row, key: str, c: Cell, protocol: str, seeds: Sequence[int]) -> dict[str, Any]:
