@@ -306,3 +306,19 @@ def test_the_differences_on_cifar_10_are_those_of_the_results():
         shown, ("no attack", "AutoAttack(norm=l2, eps=0.5)", "AutoAttack, l2 1"), strict=True
     ):
         assert f"| {attack} | {points} | {n} |" in there
+    assert "| PGD(steps=10, start=cube, norm=l2, eps=1.0) | -1.5 [-2.2, -0.8] | 9,980 |" in there
+    assert "(PGD-10 on all 9,980 has -1.5 [-2.2, -0.8])" in prose("CIFAR-10")
+
+
+def test_the_settings_of_the_pair_are_those_of_its_trainings():
+    """The two adversaries differ, and nothing else in data, network, optimizer, schedule and training."""
+    pgdat, atent = (
+        json.loads((ROOT / "results" / "cifar" / f"cifar10-l2-{name}" / "config.json").read_text())
+        for name in ("pgdat", "atent")
+    )
+    for part in ("data", "model", "optimizer", "schedule", "train"):
+        assert {key: atent[part][key] for key in pgdat[part]} == pgdat[part], part
+    assert (pgdat["method"]["mode"], pgdat["method"]["step_size"], pgdat["method"]["steps"]) == ("eval", None, 10)
+    assert (atent["method"]["mode"], atent["method"]["step_size"], atent["method"]["steps"]) == ("train", 0.2, 10)
+    assert "uses the batch statistics of batch norm (`mode` `train`) and steps of 0.2" in prose("CIFAR-10")
+    assert "the stored statistics (`eval`) and steps of 0.25" in prose("CIFAR-10")

@@ -52,7 +52,11 @@ def test_the_gain_by_memory_format_and_precision(form):
 def test_the_summary_repeats_the_generated_tables():
     tables = "".join(re.findall(r"<!-- \w+: \S+ -->\n.*?<!-- end -->", PAGE, re.S))
     summary = WRITTEN[: WRITTEN.index("These settings change the speed")]
-    ratios = re.findall(r"\| (\d+\.\d\d) \| \[", summary)
+    ratios = re.findall(r"\| (\d+\.\d\d)(?: (\[[\d., ]+\]))? \| \[", summary)
     assert len(ratios) == 9
-    for ratio in ratios:
-        assert f"| {ratio} |" in tables or f"| {ratio} [" in tables, ratio
+    for ratio, interval in ratios:
+        forms = [f"| {ratio} | {interval} |", f"| {ratio} {interval} |"] if interval else [f"| {ratio} |"]
+        assert any(form in tables for form in forms), (ratio, interval)
+    assert sum(bool(interval) for _, interval in ratios) == 4
+    assert "1.76 in [another measurement]" in summary
+    assert f"{measured('atent_step')['speed']['accumulated']['median']:.2f}" == "1.76"

@@ -42,7 +42,7 @@ def page(name):
 
 def paragraph(word):
     """The paragraphs and lists of docs/reliability.md with a word, on one line."""
-    found = [part for part in page("reliability").split("\n\n") if word in part]
+    found = [part for part in page("reliability").split("\n\n") if word in " ".join(part.split())]
     assert found, word
     return " ".join(" ".join(found).split())
 
@@ -99,6 +99,10 @@ def test_the_trainings_of_the_watch_are_those_of_the_results():
             kinds[name][kind] += 1
             rules[name].update((kind, rule) for rule in watch.alarms(row))
             rules[name].update([(kind, row["method"])])
+    assert "P is below 20 %" in paragraph("in none of the rates")
+    left_out = {name: found["without a reference"] for name, found in kinds.items()}
+    assert f"{left_out.pop('tuning')} of the {kinds['tuning'].total()} trainings" in paragraph("in none of the rates")
+    assert left_out == {"held-out": 0, "fresh": 0}
     tuning = paragraph("set `tuning`")
     assert f"({kinds['tuning'].total()} trainings)" in tuning
     assert f"{rules['tuning']['good', 'fall']} of {kinds['tuning']['good']} good" in tuning
