@@ -97,6 +97,14 @@ def short_run(_short_run, tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A new folder, which is the current one; ATENT_DATA_ROOT is unset."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ATENT_DATA_ROOT", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
 def batch(all_digits):
     """batch(n, dtype): n digits that `conv_net` was not trained on."""
 
