@@ -150,6 +150,17 @@ def conv_net(_weights):
 
 
 @pytest.fixture
+def five(conv_net, batch):
+    """A network, four digits that it gets right and one that it does not."""
+    from minimum_norm import right
+
+    model, (x, y) = conv_net(), batch(20)
+    x, y = right(model, x, y, 5)
+    y[2] = (y[2] + 1) % 10
+    return model, x, y
+
+
+@pytest.fixture
 def two_class():
     """two_class(n, d, dtype): linear model, x well inside [0, 1], labels that it gets right, and by norm each
     sample's exact distance to the decision boundary."""
