@@ -97,6 +97,14 @@ def short_run(_short_run, tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A new folder, which is the current one; ATENT_DATA_ROOT is unset."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ATENT_DATA_ROOT", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
 def batch(all_digits):
     """batch(n, dtype): n digits that `conv_net` was not trained on."""
 
@@ -139,6 +147,17 @@ def conv_net(_weights):
         return net.to(dtype).eval()
 
     return make
+
+
+@pytest.fixture
+def five(conv_net, batch):
+    """A network, four digits that it gets right and one that it does not."""
+    from minimum_norm import right
+
+    model, (x, y) = conv_net(), batch(20)
+    x, y = right(model, x, y, 5)
+    y[2] = (y[2] + 1) % 10
+    return model, x, y
 
 
 @pytest.fixture

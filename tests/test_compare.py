@@ -1,4 +1,4 @@
-"""`atent compare`: what may be compared, what is trained again and what is not, and how its figures are made."""
+"""`atent compare`: which recipes may be compared, and which runs are trained again."""
 
 import json
 import os
@@ -7,91 +7,32 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from commands import compare_jobs
 from processes import held_elsewhere
+from tiny_recipes import METHODS, jobs, recipe, refused, said, times
 
 import atent
-from atent import plots, stats
 from atent import runs as run
+from atent import stats
 from atent.cli import main
-from atent.cli.words import seconds
 from atent.evaluate.outcomes import per_sample
-from atent.experiments import migrate
 from atent.experiments.backends import local
-from atent.experiments.collect import seed_result
-from atent.experiments.comparison import INTERVAL, accuracy, caveat, draw, draw_pareto, markdown, measure, winner
+from atent.experiments.comparison import caveat
 from atent.experiments.finished import compare_runs
 from atent.experiments.plan import agree
-from atent.experiments.results import ComparisonFile, EvaluationFile, LastEpoch, Share, Spread
+from atent.experiments.results import ComparisonFile
 from atent.runs import manifest
-
-BEFORE = Path(__file__).parent / "before_subsets"
-
-TINY = """
-[data]
-name = "digits"
-limit = 64
-test_limit = 40
-[model]
-name = "digits_cnn"
-[method]
-{method}
-[train]
-epochs = {epochs}
-batch_size = 64
-validate_limit = 20
-validate_attack = "PGD(steps=1)"
-device = "cpu"
-threads = 1
-[evaluate]
-attacks = ["PGD(steps=1)", "FGSM"]
-norm = "linf"
-eps = {eps}
-"""
-METHODS = {
-    "plain": 'name = "Standard"',
-    "pgd": 'name = "PGDAT"\nsteps = 1\nthreat = { norm = "linf", eps = 0.1 }',
-}
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("ATENT_DATA_ROOT", raising=False)
+def here(here):
+    """The current folder has the recipes."""
     for name in METHODS:
         recipe(name)
-    return tmp_path
-
-
-def recipe(name, method=None, epochs=1, eps=0.1, more=""):
-    text = TINY.format(method=METHODS[method or name], epochs=epochs, eps=eps)
-    Path(f"{name}.toml").write_text(text + more)
-
-
-def said(capsys, *args):
-    status = main(["compare", "plain.toml", "pgd.toml", "--quiet", *args])
-    out, err = capsys.readouterr()
-    return status, out, err
-
-
-def refused(capsys, *args, status=2):
-    """The one-line error of a command that must fail."""
-    got = main(["compare", *args])
-    _, err = capsys.readouterr()
-    assert got == status, err
-    assert len(err.strip().splitlines()) == 1, err
-    assert err.startswith("atent: ")
-    return err
-
-
-def times(path):
-    """When each file of the runs was written."""
-    return {p: p.stat().st_mtime_ns for p in path.glob("*-seed*/**/*") if p.is_file()}
+    return here
 
 
 # ---- the whole path
@@ -347,10 +288,6 @@ def test_a_mismatch_names_field_values_and_fix(here, capsys, change, parts):
     assert not (here / "runs").exists()
 
 
-def jobs(*args):
-    return compare_jobs(*args)
-
-
 def test_agreement_is_of_settings_not_of_text(here):
     pgd = Path("pgd.toml").read_text()
     Path("a.toml").write_text(pgd.replace('"FGSM"', '"PGD( steps = 20 )", "FGSM"').replace("eps = 0.1\n", ""))
@@ -378,259 +315,3 @@ def test_help_of_compare(capsys):
     out = capsys.readouterr().out
     for option in ("--seeds", "--first-seed", "--jobs", "--name"):
         assert option in out
-
-
-# ---- the figures
-
-
-def test_measure_against_hand_numbers():
-    assert measure([3.0]) == Spread(3.0, None, None, None)
-    cell = measure([1.0, 2.0, 3.0])
-    assert (cell.mean, cell.sd) == (2.0, 1.0)
-    # t(2 degrees, 0.975) = 4.302653
-    assert cell.high - 2 == pytest.approx(4.302653 / 3**0.5, rel=1e-6)
-    assert 2 - cell.low == pytest.approx(cell.high - 2)
-
-
-def shares(*counts, n=100):
-    return [stats.share(k, n) for k in counts]
-
-
-def test_accuracy_takes_the_wider_interval_end_by_end():
-    one = accuracy(shares(80))
-    assert (one.mean, one.sd) == (0.8, None)
-    assert (one.low, one.high) == stats.interval(80, 100)
-    # Equal seeds: the t-interval is a point, and three looks at the same 100 images are worth one.
-    same = accuracy(shares(80, 80, 80))
-    assert (same.mean, same.sd) == (pytest.approx(0.8), pytest.approx(0))
-    assert (same.low, same.high) == stats.interval(80, 100)
-    # Seeds far apart: the t-interval is the wider one, and ends at the box.
-    far = accuracy(shares(60, 80, 100))
-    assert far.sd == pytest.approx(0.2)
-    assert far.low == pytest.approx(0.8 - 4.302653 * 0.2 / 3**0.5, rel=1e-6)
-    assert far.high == 1.0
-    # Near the edge the two ends come from different intervals: the counts' low one, t's high one is cut at 1.
-    mixed = accuracy(shares(50, 49, 48, n=50))
-    assert mixed.low == stats.interval(49, 50)[0]
-    assert mixed.high == 1.0
-
-
-@pytest.mark.parametrize(
-    ("ends", "expected"),
-    [
-        ([(0.8, 0.9), (0.6, 0.7)], 0),
-        ([(0.6, 0.7), (0.1, 0.2), (0.8, 0.9)], 2),
-        ([(0.8, 0.9), (0.7, 0.85)], None),
-        ([(0.8, 0.9), (0.8, 0.9)], None),
-        ([(0.8, 0.9), (0.7, 0.8)], None),
-        ([(0.8, 0.9), (0.1, 0.2), (0.79, 0.81)], None),
-        ([(0.5, 1.0), (0.6, 0.7)], None),
-        ([(0.8, 0.8), (0.7, 0.79)], 0),
-    ],
-)
-def test_only_a_certain_best_is_marked(ends, expected):
-    assert winner([Spread((low + high) / 2, 0.1, low, high) for low, high in ends]) == expected
-
-
-def test_no_interval_no_mark():
-    assert winner([Spread(2.0, None, None, None), Spread(1.0, None, None, None)]) is None
-
-
-ONE = stats.share(1, 2)
-SEED = {
-    "seed": 0, "run": "r", "clean": ONE, "attacks": {}, "worst": ONE, "seconds_per_epoch": 1.0, "memory_mb": None,
-    "best_epoch": 1,
-}  # fmt: skip
-
-
-def made_up(*values):
-    """A comparison whose rows have these cells, under two attacks."""
-    cells = [Spread(m, 0.01, low, high) for m, low, high in values]
-    best = winner(cells)
-    where = {"device": "cpu", "device_name": "a chip", "threads": 2, "commit": "abc", "dirty": False}
-    one = {"mean": 1.0, "sd": None, "low": None, "high": None}
-    rows = [
-        {
-            "recipe": f"r{i}", "method": "Standard", "threat": None, "clean": vars(cell), "worst": vars(cell),
-            "attacks": {"FGSM": vars(cell), "PGD-2": vars(cell)}, "seconds_per_epoch": one, "memory_mb": None,
-            "best_epoch": one, "seeds": [SEED | {"provenance": where}],
-            "best": {"clean": best == i, "worst": best == i, "attacks": {"FGSM": best == i, "PGD-2": False}},
-        }
-        for i, cell in enumerate(cells)
-    ]  # fmt: skip
-    data = {"name": "digits", "split": "test", "n": 40, "of": 500}
-    content = {
-        "command": "atent compare r0 r1", "data": data, "model": "m", "epochs": 2, "batch_size": 64, "seeds": [0, 1],
-        "threats": ["linf 0.1"], "at_once": 2, "interval": INTERVAL, "caveat": None, "rows": rows, "provenance": {},
-    }  # fmt: skip
-    return ComparisonFile.from_json(migrate.comparison(content))
-
-
-def test_markdown_marks_the_certain_best_alone():
-    text = markdown(made_up((0.9, 0.88, 0.92), (0.5, 0.4, 0.6)))
-    table = text.splitlines()
-    assert table[0] == (
-        "| recipe | clean (%) | FGSM (%) | PGD-2 (%) | worst of these (%) | s / epoch | peak MiB | best epoch |"
-    )
-    assert table[2] == (
-        "| r0 (Standard) | **90.0 ± 1.0** [88.0, 92.0] | **90.0 ± 1.0** [88.0, 92.0] | 90.0 ± 1.0 [88.0, 92.0]"
-        " | **90.0 ± 1.0** [88.0, 92.0] | 1.00 | - | 1.0 |"
-    )
-    assert "**" not in table[3]
-    for part in ("a chip (cpu, 2 threads), 2 runs at once", "Commit: abc", "2 epochs, batches of 64"):
-        assert part in text
-    assert "AutoAttack" not in text
-    assert "**" not in markdown(made_up((0.9, 0.88, 0.92), (0.89, 0.87, 0.91)))
-
-
-BARE = {"epoch": 1, "validation_clean": 0.5}
-
-
-def test_the_last_epoch_is_shown_beside_the_best(monkeypatch, tmp_path):
-    found = made_up((0.9, 0.88, 0.92), (0.5, 0.4, 0.6))
-    cells = (Spread(0.85, 0.07, 0.7, 0.95), None)
-    found = replace(found, rows=[replace(row, last=cell) for row, cell in zip(found.rows, cells, strict=True)])
-    table = markdown(found).splitlines()
-    assert "| worst of these (%) | at the last epoch (%) | s / epoch |" in table[0]
-    assert "| 85.0 ± 7.0 [70.0, 95.0] | 1.00 |" in table[2]
-    assert "| 50.0 ± 1.0 [40.0, 60.0] | - | 1.00 |" in table[3]
-    drawn = []
-    monkeypatch.setattr(plots, "accuracies", lambda table, title: drawn.append(table) or plots.curves([BARE]))
-    draw(tmp_path, found)
-    ends = [{k: v["value"] for k, v in row.items() if k.startswith("worst")} for row in drawn[0].values()]
-    assert ends == [{"worst,\nbest epoch": 0.9, "worst,\nlast epoch": 0.85}, {"worst,\nbest epoch": 0.5}]
-    for threats in (["linf 0.1"], ["linf 0.1", "l2 1"]):
-        found = replace(found, rows=found.rows[:1], threats=threats)
-        assert ("at the last epoch" in markdown(found)) == (len(threats) == 1)
-
-
-@pytest.mark.parametrize(
-    ("epoch", "last", "expected"), [(2, None, 9), (1, 7, 7), (1, None, None)],
-    ids=["the best", "evaluated", "not evaluated"],
-)  # fmt: skip
-def test_the_last_epochs_figure_of_a_run(here, epoch, last, expected):
-    made = here / "r"
-    made.mkdir()
-    for n in (1, 2):
-        run.append_jsonl(made / run.METRICS, {"epoch": n, "seconds": 1.0, "memory_mb": None})
-    stored = migrate.evaluation(json.loads((BEFORE / "finished" / "evaluation.json").read_text()))
-    stored = EvaluationFile.from_json(stored)
-    other = last and LastEpoch(2, stored.clean, {}, Share(**stats.share(last, 10)))
-    stored = replace(stored, epoch=epoch, worst=Share(**stats.share(9, 10)), last=other)
-    found = seed_result(made, 0, stored).last
-    assert (found and found.k) == expected
-    # Where it is not asked for, a run whose best epoch is the last has no more than the others.
-    assert seed_result(made, 0, stored, last=False).last is None
-
-
-# ---- by the clock
-
-
-@pytest.mark.slow
-def test_a_budget_of_time(here, capsys):
-    """Each training gets the same time, and the table says how many epochs it came to."""
-    recipe("pgd", epochs=3)
-    args = ["--train.validations", "2", "--seeds", "1"]
-    status, _, err = said(capsys, *args, "--train.epochs", "1", "--name", "epochs")
-    assert status == 0, err
-    status, _, err = said(capsys, *args, "--budget", "2s", "--name", "time", "--beside", "runs/epochs")
-    assert status == 0, err
-    path = here / "runs" / "time"
-    found = json.loads((path / "comparison.json").read_text())
-    assert found["minutes"] == pytest.approx(2 / 60)
-    plain, pgd = found["rows"]
-    # an epoch of one batch each: plain training comes farther in the same time
-    assert plain["passes"]["mean"] > pgd["passes"]["mean"] > 3
-    for row in found["rows"]:
-        (seed,) = row["seeds"]
-        rows = run.read_jsonl(path / seed["run"] / run.METRICS)
-        assert rows[-1]["elapsed"] == pytest.approx(2.0, abs=0.5)
-        assert seed["passes"] == rows[-1]["passes"]
-        assert row["minutes"]["mean"] == pytest.approx(2 / 60, abs=1 / 60)
-        assert sum("validation_clean" in r for r in rows) == 2
-    reported = (path / "comparison.md").read_text()
-    assert "2 s of training each" in reported
-    assert "| epochs |" in reported.splitlines()[0]
-    assert all((here / "runs" / name / "pareto.png").read_bytes().startswith(b"\x89PNG") for name in ("epochs", "time"))
-    # the same again trains nothing
-    before = times(path)
-    status, _, err = said(capsys, *args, "--budget", "2s", "--name", "time", "--beside", "runs/epochs")
-    assert status == 0, err
-    assert times(path) == before
-    assert "train.minutes" in refused(capsys, "plain.toml", "pgd.toml", *args, "--budget", "3s", "--name", "time")
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"), [("10m", 600), ("90s", 90), ("1h30m", 5400), ("2m30s", 150), ("45", 45), ("1h", 3600)]
-)
-def test_times_are_written_as_people_do(text, expected):
-    assert seconds(text, "--budget") == expected
-
-
-@pytest.mark.parametrize("text", ["", "0s", "10 minutes", "-5m", "1.5h", "m"])
-def test_what_is_no_time_is_refused(here, capsys, text):
-    assert "is not a valid duration: write it as 10m" in refused(capsys, "plain.toml", "pgd.toml", f"--budget={text}")
-
-
-def test_beside_needs_a_finished_comparison(here, capsys):
-    err = refused(capsys, "plain.toml", "pgd.toml", "--beside", "runs/nothing")
-    assert "--beside the folder of a finished comparison" in err
-    assert not (here / "runs").exists()
-
-
-def test_epochs_may_differ_where_time_is_equal(here):
-    recipe("pgd", epochs=3)
-    with pytest.raises(ValueError, match=r"train\.epochs \(1 and 3\)"):
-        agree(jobs("plain.toml", "pgd.toml"))
-    agree(jobs("plain.toml", "pgd.toml", "--budget", "1m"))
-
-
-def test_the_pareto_plot_shows_what_the_rows_say(monkeypatch, tmp_path):
-    found = made_up((0.9, 0.88, 0.92), (0.5, 0.4, 0.6))
-    timed = replace(found, minutes=10.0)
-    seen = []
-    monkeypatch.setattr(plots, "pareto", lambda panels, robust: seen.append((panels, robust)) or plots.curves([BARE]))
-    draw_pareto(tmp_path, [found, timed])
-    ((panels, robust),) = seen
-    assert list(panels) == ["digits, linf 0.1, 2 epochs each", "digits, linf 0.1, 10 minutes each"]
-    share = {"value": 0.9, "low": 0.88, "high": 0.92}
-    assert panels["digits, linf 0.1, 2 epochs each"]["r0"] == {"clean": share, "robust": share}
-    assert robust == "robust accuracy (%), worst of 2 attacks"
-    draw_pareto(tmp_path, [replace(found, minutes=1.0), replace(found, minutes=0.25)])
-    assert [name.rsplit(", ")[-1] for name in seen.pop()[0]] == ["60 s each", "15 s each"]
-    draw_pareto(tmp_path, [replace(found, threats=["linf 0.1", "l2 1"])])
-    assert len(seen) == 1
-
-
-def test_the_caveat_goes_with_autoattack():
-    assert caveat({"FGSM": {"attack": "FGSM"}}) == (
-        "Not measured by AutoAttack: a stronger attack may lower these figures."
-    )
-    assert caveat({"a": {"attack": "FGSM"}, "AutoAttack": {"attack": "AutoAttack"}}) is None
-
-
-def reported(attack, norm="linf", eps=0.1):
-    return {"attack": attack, "threat": {"norm": norm, "eps": eps, "box": [0.0, 1.0]}}
-
-
-@pytest.mark.parametrize("norm", ["l0", "patch"])
-def test_the_caveat_asks_for_no_autoattack_where_there_is_none(norm):
-    counted = {"a": reported("PGD", norm, 3.0)}
-    assert caveat(counted) == f"There is no AutoAttack for {norm}: a stronger attack may lower these figures."
-    assert caveat(counted | {"AutoAttack": reported("AutoAttack")}) == caveat(counted)
-    assert "Not measured by AutoAttack:" in caveat(counted | {"b": reported("FGSM")})
-
-
-def test_the_caveat_stays_beside_a_weakened_autoattack():
-    weak = "Not measured by AutoAttack at its standard settings: a stronger attack may lower these figures."
-    for text in ("AutoAttack(steps=1)", "AutoAttack(version=rand)", "AutoAttack(queries=500)"):
-        assert caveat({"a": reported("FGSM"), "AutoAttack": reported(text)}) == weak
-    assert "Not measured by AutoAttack:" in caveat({"a": reported("Transfer(attack=AutoAttack, source=x)")})
-    standard = {"a": reported("AutoAttack")}
-    assert caveat(standard) is None
-    assert "searched in bfloat16" in caveat(standard, "bfloat16")
-    # At another radius, or in another norm, it measured something else.
-    assert caveat(standard | {"b": reported("FGSM")}) is None
-    assert "Not measured by AutoAttack at linf 0.2:" in caveat(standard | {"b": reported("FGSM", eps=0.2)})
-    assert "at l2 0.1:" in caveat(standard | {"b": reported("FGSM", "l2")})
-    assert caveat(standard | {"b": reported("DDN", "l2", "inf")}) is None

@@ -246,7 +246,7 @@ def test_the_options_of_a_search():
 
 
 def test_a_recipe_takes_auto():
-    from test_cli import train_job
+    from commands import train_job
 
     made = train_job("digits-linf-pgdat", "--train.channels_last", "auto", "--train.precision", "auto").train
     assert (made.channels_last, made.precision) == ("auto", "auto")

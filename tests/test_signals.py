@@ -27,13 +27,6 @@ TINY = (
 )  # fmt: skip
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("ATENT_DATA_ROOT", raising=False)
-    return tmp_path
-
-
 # ---- handlers
 
 

@@ -1,0 +1,127 @@
+"""Evaluations and sweeps that are killed resume to the same figures; other files are refused."""
+
+import json
+
+import pytest
+import torch
+from cascades import RISING, THREAT, Twofold
+
+from atent.attacks import FGSM, PGD, Attack
+from atent.evaluate import evaluate, sweep
+from atent.runs import dumps
+from atent.threat import Threat
+
+
+class Killed(Exception):
+    pass
+
+
+def killed_after(batches, *args, **kwargs):
+    """Evaluate until so many calls of an attack are done."""
+    original, calls = Attack.run, []
+
+    def stopping(self, *a, **k):
+        if len(calls) == batches:
+            raise Killed
+        calls.append(1)
+        return original(self, *a, **k)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Attack, "run", stopping)
+        with pytest.raises(Killed):
+            evaluate(*args, **kwargs)
+
+
+@pytest.mark.parametrize("cascade", [True, False])
+@pytest.mark.parametrize("batches", [0, 1, 4, 8])
+def test_a_killed_evaluation_goes_on(batches, cascade, conv_net, batch, tmp_path):
+    x, y = batch(40)
+    ids = 3 * torch.arange(40)
+    attacks = {**RISING, "two": Twofold(THREAT)}
+    settings = {"seed": 2, "ids": ids, "batch": 9, "cascade": cascade}
+    full = evaluate(conv_net(), x, y, attacks, **settings)
+    path = tmp_path / "part.jsonl"
+    killed_after(batches, conv_net(), x, y, attacks, **settings, resume=path)
+    assert len(path.read_text().splitlines() if batches else [0]) == 1 + batches
+    with open(path, "a") as file:
+        file.write('{"attack": "torn')
+    counted, original = [], Attack.run
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Attack, "run", lambda self, *a, **k: counted.append(1) or original(self, *a, **k))
+        got = evaluate(conv_net(), x, y, attacks, **settings, resume=path)
+        total = len(path.read_text().splitlines()) - 1
+        assert len(counted) == total - batches > 0
+        again = evaluate(conv_net(), x, y, attacks, **settings, resume=path)
+        assert len(counted) == total - batches
+    assert plain(got) == plain(full) == plain(again)
+    if not batches:
+        return
+    # another batch size resumes too
+    path.unlink()
+    killed_after(batches, conv_net(), x, y, attacks, **settings, resume=path)
+    other = evaluate(conv_net(), x, y, attacks, **{**settings, "batch": 14}, resume=path)
+    assert other.outcomes == full.outcomes
+
+
+def plain(evaluation):
+    found = json.loads(dumps(evaluation.to_json()))
+    for result in found["attacks"].values():
+        for reported in (result, *result.get("parts", {}).values()):
+            reported.pop("seconds")
+    return found
+
+
+@pytest.mark.parametrize(("change", "text"), [
+    ({"model": True}, "other model"),
+    ({"x": lambda x: x * 0.999}, "other inputs"),
+    ({"y": lambda y: (y + 1) % 10}, "other labels"),
+    ({"ids": 1 + torch.arange(12)}, "other ids"),
+    ({"seed": 1}, "other seed"),
+    ({"cascade": False}, "other cascade"),
+    ({"attacks": [PGD(THREAT, steps=3)]}, "other attacks"),
+    ({"attacks": [PGD(Threat("linf", 0.06), steps=2)]}, "other attacks"),
+    ({"seed": 1, "ids": 1 + torch.arange(12)}, "other ids, seed"),
+])  # fmt: skip
+def test_a_file_of_another_evaluation_is_refused(change, text, conv_net, batch, tmp_path):
+    x, y = batch(12)
+    path = tmp_path / "part.jsonl"
+    evaluate(conv_net(), x, y, [PGD(THREAT, steps=2)], ids=torch.arange(12), resume=path)
+    before = path.read_bytes()
+    x, y = (change.get(k, lambda v: v)(v) for k, v in (("x", x), ("y", y)))
+    attacks = change.get("attacks", [PGD(THREAT, steps=2)])
+    settings = {"ids": torch.arange(12), **{k: v for k, v in change.items() if k in ("ids", "seed", "cascade")}}
+    with pytest.raises(ValueError, match=f"{text}.*: give another file to resume from") as error:
+        evaluate(conv_net(norm="model" in change), x, y, attacks, resume=path, **settings)
+    assert "\n" not in str(error.value)
+    assert path.read_bytes() == before
+
+
+def test_a_file_of_another_kind_is_refused(conv_net, batch, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"epoch": 1}\n')
+    with pytest.raises(ValueError, match="is not the file of an unfinished evaluation"):
+        evaluate(conv_net(), *batch(4), [FGSM(THREAT)], resume=path)
+    assert path.read_text() == '{"epoch": 1}\n'
+
+
+def test_a_killed_sweep_goes_on(conv_net, batch, tmp_path):
+    x, y = batch(30)
+    path = tmp_path / "part.jsonl"
+    args = (conv_net(), x, y, [PGD(THREAT, steps=2), FGSM(THREAT)], [0.02, 0.05])
+    full = sweep(*args, batch=10)
+    original, calls = Attack.run, []
+
+    def stopping(self, *a, **k):
+        calls.append(1)
+        if len(calls) == 5:
+            raise Killed
+        return original(self, *a, **k)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Attack, "run", stopping)
+        with pytest.raises(Killed):
+            sweep(*args, batch=10, resume=path)
+    got = sweep(*args, batch=10, resume=path)
+    for row in (*got, *full):
+        row.pop("seconds")
+    assert got == full
