@@ -12,7 +12,8 @@ from rich.table import Table
 from atent import progress
 from atent.attacks import FGSM, PGD, AutoAttack
 from atent.cli import show
-from atent.evaluate import evaluate
+from atent.distributed.shards import Shard
+from atent.evaluate import evaluate, evaluate_shard
 from atent.evaluate.evaluation import costs, rounds
 from atent.threat import Threat
 from atent.train import callbacks
@@ -71,6 +72,25 @@ def test_the_bar_of_an_evaluation_moves_by_cost_and_ends_full():
     work = progress.Work(9, "test", each)
     evaluate(model, x, y, attacks, batch=2, advance=lambda amount, text="": moved.append(work.add(amount, text)))
     assert sum(moved) == work.done == work.total == 9 * sum(each)
+
+
+def test_the_progress_of_a_shard_refers_to_its_own_samples(tmp_path):
+    threat = Threat("linf", 0.0)  # fools no sample
+    attacks = {"FGSM": FGSM(threat), "PGD": PGD(threat, steps=3)}
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
+    x = torch.rand(9, 1, 2, 2)
+    y = model(x).argmax(1)
+    y[4] = (y[4] + 1) % 3
+    for shard in Shard(0, 3).each():
+        work, texts = progress.Work(9, "shard", costs(attacks, True)), []
+
+        def advance(amount, text="", work=work, texts=texts):
+            work.add(amount, text)
+            texts.append(text)
+
+        evaluate_shard(model, x, y, attacks, shard, resume=tmp_path / shard.name, batch=2, advance=advance)
+        assert work.done == work.total
+        assert set(texts) == {"FGSM 100.0 %", "PGD 100.0 %"}
 
 
 @pytest.fixture

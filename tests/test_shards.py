@@ -12,7 +12,7 @@ import torch
 from processes import environment, until
 from torch import nn
 
-from atent import evaluate
+from atent import evaluate, progress
 from atent.attacks import FGSM, PGD
 from atent.certify import certificate
 from atent.certify import rows as tables
@@ -22,6 +22,7 @@ from atent.cli import main
 from atent.distributed.shards import Shard
 from atent.evaluate.craft import craft
 from atent.evaluate.lines import of_rank
+from atent.experiments import evaluation, shards
 from atent.threat import Threat
 
 LINF = Threat("linf", 0.1)
@@ -396,3 +397,22 @@ def test_theory_has_no_shards(option, capsys):
     assert err.count("\n") == 1
     assert option[0] in err
     assert "did you mean" not in err
+
+
+def test_the_remaining_time_of_a_shard_is_weighted_by_the_passes_of_each_attack(run, tmp_path, monkeypatch):
+    seen = []
+
+    def bar(total, title, **how):
+        seen.append((total, title, how["costs"]))
+        return progress.bar(total, title, **how)
+
+    for module in (shards, evaluation):
+        monkeypatch.setattr(module, "bar", bar)
+    found = []
+    for i, more in enumerate((["--shard", "1/2"], [])):
+        seen.clear()
+        out = str(tmp_path / f"{i}.json")
+        assert main(["evaluate", str(run), *EVALUATE, "--radii", "0.1", "0.2", *more, "--out", out]) == 0
+        found.append(dict((title, (total, each)) for total, title, each in seen))
+    assert found[0] == {"shard 1/2": found[1]["test"], "radii": found[1]["radii"]}
+    assert len(set(found[1]["test"][1])) > 1

@@ -157,6 +157,11 @@ def costs(attacks: Mapping[str, Attack], cascade: bool | Literal["threat"]) -> l
     return [part.passes for attack in ordered.values() for part in (attack.parts().values() or [attack])]
 
 
+def radii_costs(attacks: Mapping[str, Attack], radii: Sequence[float | str]) -> list[int]:
+    """As `costs`, for `sweep`: each attack at all radii, then the next."""
+    return [cost for name in attacks for cost in costs({name: attacks[name]}, False) * len(radii)]
+
+
 def evaluate(
     model: nn.Module,
     x: Tensor | Checked,
@@ -303,7 +308,8 @@ def evaluate_shard(
         The file to which every batch is written; with the rows of all shards, `evaluate` with ``blocks`` attacks
         nothing again.
     cascade, **how
-        As in `evaluate`.
+        As in `evaluate`. ``advance`` counts the samples of other shards as done, and its robust accuracy is among the
+        correctly classified samples of this one.
 
     Returns
     -------
@@ -338,7 +344,7 @@ def evaluate_shard(
     chosen = shard.of(case.blocks())
     for block in chosen:
         own[block] = True
-    replace(trial, blocks=tuple(chosen)).attacks(case.attacks, own, cascade, case.classes)
+    replace(trial, blocks=tuple(chosen), own=int(own.sum())).attacks(case.attacks, own, cascade, case.classes)
     return bits(right)
 
 

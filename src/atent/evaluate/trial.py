@@ -53,6 +53,8 @@ class Trial:
     anew the samples that are robust to the attacks before it."""
     world: World = SINGLE
     """The ranks that share the batches."""
+    own: int | None = None
+    """The samples of which the displayed robust accuracy is a share; None: all."""
 
     @cached_property
     def batches(self) -> Batches:
@@ -157,7 +159,7 @@ class Trial:
 
     def _announce(self, samples: int, text: str, remaining: int) -> None:
         if self.advance:
-            self.advance(samples, f"{text} {100 * remaining / len(self.x):.1f} %")
+            self.advance(samples, f"{text} {100 * remaining / (self.own or len(self.x)):.1f} %")
 
     def _summary(self, result: Result, remaining: Tensor) -> dict[str, Any]:
         return {

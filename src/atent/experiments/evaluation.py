@@ -20,7 +20,7 @@ from atent.distributed import alone, current
 from atent.distributed.shards import Shard
 from atent.evaluate import Evaluation, checked, evaluate, masking_checks, sweep, union
 from atent.evaluate.craft import craft
-from atent.evaluate.evaluation import costs, depends_on
+from atent.evaluate.evaluation import costs, depends_on, radii_costs
 from atent.evaluate.hints import adapted
 from atent.evaluate.masking import CHECKS
 from atent.evaluate.samples import Checked
@@ -107,7 +107,7 @@ def evaluate_target(
     trained = target.origin is not None and target.origin == target.place
     content = {**target.about, **_measured(target.data, settings, found, trained=trained)}
     if radii:
-        each = [cost for name in attacks for cost in costs({name: attacks[name]}, False) * len(radii)]
+        each = radii_costs(attacks, radii)
         with bar(len(known.x), "radii", enabled=progress, costs=each) as advance:
             content["sweep"] = sweep(model, known, None, attacks, radii, resume=parts[1], advance=advance, **given)
     if checks and target.threat is not None:

@@ -13,7 +13,8 @@ from typing import Any
 
 from atent import runs as folder
 from atent.distributed.shards import Shard
-from atent.evaluate import evaluate_shard, rounds, sweep_shard
+from atent.evaluate import evaluate_shard, sweep_shard
+from atent.evaluate.evaluation import costs, radii_costs
 from atent.evaluate.lines import Portion
 from atent.experiments.evaluation import about_evaluation, chain, check_request, how, samples
 from atent.experiments.studies import Studies, study_shard
@@ -149,14 +150,16 @@ def _measured(
 ) -> str:  # fmt: skip
     known, attacks = samples(target, False), target.attacks
     given = how(target.settings) | {"search_dtype": search_dtype}
-    total = len(known.x) * rounds(attacks)
-    with bar(total, f"shard {shard.text}", enabled=progress) as advance:
+    cascaded = chain(target, cascade)
+    each = costs(attacks, cascaded)
+    with bar(len(known.x), f"shard {shard.text}", enabled=progress, costs=each) as advance:
         clean = evaluate_shard(
-            target.model, known, None, attacks, shard, cascade=chain(target, cascade), resume=partial, advance=advance,
+            target.model, known, None, attacks, shard, cascade=cascaded, resume=partial, advance=advance,
             **given,
         )  # fmt: skip
     if radii:
-        with bar(total * len(radii), "radii", enabled=progress) as advance:
+        each = radii_costs(attacks, radii)
+        with bar(len(known.x), "radii", enabled=progress, costs=each) as advance:
             resume = beside(partial, "sweep")
             sweep_shard(target.model, known, attacks, radii, shard, resume=resume, advance=advance, **given)
     for name in studies.chosen:

@@ -21,6 +21,7 @@ from atent.attacks.spec import parse
 from atent.certify import Sampling, certify_run
 from atent.data.described import spans
 from atent.evaluate import Evaluation, evaluate
+from atent.evaluate.evaluation import costs
 from atent.evaluate.outcomes import FOOLED, NOT_TRIED, ROBUST
 from atent.experiments.certificate import certify_folder, fingerprint
 from atent.experiments.pipeline import Job, Say, as_begun, run_job
@@ -198,7 +199,7 @@ def _accuracy(bench: Bench, who: Target, m: Measure) -> dict[str, Any]:
     strong = any(attack.parts() for attack in attacks.values())
     batch = (_STRONG_BATCH if strong else _BATCH).get(x.device.type, 250)
     part = who.place / f"measure-{_short(m)}.jsonl"
-    with bar(len(x) * (4 if strong else 1), who.name, enabled=bench.progress) as advance:
+    with bar(len(x), who.name, enabled=bench.progress, costs=costs(attacks, False)) as advance:
         found = evaluate(
             who.model, x, y, attacks, ids=ids, batch=batch, cascade=False, resume=part if attacks else None,
             advance=_watched(bench, advance),
