@@ -47,7 +47,9 @@ def net(seed=0):
 
 
 def trained(path, *, resume=False, epochs=EPOCHS, seed=0, callbacks=(), said=None, **more):
-    settings = TrainSettings(epochs=epochs, batch_size=32, seed=seed, validate_limit=30, device="cpu", **more)
+    # An hour: by default a checkpoint is left out where a slow disk makes it expensive.
+    how = {"batch_size": 32, "validate_limit": 30, "device": "cpu", "save_minutes": 60} | more
+    settings = TrainSettings(epochs=epochs, seed=seed, **how)
     lines = [] if said is None else said
     return fit(
         net(9 if resume else 0), data(), Standard(), settings=settings, run=path, resume=resume, progress=False,
