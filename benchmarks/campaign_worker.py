@@ -96,6 +96,8 @@ class Work:
         known = [t for each in self._tables() for t in each.trainings()]
         known.append(training_curves.training(self.bench))
         found = next((t for t in known if t.name == name), Training(name))
+        if found.after is not None:
+            self.trained(found.after)
         train = dict(self.job["train"])
         if train.get("precision") == "auto":
             train["precision"] = self._precision(found)
@@ -104,6 +106,13 @@ class Work:
         for section, values in {**own, "train": train}.items():
             changes[section] = {**changes.get(section, {}), **values}
         return replace(found, label=self.record["name"] if own else name, changes=changes)
+
+    def trained(self, training: Training) -> Path:
+        """The run of another job; ValueError if it is not there."""
+        run = self.bench.path(training, self.job["seed"])
+        if not (run / folder.BEST).is_file():
+            raise ValueError(f"{run.name} is not trained: its job comes first, in the same jobs file")
+        return run
 
     def _tables(self) -> list[Table]:
         scale = self.bench.scale
@@ -163,9 +172,7 @@ def publish(work: Work, run: Path) -> None:
 
 def measure(work: Work) -> None:
     """What the tables want of a finished network, into measures.json."""
-    run = work.bench.path(Training(work.job["training"]), work.job["seed"])
-    if not (run / folder.BEST).is_file():
-        raise ValueError(f"{run.name} is not trained: its job comes first")
+    run = work.trained(Training(work.job["training"]))
     engine.measure(work.bench, run, work.measures())
     work.out.mkdir(parents=True, exist_ok=True)
     shutil.copy(run / engine.MEASURES, work.out / engine.MEASURES)
@@ -175,9 +182,7 @@ def measure(work: Work) -> None:
 def attack(work: Work) -> None:
     """One attack on the network of another job, into measures.json."""
     of = work.job["of"]
-    run = work.bench.path(Training(of["network"]), work.job["seed"])
-    if not (run / folder.BEST).is_file():
-        raise ValueError(f"{run.name} is not trained: its job comes first")
+    run = work.trained(Training(of["network"]))
     engine.measure(work.bench, run, [Measure("attack", of["n"], attack=of["attack"])])
     work.out.mkdir(parents=True, exist_ok=True)
     shutil.copy(run / engine.MEASURES, work.out / engine.MEASURES)

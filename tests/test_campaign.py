@@ -194,6 +194,14 @@ def test_every_kind_of_job_leaves_its_results(place):
     assert len(folder.read_jsonl(runs / "digits-finetune-atent-seed0" / "metrics.jsonl")) == 1
 
 
+def test_a_job_that_begins_with_another_network_needs_it(place):
+    text = '[[job]]\nname = "digits-finetune-pgdat"\nkind = "train"\n'
+    (place / "toy.toml").write_text(f'scale = "smoke"\n{text}')
+    assert "failed digits-finetune-pgdat" in finish(place, "run")
+    reason = record(place, "digits-finetune-pgdat")["error"]
+    assert "digits-linf-standard-seed0 is not trained: its job comes first, in the same jobs file" in reason
+
+
 def test_what_is_under_the_results_is_not_run_again_after_the_loss_of_the_state(place):
     shipped_run = BENCHMARKS.parent / "results" / "cifar" / "cifar10-l2-pgdat"
     text = 'scale = "cifar"\n[[job]]\nname = "cifar10-l2-pgdat"\nkind = "train"\n'
