@@ -55,6 +55,8 @@ class Step:
     measures: str = ""
     attack: str = ""
     n: int = 0
+    clean: int = 0
+    """The images of a measure without an attack."""
     argv: tuple[str, ...] = ()
     minutes: float = 0.0
 
@@ -105,6 +107,7 @@ class Steps:
                 continue
             wanted = [m for m in tables if step.measures and fnmatch.fnmatch(m.key, step.measures)]
             wanted += [Measure("attack", step.n, attack=step.attack)] if step.attack else []
+            wanted += [Measure("clean", step.clean)] if step.clean else []
             for m in wanted:
                 found.setdefault(m.key, Piece(m.key, cost(m), measure=m))
         return list(found.values())
@@ -121,8 +124,8 @@ def read_steps(path: Path) -> Steps:
     content = tomllib.loads(path.read_text())
     rows = content.get("step", [])
     for row in rows:
-        if sum(key in row for key in ("measures", "attack", "argv")) != 1 or not row.get("networks"):
-            raise ValueError(f"{path}: a step has networks and one of measures, attack and argv, not {row}")
+        if sum(key in row for key in ("measures", "attack", "clean", "argv")) != 1 or not row.get("networks"):
+            raise ValueError(f"{path}: a step has networks and one of measures, attack, clean and argv, not {row}")
     steps = tuple(
         Step(**{**row, "networks": tuple(row["networks"]), "argv": tuple(row.get("argv", ()))}) for row in rows
     )

@@ -150,6 +150,7 @@ def test_every_network_of_the_queue_is_evaluated():
         assert all(piece.hours > 0 for piece in pieces)
         asked = {piece.measure.key for piece in pieces if piece.measure}
         assert {m.key for m in queue.of_tables(SHIPPED.scale, network.training)} <= asked
+        assert "natural, stratified 10000" in asked, job.name
         for piece in pieces:
             if piece.argv:
                 command = {"evaluate": evaluate_command, "certify": certify_command}[piece.argv[0]]
