@@ -101,6 +101,32 @@ def test_a_finished_run_is_not_evaluated_again(here, capsys, monkeypatch):
         assert json.loads(file.read_text())["outcomes"] == content["outcomes"]
 
 
+def test_an_evaluation_under_other_settings_is_made_again(here, capsys):
+    """The settings of the evaluation are in config.json, and may be edited there after the training."""
+    words = [*QUICK, "--train.epochs", "2", "--train.select", "clean", "--optimizer.lr", "1e-9"]
+    said(capsys, "train", "digits-linf-standard", "--name", "one", *words, "--quiet")
+    run, resume = Path("runs/one"), ["train", "--resume", "runs/one", "--quiet"]
+    made = json.loads((run / "evaluation.json").read_text())
+    assert (made["epoch"], made["last"]["epoch"]) == (1, 2)
+    assert "is finished" in said(capsys, *resume)[0]
+
+    # As a training that was longer or shorter then.
+    (run / "evaluation.json").write_text(json.dumps(made | {"last": made["last"] | {"epoch": 3}}))
+    said(capsys, "show", "runs/one", "--accept", "evaluation.json")
+    assert "is finished" not in said(capsys, *resume)[0]
+    assert json.loads((run / "evaluation.json").read_text())["last"]["epoch"] == 2
+
+    config = json.loads((run / "config.json").read_text())
+    for name, value in (("eps", 0.01), ("limit", 20), ("seed", 5), ("attacks", ["PGD(steps=2)"])):
+        config["evaluate"][name] = value
+        (run / "config.json").write_text(json.dumps(config))
+        said(capsys, "show", "runs/one", "--accept", "config.json")
+        assert "is finished" not in said(capsys, *resume)[0], name
+        assert "is finished" in said(capsys, *resume)[0], name
+    found = json.loads((run / "evaluation.json").read_text())
+    assert [attack["threat"]["eps"] for attack in found["attacks"].values()] == [0.01]
+
+
 def interrupt(*args, **how):
     raise KeyboardInterrupt
 
