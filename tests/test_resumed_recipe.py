@@ -144,6 +144,11 @@ def test_a_new_training_reports_the_interrupted_one_beside_it(here, capsys, monk
     for part in (f"{run} is unfinished", f"`atent train --resume {run}`", f"{run}-2"):
         assert part in line
 
+    # An evaluation of the weights so far does not finish it.
+    (Path(run) / "evaluation.json").write_bytes(Path(f"{run}-2/evaluation.json").read_bytes())
+    assert f"{run} is unfinished" in said(capsys, *words)[1]
+    (Path(run) / "evaluation.json").unlink()
+
     said(capsys, "train", "--resume", run, "--quiet")
     assert "unfinished" not in said(capsys, *words)[1], "all are finished"
 

@@ -38,9 +38,10 @@ def beside(root: str | Path, name: str, new: Path) -> str | None:
 
 
 def _interrupted(run: Path) -> bool:
-    """Whether a run of a recipe has a checkpoint but no evaluation, and no process is at work on it."""
-    # A training without the test set ends with its curves.
-    ended = (run / folder.EVALUATION).exists() or ((run / ROWS).exists() and (run / folder.CURVES).exists())
+    """Whether a run of a recipe has a checkpoint but did not end, and no process is at work on it."""
+    # A training ends with its curves and then the evaluation, without the test set with its curves. `atent evaluate` may
+    # write an evaluation before that.
+    ended = (run / folder.CURVES).exists() and any((run / name).exists() for name in (folder.EVALUATION, ROWS))
     if ended or not (run / folder.LAST / STATE).is_file():
         return False
     try:
