@@ -127,14 +127,17 @@ def test_an_evaluation_under_other_settings_is_made_again(here, capsys):
     assert [attack["threat"]["eps"] for attack in found["attacks"].values()] == [0.01]
 
 
-def interrupt(*args, **how):
-    raise KeyboardInterrupt
-
-
 def test_a_new_training_reports_the_interrupted_one_beside_it(here, capsys, monkeypatch):
-    words = ["train", "digits-linf-standard", *QUICK, "--quiet"]
+    words = ["train", "digits-linf-standard", *QUICK, "--train.epochs", "2", "--quiet"]
+    train_epoch, epochs = Trainer._train_epoch, iter((1, 2))
+
+    def interrupted(self, *args, **how):
+        if next(epochs) == 2:
+            raise KeyboardInterrupt
+        return train_epoch(self, *args, **how)
+
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_train_epoch", interrupt)
+        patch.setattr(Trainer, "_train_epoch", interrupted)
         assert main(words) != 0
     capsys.readouterr()
 
@@ -145,9 +148,13 @@ def test_a_new_training_reports_the_interrupted_one_beside_it(here, capsys, monk
         assert part in line
 
     # An evaluation of the weights so far does not finish it.
-    (Path(run) / "evaluation.json").write_bytes(Path(f"{run}-2/evaluation.json").read_bytes())
+    finished = said(capsys, "train", "digits-linf-pgdat", *QUICK, "--quiet")
+    assert "unfinished" not in "".join(finished)
+    err = said(capsys, "compare", run, "runs/digits-linf-pgdat", "--quiet")[1]
+    (line,) = [line for line in err.splitlines() if "unfinished" in line]
+    assert line.startswith(f"atent: {run} is unfinished")
+    assert Path(f"{run}/evaluation.json").is_file()
     assert f"{run} is unfinished" in said(capsys, *words)[1]
-    (Path(run) / "evaluation.json").unlink()
 
     said(capsys, "train", "--resume", run, "--quiet")
     assert "unfinished" not in said(capsys, *words)[1], "all are finished"
