@@ -180,6 +180,13 @@ def test_a_required_attack_is_missed_before_the_work(short_run, capsys, monkeypa
     monkeypatch.setattr(evaluation, "evaluate_target", worked)
     assert "FGSM" in refused(capsys, *words, "--attacks", "FGSM", "--require", "AutoAttack")
     assert "at l2 0.5" in refused(capsys, *words, *several, "--require", "FGSM")
+    # AutoAttack in a lower precision, also where that is found by a measurement.
+    monkeypatch.setattr(evaluation, "resolve", lambda *_args, **_given: ("bfloat16", False))
+    for precision in ("bfloat16", "auto"):
+        attacked = ("--attacks", "AutoAttack", "--precision", precision)
+        line = refused(capsys, *words, *attacked, "--require", "AutoAttack")
+        assert "in bfloat16" in line
+        assert "without --precision" in line
 
 
 def test_what_was_not_measured_is_an_error_before_the_work(short_run, capsys, monkeypatch):

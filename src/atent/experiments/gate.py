@@ -135,7 +135,10 @@ def _demand(
     remedy = f"run `atent evaluate` with {required} among its --attacks"
     if _bare(required) == "autoattack":
         lacking = caveat(attacks, search_dtype) or ""
-        remedy = "omit --require" if lacking.startswith("There is no") else remedy
+        if lacking.startswith("There is no"):
+            remedy = "omit --require"
+        elif lacking.startswith("AutoAttack searched in"):
+            remedy = "run `atent evaluate` without --precision"
     else:
         there = {against(a) for name, a in attacks.items() if _is_required(required, name, a)}
         left = {against(a) for a in attacks.values()} - there
@@ -200,7 +203,7 @@ def gate_target(target: Target, asked: Limits, search_dtype: str | None = None) 
     if asked.robust is not None and not target.attacks:
         raise ValueError("--min-robust needs an attack: name one by --attacks")
     planned = {name: {"attack": spell(a), "threat": a.threat.plain()} for name, a in target.attacks.items()}
-    _demand(asked.require, planned, target.name, None if search_dtype == "auto" else search_dtype)
+    _demand(asked.require, planned, target.name, search_dtype)
     if asked.certified is None:
         return []
     weights = fingerprint(target.model)
