@@ -138,6 +138,35 @@ def test_a_required_attack(by_attack, capsys):
     assert "omit --require" in refused(capsys, *words, "AutoAttack")
 
 
+@pytest.mark.parametrize(
+    ("evaluated_by", "required", "other"),
+    [
+        ("PGD(steps=20)", "PGD(steps=20)", "PGD(steps=21)"),
+        ("PGD(steps=20)", "PGD", "FGSM"),
+        ("PGD(steps=20)", "PGD(steps=20)", "PGD(steps=20, eps=0.001)"),
+        ("PGD(steps=20)", "pgd( steps=20, restarts=1)", "PGD(restarts=2)"),
+        ("PGD(restarts=2, steps=3)", "PGD(steps=3, restarts=2)", "PGD(steps=3)"),
+        ("PGD(steps=3, step_size=1/255)", "PGD(step_size=1/255, steps=3)", "PGD(step_size=2/255, steps=3)"),
+        ("PGD(steps=3, loss='margin')", 'PGD(loss="margin", steps=3)', "PGD(loss=ce, steps=3)"),
+    ],
+)
+def test_a_required_attack_is_the_one_of_the_same_settings(short_run, capsys, evaluated_by, required, other):
+    """As it is recorded, without defaults; the same words serve `atent evaluate` and `atent gate`."""
+    words = ["evaluate", "run", "--attacks", evaluated_by, "--limit", "5", "--quiet", "--min-robust", "0"]
+    assert main([*words, "--require", required, "--out", "e.json"]) == 0, capsys.readouterr().err
+    assert main(["gate", "e.json", "--min-robust", "0", "--require", required]) == 0, capsys.readouterr().err
+    capsys.readouterr()
+    assert "Not measured by" in refused(capsys, "gate", "e.json", "--min-robust", "0", "--require", other)
+    unknown = refused(capsys, "gate", "e.json", "--min-robust", "0", "--require", "PGD(stepz=20)")
+    assert "did you mean 'steps'" in unknown
+
+
+def test_a_required_attack_beside_one_that_cannot_be_read(by_attack, capsys):
+    by_attack("evaluation.json", "PGD(former=20)", 430, 500)
+    assert main(["gate", "run", "--min-robust", "0.4", "--require", "PGD"]) == 0
+    assert "Not measured by" in refused(capsys, "gate", "run", "--min-robust", "0.4", "--require", "PGD(steps=20)")
+
+
 def test_a_required_attack_is_missed_before_the_work(short_run, capsys, monkeypatch):
     from atent.experiments import evaluation
 
@@ -151,6 +180,13 @@ def test_a_required_attack_is_missed_before_the_work(short_run, capsys, monkeypa
     monkeypatch.setattr(evaluation, "evaluate_target", worked)
     assert "FGSM" in refused(capsys, *words, "--attacks", "FGSM", "--require", "AutoAttack")
     assert "at l2 0.5" in refused(capsys, *words, *several, "--require", "FGSM")
+    # AutoAttack in a lower precision, also where that is found by a measurement.
+    monkeypatch.setattr(evaluation, "resolve", lambda *_args, **_given: ("bfloat16", False))
+    for precision in ("bfloat16", "auto"):
+        attacked = ("--attacks", "AutoAttack", "--precision", precision)
+        line = refused(capsys, *words, *attacked, "--require", "AutoAttack")
+        assert "in bfloat16" in line
+        assert "without --precision" in line
 
 
 def test_what_was_not_measured_is_an_error_before_the_work(short_run, capsys, monkeypatch):

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from atent.evaluate import evaluate
-from atent.evaluate.hints import adapted
+from atent.evaluate.hints import Hints
 from atent.models import Normalize
 
 
@@ -21,7 +21,7 @@ def test_a_model_of_normalised_inputs_is_noticed(conv_net, batch):
     assert "\n" not in got.hint
     corrected = nn.Sequential(Normalize([float(mean)], [float(std)]), wants).double()
     assert evaluate(corrected, x, y, []).hint is None
-    assert evaluate(wants, x, y, [], check_inputs=False).hint is None
+    assert evaluate(wants, x, y, [], hints=Hints(check_inputs=False)).hint is None
 
 
 class Scaled(nn.Module):
@@ -62,10 +62,11 @@ def test_a_network_that_gives_everything_one_class_is_noticed(batch):
     assert "optimizer.lr" in hint
     assert "method.eps_warmup" in hint
     assert "\n" not in hint
-    names = [f"kind {k}" for k in range(10)]
-    assert adapted(hint, names, "") == "the network gives class 'kind 7' to all 60 samples"
-    assert adapted(hint, None) == adapted(hint, list("0123456789")) == hint
-    assert adapted("all 30 samples are of class 3, so", names) == "all 30 samples are of class 'kind 3', so"
+    named = Hints(class_names=[f"kind {k}" for k in range(10)], samples="images", advice="")
+    assert evaluate(Constant(), x, y, [], hints=named).hint == "the network gives class 'kind 7' to all 60 images"
+    # Names that are the numbers, or too few of them.
+    for names in (list("0123456789"), ["none", "one"]):
+        assert evaluate(Constant(), x, y, [], hints=Hints(class_names=names)).hint == hint
     # a few samples are not evidence
     assert evaluate(Constant(), x[:19], y[:19], []).hint is None
     # on samples of its own class alone the accuracy is 100 %
@@ -74,3 +75,5 @@ def test_a_network_that_gives_everything_one_class_is_noticed(batch):
     assert praised.hint.startswith("all 60 samples are of class 7")
     assert "stratified" in praised.hint
     assert "\n" not in praised.hint
+    praised = evaluate(Constant(), x, torch.full_like(y, 7), [], hints=named)
+    assert praised.hint.startswith("all 60 images are of class 'kind 7', so")

@@ -101,14 +101,43 @@ def test_a_finished_run_is_not_evaluated_again(here, capsys, monkeypatch):
         assert json.loads(file.read_text())["outcomes"] == content["outcomes"]
 
 
-def interrupt(*args, **how):
-    raise KeyboardInterrupt
+def test_an_evaluation_under_other_settings_is_made_again(here, capsys):
+    """The settings of the evaluation are in config.json, and may be edited there after the training."""
+    words = [*QUICK, "--train.epochs", "2", "--train.select", "clean", "--optimizer.lr", "1e-9"]
+    said(capsys, "train", "digits-linf-standard", "--name", "one", *words, "--quiet")
+    run, resume = Path("runs/one"), ["train", "--resume", "runs/one", "--quiet"]
+    made = json.loads((run / "evaluation.json").read_text())
+    assert (made["epoch"], made["last"]["epoch"]) == (1, 2)
+    assert "is finished" in said(capsys, *resume)[0]
+
+    # As a training that was longer or shorter then.
+    (run / "evaluation.json").write_text(json.dumps(made | {"last": made["last"] | {"epoch": 3}}))
+    said(capsys, "show", "runs/one", "--accept", "evaluation.json")
+    assert "is finished" not in said(capsys, *resume)[0]
+    assert json.loads((run / "evaluation.json").read_text())["last"]["epoch"] == 2
+
+    config = json.loads((run / "config.json").read_text())
+    for name, value in (("eps", 0.01), ("limit", 20), ("seed", 5), ("attacks", ["PGD(steps=2)"])):
+        config["evaluate"][name] = value
+        (run / "config.json").write_text(json.dumps(config))
+        said(capsys, "show", "runs/one", "--accept", "config.json")
+        assert "is finished" not in said(capsys, *resume)[0], name
+        assert "is finished" in said(capsys, *resume)[0], name
+    found = json.loads((run / "evaluation.json").read_text())
+    assert [attack["threat"]["eps"] for attack in found["attacks"].values()] == [0.01]
 
 
 def test_a_new_training_reports_the_interrupted_one_beside_it(here, capsys, monkeypatch):
-    words = ["train", "digits-linf-standard", *QUICK, "--quiet"]
+    words = ["train", "digits-linf-standard", *QUICK, "--train.epochs", "2", "--quiet"]
+    train_epoch, epochs = Trainer._train_epoch, iter((1, 2))
+
+    def interrupted(self, *args, **how):
+        if next(epochs) == 2:
+            raise KeyboardInterrupt
+        return train_epoch(self, *args, **how)
+
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_train_epoch", interrupt)
+        patch.setattr(Trainer, "_train_epoch", interrupted)
         assert main(words) != 0
     capsys.readouterr()
 
@@ -117,6 +146,15 @@ def test_a_new_training_reports_the_interrupted_one_beside_it(here, capsys, monk
     run = "runs/digits-linf-standard"
     for part in (f"{run} is unfinished", f"`atent train --resume {run}`", f"{run}-2"):
         assert part in line
+
+    # An evaluation of the weights so far does not finish it.
+    finished = said(capsys, "train", "digits-linf-pgdat", *QUICK, "--quiet")
+    assert "unfinished" not in "".join(finished)
+    err = said(capsys, "compare", run, "runs/digits-linf-pgdat", "--quiet")[1]
+    (line,) = [line for line in err.splitlines() if "unfinished" in line]
+    assert line.startswith(f"atent: {run} is unfinished")
+    assert Path(f"{run}/evaluation.json").is_file()
+    assert f"{run} is unfinished" in said(capsys, *words)[1]
 
     said(capsys, "train", "--resume", run, "--quiet")
     assert "unfinished" not in said(capsys, *words)[1], "all are finished"

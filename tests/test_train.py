@@ -133,6 +133,9 @@ def test_a_training_that_collapsed_says_so_once_and_not_at_its_first_evaluation(
     assert "to all 40 validation images" in line
     assert "steps" in line
     assert "train.batch_size" in line
+    part = Validation(digits, settings(validate_attack="none"), None, robust=False)
+    advice = [part.measure(Constant(), steps, progress=False)[1].partition("images: ")[2] for steps in (299, 300)]
+    assert [("299 steps" in line, "optimizer.lr" in line) for line in advice] == [(True, False), (False, True)]
     said.clear()
     fit(network(), digits, Standard(), settings=settings(validate_attack="none"), progress=False, say=said.append)
     assert not said
@@ -157,11 +160,11 @@ class Standardised(nn.Module):
 
 def test_only_a_training_that_begins_with_a_file_is_checked_for_normalised_inputs(digits):
     part = Validation(digits, settings(validate_attack="none"), None, robust=False)
-    assert "normalised" not in (part.measure(Standardised(digits), progress=False)[1] or "")
+    assert "normalised" not in (part.measure(Standardised(digits), 1000, progress=False)[1] or "")
     for weights, checked in (("runs/pretrained", False), ("published.pt", True), (None, False)):
         config = {"model": {"name": "resnet20", "weights": weights}}
         part = Validation(digits, settings(validate_attack="none"), None, robust=False, config=config)
-        hint = part.measure(Standardised(digits), progress=False)[1] or ""
+        hint = part.measure(Standardised(digits), 1000, progress=False)[1] or ""
         assert ("expect normalised inputs" in hint) is checked
 
 

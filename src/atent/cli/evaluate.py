@@ -98,9 +98,9 @@ def evaluate(
     locks.steal(target.steal_lock)
     with show.json_alone(json) as emit, entered(lambda: show.own(**places)):
         subject = load_target(**target.keywords(), attacks=attacks, threats=threats)
-        held = gate_target(subject, asked, target.search_dtype(search_dtype))
         show.threads(target.threads)
         subject, dtype = measured(subject, target.search_dtype(search_dtype))  # type: ignore[arg-type]
+        held = gate_target(subject, asked, dtype)
         place = Path(out) if out else subject.place / f"{subject.stem}{folder.EVALUATION}"
         request: dict[str, Any] = {
             "cascade": cascade, "radii": radius, "studies": studies.studies(), "search_dtype": dtype,

@@ -16,6 +16,7 @@ from atent.distributed import SINGLE, World
 from atent.distributed.shards import Shard
 from atent.evaluate.case import begun, in_order
 from atent.evaluate.case import depends_on as depends_on
+from atent.evaluate.hints import Hints
 from atent.evaluate.outcomes import bits
 from atent.evaluate.samples import Checked
 from atent.messages import deprecated
@@ -177,7 +178,7 @@ def evaluate(
     channels_last: bool | Auto = False,
     folding: bool = True,
     blocks: bool = False,
-    check_inputs: bool = True,
+    hints: Hints | None = None,
     world: World = SINGLE,
     advance: Advance | None = None,
 ) -> Evaluation:
@@ -224,9 +225,8 @@ def evaluate(
         True: samples that share a batch of the first attack stay together in later attacks, so that the verdict on a
         sample depends on its own block alone and `evaluate_shard` can evaluate some blocks without the others. False:
         the samples that remain are batched anew for every attack.
-    check_inputs
-        Whether the hint considers a model that expects normalised inputs. False for a network that was trained on
-        inputs like ``x``: one that is half trained may be more accurate on standardised ones.
+    hints
+        What the hint of the result considers, and its words. Default: `Hints()`.
     world
         The ranks that share the batches, as `atent.distributed.current` gives them. Each calls this with the same
         arguments, writes a file of its own beside ``resume``, and gets the Evaluation that one process would find.
@@ -265,7 +265,7 @@ def evaluate(
     trial, right = case.trial, case.right
     if blocks:
         trial = replace(trial, blocks=case.blocks())
-    hint = trial.hint(case.predicted, check_inputs=check_inputs)
+    hint = trial.hint(case.predicted, hints or Hints())
     results, outcomes, remaining, turned = trial.attacks(case.attacks, right, cascade, case.classes)
     n, ids = len(trial.x), trial.ids
     return Evaluation(

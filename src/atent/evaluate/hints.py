@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,8 +15,27 @@ _SAMPLES = 1000
 _GAIN = 0.1
 # Fewer samples may all get one class from a network that separates classes.
 _FEW = 20
-_COLLAPSED = ": where its training collapsed, a lower optimizer.lr or a warm-up of eps (method.eps_warmup) may help"
-_CLASS = re.compile(r"^((?:the network gives|all \d+ samples are of) class )(\d+)\b")
+
+
+@dataclass(frozen=True)
+class Hints:
+    """What the hint of an evaluation considers, and its words."""
+
+    check_inputs: bool = True
+    """Whether to consider a model that expects normalised inputs. False for a network that was trained on inputs like
+    those of the evaluation: one that is half trained may be more accurate on standardised ones."""
+    class_names: Sequence[object] | None = None
+    """Names of the classes. Default: their numbers."""
+    samples: str = "samples"
+    """What the samples are."""
+    advice: str = "where its training collapsed, a lower optimizer.lr or a warm-up of eps (method.eps_warmup) may help"
+    """What to do about a network that gives all samples one class; "": nothing."""
+
+    def class_of(self, number: int) -> str:
+        """A class by its name, in quotes unless that is its number."""
+        names = self.class_names or ()
+        name = str(names[number] if number < len(names) else number)
+        return name if name == str(number) else repr(name)
 
 
 def normalisation_hint(right: Tensor, x: Tensor, predict: Callable[[Tensor], Tensor], y: Tensor) -> str | None:
@@ -48,7 +67,7 @@ def normalisation_hint(right: Tensor, x: Tensor, predict: Callable[[Tensor], Ten
     )
 
 
-def collapse_hint(predicted: Tensor, y: Tensor) -> str | None:
+def collapse_hint(predicted: Tensor, y: Tensor, hints: Hints) -> str | None:
     """One line where 20 samples or more, of two classes or more, are all given the same class, else None.
 
     ``predicted`` (n,) classes, ``y`` (n,) labels. Adversarial training with a large radius or learning rate may
@@ -57,32 +76,11 @@ def collapse_hint(predicted: Tensor, y: Tensor) -> str | None:
     given, n = predicted.unique(), len(y)
     if n < _FEW or len(given) > 1 or len(y.unique()) < 2:
         return None
-    return f"the network gives class {int(given)} to all {n} samples{_COLLAPSED}"
+    advice = f": {hints.advice}" if hints.advice else ""
+    return f"the network gives class {hints.class_of(int(given))} to all {n} {hints.samples}{advice}"
 
 
-def adapted(hint: str | None, names: Sequence[object] | None, advice: str | None = None) -> str | None:
-    """A hint with the name of the class in place of its number, and with other advice on a collapse.
-
-    Parameters
-    ----------
-    hint
-        One line of this module, or None.
-    names
-        The names of the classes; None where the data have none.
-    advice
-        What to do about a network that gives one class to all samples, "" for nothing. Default: unchanged.
-    """
-    if hint is None:
-        return None
-    found = _CLASS.search(hint)
-    if found and names and int(found[2]) < len(names) and str(names[int(found[2])]) != found[2]:
-        hint = hint.replace(found[0], f"{found[1]}{str(names[int(found[2])])!r}", 1)
-    if advice is None or not hint.endswith(_COLLAPSED):
-        return hint
-    return hint.removesuffix(_COLLAPSED) + (f": {advice}" if advice else "")
-
-
-def one_class_hint(y: Tensor) -> str | None:
+def one_class_hint(y: Tensor, hints: Hints) -> str | None:
     """One line where several samples, ``y`` (n,) labels, are all of one class, else None.
 
     A constant classifier is correct on all of them, under every attack.
@@ -90,6 +88,6 @@ def one_class_hint(y: Tensor) -> str | None:
     if len(y) < 2 or len(y.unique()) > 1:
         return None
     return (
-        f"all {len(y)} samples are of class {int(y[0])}, so a network that gives every input that class has 100 %:"
-        " evaluate a class-stratified sample (Data.sample, or --subset stratified)"
+        f"all {len(y)} {hints.samples} are of class {hints.class_of(int(y[0]))}, so a network that gives every input"
+        " that class has 100 %: evaluate a class-stratified sample (Data.sample, or --subset stratified)"
     )

@@ -16,7 +16,7 @@ from atent.attacks.spec import plain, spell
 from atent.distributed import SINGLE, World
 from atent.distributed.shards import Shard
 from atent.evaluate.answers import predict
-from atent.evaluate.hints import collapse_hint, normalisation_hint, one_class_hint
+from atent.evaluate.hints import Hints, collapse_hint, normalisation_hint, one_class_hint
 from atent.evaluate.ledger import NO_RESULT, Ledger, Result
 from atent.evaluate.outcomes import flags
 from atent.evaluate.search import Search
@@ -61,8 +61,8 @@ class Trial:
         """The batches of all attacks: each begins with the batch size that memory allowed before."""
         return Batches("the evaluation")
 
-    def hint(self, predicted: Tensor, *, check_inputs: bool) -> str | None:
-        """One line on a mistake that the clean predictions suggest, if any; ``check_inputs`` as in `evaluate`."""
+    def hint(self, predicted: Tensor, hints: Hints) -> str | None:
+        """One line on a mistake that the clean predictions suggest, if any."""
         right, model = (predicted == self.y).cpu(), self.search.model
 
         def normalisation() -> str | None:
@@ -70,9 +70,9 @@ class Trial:
 
         return (
             dependence_hint(model, self.x, seed=narrow(self.seed), size=min(self.batch, len(self.x)))
-            or (normalisation() if check_inputs else None)
-            or collapse_hint(predicted, self.y)
-            or one_class_hint(self.y)
+            or (normalisation() if hints.check_inputs else None)
+            or collapse_hint(predicted, self.y, hints)
+            or one_class_hint(self.y, hints)
         )
 
     def attacks(

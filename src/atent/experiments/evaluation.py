@@ -21,7 +21,7 @@ from atent.distributed.shards import Shard
 from atent.evaluate import Evaluation, checked, evaluate, masking_checks, sweep, union
 from atent.evaluate.craft import craft
 from atent.evaluate.evaluation import costs, depends_on, radii_costs
-from atent.evaluate.hints import adapted
+from atent.evaluate.hints import Hints
 from atent.evaluate.masking import CHECKS
 from atent.evaluate.samples import Checked
 from atent.evaluate.search import resolve
@@ -49,18 +49,19 @@ def evaluate_model(
 ) -> dict[str, Any]:
     """Evaluate on the test images that the settings ask for, each attack alone; plain values with provenance.
 
-    ``threat`` is that of the settings' checks, ``check_inputs`` as in `evaluate`. Ranks that call this together,
-    with the same network, share the batches.
+    ``threat`` is that of the settings' checks, ``check_inputs`` as in `Hints`. Ranks that call this together, with
+    the same network, share the batches.
     """
     x, y, ids = inputs(model, data, settings.limit)
     formats: dict[str, Any] = {"channels_last": settings.channels_last, "folding": settings.folding}
     # Ranks could choose differently.
     last = alone(lambda: resolve(model, x, search_dtype=None, **formats))[1]
-    given = how(settings) | {"channels_last": last, "world": current(), "check_inputs": check_inputs}
+    hints = Hints(check_inputs, data.about.get("class_names"))
+    given = how(settings) | {"channels_last": last, "world": current(), "hints": hints}
     each = costs(attacks, False)
     with bar(len(x), "test", enabled=progress, costs=each) as advance:
         found = evaluate(model, x, y, attacks, ids=ids, cascade=False, advance=advance, **given)
-    content = _measured(data, settings, found, trained=True)
+    content = _measured(data, settings, found)
     if settings.checks and threat is not None:
         boxes = {threat.box} | {a.threat.box for a in attacks.values()}
         known, against = checked(model, x, y, ids, boxes), threat
@@ -100,12 +101,10 @@ def evaluate_target(
     each = costs(attacks, cascaded)
     with bar(len(known.x), "test", enabled=progress, costs=each) as advance:
         found = evaluate(
-            model, known, None, attacks, cascade=cascaded, resume=parts[0], check_inputs=_may_differ(target),
-            advance=advance, **given,
+            model, known, None, attacks, cascade=cascaded, resume=parts[0], hints=_hints(target), advance=advance,
+            **given,
         )  # fmt: skip
-    # Advice on a training is of no use for weights of others.
-    trained = target.origin is not None and target.origin == target.place
-    content = {**target.about, **_measured(target.data, settings, found, trained=trained)}
+    content = {**target.about, **_measured(target.data, settings, found)}
     if radii:
         each = radii_costs(attacks, radii)
         with bar(len(known.x), "radii", enabled=progress, costs=each) as advance:
@@ -116,6 +115,14 @@ def evaluate_target(
     content |= run_studies(studies, target, known, partial=partial, progress=progress)
     content["provenance"] = folder.provenance(seed=settings.seed, device=known.x.device)
     return EvaluationFile.from_json(content)
+
+
+def _hints(target: Target) -> Hints:
+    """What the hint of a target's evaluation considers, and its words."""
+    hints = Hints(_may_differ(target), target.data.about.get("class_names"))
+    # Advice on a training is of no use for weights of others.
+    trained = target.origin is not None and target.origin == target.place
+    return hints if trained else replace(hints, advice="")
 
 
 def _may_differ(target: Target) -> bool:
@@ -217,10 +224,9 @@ def how(settings: EvaluateSettings) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in names}
 
 
-def _measured(data: Data, settings: EvaluateSettings, found: Evaluation, *, trained: bool) -> dict[str, Any]:
-    """The content of evaluation.json for what was found; ``trained``: whether the user trains the network."""
+def _measured(data: Data, settings: EvaluateSettings, found: Evaluation) -> dict[str, Any]:
+    """The content of evaluation.json for what was found."""
     about = described(data, "test", data.sample("test", settings.limit))
-    found = replace(found, hint=adapted(found.hint, data.about.get("class_names"), None if trained else ""))
     return {
         "data": {**about, "class_names": data.about.get("class_names")},
         **found.to_json(),

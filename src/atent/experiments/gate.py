@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from atent.attacks.spec import spell
+from atent.attacks import ATTACKS
+from atent.attacks.spec import parse, spell
 from atent.experiments import migrate
 from atent.experiments.certificate import fingerprint
 from atent.experiments.comparison import against, caveat
@@ -128,26 +129,40 @@ def _demand(
     required: str | None, attacks: Mapping[str, Mapping[str, Any]], source: str, search_dtype: str | None = None
 ) -> None:
     """ValueError, in one line, unless the ``attacks`` of ``source`` contain the required one against each threat: by
-    its label, its class or its full text, in any case; AutoAttack only as `caveat` accepts it."""
+    its label, its class or its settings, in any case; AutoAttack only as `caveat` accepts it."""
     if required is None:
         return
-    wanted = _bare(required)
     remedy = f"run `atent evaluate` with {required} among its --attacks"
-    if wanted == "autoattack":
+    if _bare(required) == "autoattack":
         lacking = caveat(attacks, search_dtype) or ""
-        remedy = "omit --require" if lacking.startswith("There is no") else remedy
+        if lacking.startswith("There is no"):
+            remedy = "omit --require"
+        elif lacking.startswith("AutoAttack searched in"):
+            remedy = "run `atent evaluate` without --precision"
     else:
-        there = {
-            against(a)
-            for name, a in attacks.items()
-            if wanted in (_bare(name), _bare(a["attack"]), _bare(a["attack"].partition("(")[0]))
-        }
+        there = {against(a) for name, a in attacks.items() if _is_required(required, name, a)}
         left = {against(a) for a in attacks.values()} - there
         at = " and ".join(sorted(f"{norm} {eps:g}" for norm, eps, *_ in left if math.isfinite(eps)))
         lacking = f"Not measured by {required}" + (f" at {at}" if there else "") if at or not there else ""
     if lacking:
         reason = lacking.partition(":")[0]
         raise ValueError(f"--require {required}: {source} has {', '.join(attacks)}. {reason}: {remedy}")
+
+
+def _is_required(required: str, name: str, attack: Mapping[str, Any]) -> bool:
+    """Whether an attack is the required one; ValueError if the settings of ``required`` are not those of its class."""
+    text, threat = attack["attack"], Threat(**attack["threat"])
+    kind, wanted = text.partition("(")[0], _bare(required)
+    if wanted in (_bare(name), _bare(kind), _bare(text)):
+        return True
+    if wanted.partition("(")[0] != _bare(kind):
+        return False
+    # The recorded text omits defaults, and orders and writes settings in its own way.
+    found = spell(parse(kind + required.strip()[len(kind) :], threat, ATTACKS), threat=True)
+    try:
+        return found == spell(parse(text, threat, ATTACKS), threat=True)
+    except ValueError:  # recorded by another version, or with a package that is not installed here
+        return False
 
 
 def _bare(text: str) -> str:
@@ -188,7 +203,7 @@ def gate_target(target: Target, asked: Limits, search_dtype: str | None = None) 
     if asked.robust is not None and not target.attacks:
         raise ValueError("--min-robust needs an attack: name one by --attacks")
     planned = {name: {"attack": spell(a), "threat": a.threat.plain()} for name, a in target.attacks.items()}
-    _demand(asked.require, planned, target.name, None if search_dtype == "auto" else search_dtype)
+    _demand(asked.require, planned, target.name, search_dtype)
     if asked.certified is None:
         return []
     weights = fingerprint(target.model)

@@ -1,4 +1,4 @@
-"""Trainings of the same name that are not finished, beside which a new one begins."""
+"""Trainings that were interrupted, and what a new training or a comparison reports about them."""
 
 from __future__ import annotations
 
@@ -28,19 +28,27 @@ def beside(root: str | Path, name: str, new: Path) -> str | None:
     """
     number, found, path = 1, None, Path(root) / name
     while path != new and path.exists():
-        found = path if _interrupted(path) else found
+        found = path if is_interrupted(path) else found
         number += 1
         path = Path(root) / f"{name}-{number}"
     if found is None:
         return None
-    how = again(folder.read_config(found / folder.CONFIG), found)
-    return f"{found} is unfinished: {how} continues it; this is a new training in {new}"
+    return f"{_unfinished(found)}; this is a new training in {new}"
 
 
-def _interrupted(run: Path) -> bool:
-    """Whether a run of a recipe has a checkpoint but no evaluation, and no process is at work on it."""
-    # A training without the test set ends with its curves.
-    ended = (run / folder.EVALUATION).exists() or ((run / ROWS).exists() and (run / folder.CURVES).exists())
+def compared(run: Path) -> str | None:
+    """One line if a run that is compared is a training that was interrupted."""
+    return f"{_unfinished(run)}; its best epoch so far is compared" if is_interrupted(run) else None
+
+
+def _unfinished(run: Path) -> str:
+    return f"{run} is unfinished: {again(folder.read_config(run / folder.CONFIG), run)} continues it"
+
+
+def is_interrupted(run: Path) -> bool:
+    """Whether a run of a recipe has a checkpoint but did not end, and no process is at work on it."""
+    # A training draws its curves at its end, before the evaluation. `atent evaluate` may write one before that.
+    ended = (run / folder.CURVES).exists() and any((run / name).exists() for name in (folder.EVALUATION, ROWS))
     if ended or not (run / folder.LAST / STATE).is_file():
         return False
     try:

@@ -11,7 +11,7 @@ from atent.attacks.spec import spell
 from atent.data import Data
 from atent.data.described import described
 from atent.experiments import migrate
-from atent.experiments.results import EvaluationFile
+from atent.experiments.results import Adversary, EvaluationFile
 from atent.experiments.target import EvaluateSettings
 from atent.runs import manifest
 from atent.train.result import Fitted
@@ -27,8 +27,8 @@ def kept(
 ) -> EvaluationFile | None:
     """The evaluation.json of a run, if it is all that its training would write now; None if it must be made (again).
 
-    It must be of the best epoch, by these attacks on these test images, with the parts that ``settings`` ask for. A
-    damaged file is not used.
+    It must be of the best and the last epoch, by these attacks against these threats on these test images, with the
+    parts that ``settings`` ask for. A damaged file is not used.
     """
     file = run / folder.EVALUATION
     if not file.is_file():
@@ -37,16 +37,16 @@ def kept(
         found = migrate.read(file, EvaluationFile)
     except ValueError:
         return None
-    best, last = fitted.best["epoch"], fitted.history[-1]["epoch"]
     samples = described(data, "test", data.sample("test", settings.limit))
+    last = found.epoch if found.last is None else found.last.epoch
     complete = (
         found.weights is None
-        and found.epoch == best
+        and found.epoch == fitted.best["epoch"]
         and found.seed == settings.seed
         and found.data.ids == samples["ids"]
-        and {name: result.attack for name, result in found.attacks.items()}
-        == {name: spell(attack) for name, attack in attacks.items()}
-        and (found.last is not None or not settings.last or best == last)
+        and {name: (result.attack, result.threat) for name, result in found.attacks.items()}
+        == {name: (spell(attack), Adversary.of(attack.threat)) for name, attack in attacks.items()}
+        and (last == fitted.history[-1]["epoch"] or not settings.last)
         and (bool(found.checks) or not settings.checks)
         and (found.union is not None or not settings.threats)
     )

@@ -12,6 +12,7 @@ from atent.attacks import Attack
 from atent.data import Split
 from atent.distributed import alone, current, each
 from atent.evaluate import evaluate
+from atent.evaluate.hints import Hints
 from atent.progress import Advance
 
 
@@ -28,12 +29,12 @@ class Found:
 
 
 def evaluated(
-    model: nn.Module, part: Split, attacks: Mapping[str, Attack], *, seed: int, check_inputs: bool = False,
+    model: nn.Module, part: Split, attacks: Mapping[str, Attack], *, seed: int, hints: Hints | None = None,
     advance: Advance | None = None,
 ) -> Found:  # fmt: skip
-    """Each attack alone on the samples of ``part``; ``check_inputs`` as in `evaluate`. Every sample has its own random
-    numbers, so that the results are those of a single process, up to the rounding of another batch size; an error of
-    one rank is raised on all."""
+    """Each attack alone on the samples of ``part``; ``hints`` as in `evaluate`, default: without the check of
+    the inputs. Every sample has its own random numbers, so that the results are those of a single process, up to the
+    rounding of another batch size; an error of one rank is raised on all."""
     rows, size = current().rows(len(part)), current().size
 
     def found(some: slice, attacks: Mapping[str, Attack]) -> Found:
@@ -43,8 +44,8 @@ def evaluated(
         x, y = part.batch(index)
         ids = part.ids[some]
         own = evaluate(
-            model, x, y, attacks, seed=seed, ids=ids, cascade=False, folding=False, check_inputs=check_inputs,
-            advance=advance if attacks else None,
+            model, x, y, attacks, seed=seed, ids=ids, cascade=False, folding=False,
+            hints=hints or Hints(check_inputs=False), advance=advance if attacks else None,
         )  # fmt: skip
         counts = {"clean": own.clean["k"], **{name: entry["robust"]["k"] for name, entry in own.attacks.items()}}
         return Found(counts, own.outcomes["attacks"], own.hint)

@@ -307,16 +307,16 @@ class Trainer:
         if measured:
             # All ranks take part in each forward pass of a sharded network: they evaluate the same samples.
             with within(SINGLE if self.shared else current()):
-                measures = self.validation.measure(model, progress=self.progress)
+                measures = self.validation.measure(model, row["epoch"] * self.steps, progress=self.progress)
             accuracies, hint = current().shared(measures) if self.shared else measures
             row |= accuracies
             # At its first validation a network may not separate classes yet.
             if hint and not self._hinted and earlier:
-                self.say(self.validation.warning(hint, row["epoch"], self.steps))
+                self.say(f"warning at epoch {row['epoch']}: {hint}")
                 self._hinted = True
         if measured and self.average and self.average.count:
             with self.average.applied():
-                averaged = self.validation.measure(model, progress=self.progress)[0]
+                averaged = self.validation.measure(model, row["epoch"] * self.steps, progress=self.progress)[0]
                 row |= {f"average_{k}": v for k, v in averaged.items()}
         if self.watch and (measured or settings.minutes is None):
             line = self.watch.update(row, model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -13,7 +14,7 @@ from atent.data import Data, Split, everything
 from atent.data.described import described
 from atent.data.split import Part
 from atent.distributed import current
-from atent.evaluate.hints import adapted
+from atent.evaluate.hints import Hints
 from atent.progress import bar
 from atent.runs.foreign import begins_with_file
 from atent.stats import share
@@ -23,6 +24,7 @@ from atent.train.shares import evaluated
 
 # A network that has taken fewer steps may not separate classes yet.
 _FEW_STEPS = 300
+_ADVICE = "a lower optimizer.lr or a warm-up of eps (method.eps_warmup) may help"
 
 
 def _parsed(spec: str, threat: Threat | None) -> Attack:
@@ -43,7 +45,6 @@ class Validation:
         self, data: Data, settings: TrainSettings, threat: Threat | None, *, robust: bool,
         config: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
-        self.check_inputs = begins_with_file(config or {})
         limit = everything(settings.validate_limit) or len(data.validation)
         self.parts: dict[Part, Split] = {name: data.sample(name, limit) for name in ("train", "validation")}
         spec = settings.validate_attack.strip()
@@ -51,35 +52,29 @@ class Validation:
         self.attacks: dict[str, Attack] = {"robust": _parsed(spec, threat)} if wanted else {}
         for attack in self.attacks.values():
             attack.threat.check_eps(data.shape)
-        self.seed, self.names = settings.seed, data.about.get("class_names")
+        self.seed = settings.seed
+        self.hints = Hints(begins_with_file(config or {}), data.about.get("class_names"), "validation images", _ADVICE)
         select = settings.select
         if select == "robust" and not wanted:
             raise ValueError("select robust needs a robust validation: set validate_attack, and a threat")
         self.select = select if select != "auto" else ("robust" if wanted and robust else "clean")
 
-    def warning(self, hint: str, epoch: int, steps: int) -> str:
-        """The hint of `measure` after an epoch, with the names of the classes and, for a network that gives one class
-        to all images, with advice that fits the number of steps so far; ``steps``: those of one epoch."""
-        advice = "a lower optimizer.lr or a warm-up of eps (method.eps_warmup) may help"
-        if epoch * steps < _FEW_STEPS:
-            advice = f"it has taken only {epoch * steps} steps, more epochs or a smaller train.batch_size may help"
-        found = (adapted(hint, self.names, advice) or hint).replace(" samples: ", " validation images: ", 1)
-        return f"warning at epoch {epoch}: {found}"
-
     def subsets(self, data: Data) -> dict[str, Any]:
         """The measured samples, for the configuration."""
         return {name: described(data, name, part) for name, part in self.parts.items()}
 
-    def measure(self, model: nn.Module, *, progress: bool) -> tuple[dict[str, float], str | None]:
-        """The accuracies, and the hint of the evaluation on the validation split."""
+    def measure(self, model: nn.Module, steps: int, *, progress: bool) -> tuple[dict[str, float], str | None]:
+        """The accuracies, and the hint of the evaluation on the validation split; ``steps``: those taken so far."""
+        hints = self.hints
+        if steps < _FEW_STEPS:
+            advice = f"it has taken only {steps} steps, more epochs or a smaller train.batch_size may help"
+            hints = replace(hints, advice=advice)
         row: dict[str, float] = {}
         hint = None
         total = sum(len(range(len(p))[current().rows(len(p))]) for p in self.parts.values()) * len(self.attacks)
         with bar(total, "validation", enabled=progress) as advance:
             for name, part in self.parts.items():
-                found = evaluated(
-                    model, part, self.attacks, seed=self.seed, check_inputs=self.check_inputs, advance=advance
-                )
+                found = evaluated(model, part, self.attacks, seed=self.seed, hints=hints, advance=advance)
                 for kind, count in found.counts.items():
                     measured = share(count, len(part))
                     row[f"{name}_{kind}"] = measured["value"]
