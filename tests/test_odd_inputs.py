@@ -6,9 +6,12 @@ import torch
 from torch import nn
 
 from atent import Threat
-from atent.attacks import FGSM
+from atent.attacks import FGSM, PGD
+from atent.certify import Sampling, Smoothed, certify_run
 from atent.data import collect, from_tensors
-from atent.evaluate import evaluate
+from atent.evaluate import evaluate, sweep
+from atent.methods import PGDAT
+from atent.train import TrainSettings, fit
 
 X, Y = torch.rand(12, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 3
 ATTACKS = [FGSM(Threat("linf", 0.05))]
@@ -47,7 +50,6 @@ def test_items_of_a_loader_that_are_no_pairs_have_a_remedy():
     [
         (np.ma.masked_greater(X.numpy(), 0.9), ("masked", ".filled(")),
         (X.flatten(1).to_sparse(), ("sparse", ".to_dense()")),
-        (X.flatten(1).to_sparse_csr(), ("sparse", ".to_dense()")),
         (X.to("meta"), ("meta device",)),
         (255 * X, ("[0, 1]", "divide pixels by 255")),
         (65535 * X, ("[0, 1]", "divide pixels by 65535")),
@@ -86,3 +88,81 @@ def test_a_subset_has_a_number_of_samples(n):
 
 def test_a_subset_is_of_a_part_that_exists():
     refused(lambda: from_tensors(X, Y, X, Y).sample("tests", 3), "'tests'", "train, validation, test")
+
+
+# ---- inputs of another size ---------------------------------------------------------------------------------
+
+
+class Eights(nn.Module):
+    """Its batch size is part of the network."""
+
+    def __init__(self):
+        super().__init__()
+        self.lin = nn.Linear(16, 3)
+
+    def forward(self, z):
+        return self.lin(z.reshape(8, 16))
+
+
+BUILT = {
+    "linear": (net, torch.rand(12, 3, 4, 4)),
+    "convolution": (lambda: nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(12, 3)), torch.rand(12, 3, 4, 4)),
+    "rows": (lambda: nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(12, 3)), torch.rand(12, 16)),
+    "side": (lambda: nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(12, 3)), torch.rand(12, 1, 2, 2)),
+    "norm": (lambda: nn.Sequential(nn.Flatten(), nn.LayerNorm(16), nn.Linear(16, 3)), torch.rand(12, 1, 4, 5)),
+    "batch norm": (lambda: nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(48, 3)), torch.rand(12, 3, 4, 4)),
+    "batch": (Eights, torch.rand(12, 1, 4, 4)),
+}
+
+
+@pytest.mark.parametrize("kind", BUILT)
+def test_inputs_of_another_size_are_refused_with_theirs(kind, capsys):
+    build, x = BUILT[kind]
+    model, size = build().eval(), ", ".join(map(str, x.shape[1:]))
+    refused(lambda: evaluate(model, x, Y, ATTACKS), "the model cannot take a batch of shape", size)
+    refused(lambda: PGD(Threat("linf", 0.05), steps=2).run(model, x, Y), "the model cannot take a batch", size)
+    refused(lambda: Smoothed(model, 0.25).certify(x[:2], n0=10, n=100, alpha=0.05), "cannot take a batch", size)
+    assert "Traceback" not in capsys.readouterr().err
+
+
+class Silent(nn.Module):
+    """Its train() returns nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.lin = nn.Linear(16, 3)
+
+    def train(self, mode=True):
+        super().train(mode)
+
+    def forward(self, z):
+        return self.lin(z.flatten(1))
+
+
+@pytest.mark.parametrize("size", [4, 9])
+def test_a_network_whose_train_returns_nothing_is_trained(size, tmp_path):
+    data = from_tensors(X, Y, X, Y, validation=2)
+    settings = TrainSettings(epochs=1, batch_size=size, device="cpu")
+    fitted = fit(
+        Silent(), data, PGDAT(Threat("linf", 0.05), steps=1), settings=settings, run=tmp_path / "run", progress=False
+    )
+    assert len(fitted.history) == 1
+
+
+# ---- radii ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("radii", [0.1, "8/255", None])
+def test_the_radii_of_a_sweep_are_a_list(radii):
+    refused(lambda: sweep(net(), X, Y, ATTACKS, radii), "radii must be a list", "[0.1, 0.2]")
+
+
+@pytest.mark.parametrize("tested", [None, 0.1])
+def test_a_certificate_takes_radii_only(tested):
+    found = certify_run(net(), X[:4], Y[:4], Sampling(0.25, n0=10, n=100, alpha=0.05, radius=tested))
+    for radius in (float("nan"), -0.1, [0.1], "far"):
+        refused(lambda radius=radius: found.certified(radius), "radius")
+    for radii in (0.1, "0.1"):
+        refused(lambda radii=radii: found.to_json(radii), "radii must be a list")
+    rows = found.to_json(["1/10"])["certified"]
+    assert [row["radius"] for row in rows] == [0.1]

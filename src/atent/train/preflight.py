@@ -126,7 +126,8 @@ def check_pass(model: nn.Module, x: Tensor, classes: int) -> None:
     before = {k: id(p) for k, p in model.named_parameters()}
     try:
         with random_state(), torch.no_grad():
-            out = model.train()(x.clone())
+            model.train()  # a network's own train() may return nothing
+            out = model(x.clone())
     except Exception as error:
         raise ValueError(f"the network cannot take {len(x)} training images: {_line(error)}") from error
     if not isinstance(out, Tensor) or out.shape != (len(x), classes):
@@ -248,7 +249,8 @@ def gradient_of(
         with random_state(), amp:
             if made is not None:
                 rng = torch.Generator(x.device).manual_seed(0)
-                method.backward(made.train(), x, y, rng=rng, ids=index, state=copy.deepcopy(state))
+                made.train()
+                method.backward(made, x, y, rng=rng, ids=index, state=copy.deepcopy(state))
                 return
             with guard(model, mode="train"), torch.no_grad():
                 cross_entropy(ask(model, x), y)
