@@ -8,7 +8,7 @@ from torch import nn
 from atent import Threat
 from atent.attacks import FGSM, PGD
 from atent.certify import Sampling, Smoothed, certify_run
-from atent.data import collect, from_tensors
+from atent.data import DataSettings, collect, from_tensors, load
 from atent.evaluate import evaluate, sweep
 from atent.methods import PGDAT
 from atent.train import TrainSettings, fit
@@ -147,6 +147,56 @@ def test_a_network_whose_train_returns_nothing_is_trained(size, tmp_path):
         Silent(), data, PGDAT(Threat("linf", 0.05), steps=1), settings=settings, run=tmp_path / "run", progress=False
     )
     assert len(fitted.history) == 1
+
+
+class Wrapped(Eights):
+    """Its output contains the logits."""
+
+    def __init__(self, wrap):
+        super().__init__()
+        self.wrap = wrap
+
+    def forward(self, z):
+        return self.wrap(self.lin(z.flatten(1)))
+
+
+@pytest.mark.parametrize(
+    ("wrap", "parts"),
+    [
+        (lambda z: {"out": z, "aux": z}, ("a dict with 'out', 'aux'", "logits alone")),
+        (lambda z: (z, z), ("a tuple", "logits alone")),
+        (lambda z: [z], ("a list", "logits alone")),
+    ],
+)
+def test_outputs_that_contain_the_logits_have_a_remedy(wrap, parts):
+    model, data = Wrapped(wrap).eval(), from_tensors(X, Y, X, Y, validation=2)
+    refused(lambda: evaluate(model, X, Y, ATTACKS), *parts)
+    refused(lambda: fit(model, data, PGDAT(Threat("linf", 0.05)), progress=False), *parts)
+
+
+# ---- folders of images -----------------------------------------------------------------------------------------
+
+
+def images(root, names):
+    image = pytest.importorskip("PIL.Image")
+    for i, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        image.fromarray(np.full((4, 4), 20 * i, np.uint8)).save(root / name)
+
+
+def test_hidden_files_beside_images_are_not_read(tmp_path):
+    images(tmp_path, [f"{c}/{i}.png" for c in "ab" for i in range(4)])
+    (tmp_path / "a" / "._1.png").write_bytes(b"no image")
+    (tmp_path / "b" / ".thumbs").mkdir()
+    (tmp_path / "b" / ".thumbs" / "1.png").write_bytes(b"no image")
+    data = load(DataSettings("folder", root=str(tmp_path)))
+    assert sum(map(len, (data.train, data.validation, data.test))) == 8
+
+
+@pytest.mark.parametrize("others", [4, 0])
+def test_images_of_a_folder_in_a_class_folder_are_not_left_out(others, tmp_path):
+    images(tmp_path, [f"b/{i}.png" for i in range(4)] + [f"a/{i}.png" for i in range(others)] + ["a/deep/7.png"])
+    refused(lambda: load(DataSettings("folder", root=str(tmp_path))), str(tmp_path / "a" / "deep"), "move them")
 
 
 # ---- radii ----------------------------------------------------------------------------------------------------

@@ -70,7 +70,12 @@ def check_shape(logits: Any, n: int) -> None:
 
 def wrapping(answer: Any) -> str:
     """The remedy in the error for an output object that contains the logits."""
-    return ": wrap the model by atent.models.transformers_logits(net)" if hasattr(answer, "logits") else ""
+    if hasattr(answer, "logits"):
+        return ": wrap the model by atent.models.transformers_logits(net)"
+    if isinstance(answer, dict):
+        keys = ", ".join(map(repr, list(answer)[:6]))
+        return f" with {keys}: return the tensor of logits alone from its forward()"
+    return ": return the logits alone from its forward()" if isinstance(answer, tuple | list) else ""
 
 
 def check_classes(classes: int) -> None:
