@@ -163,7 +163,7 @@ class Wrapped(Eights):
 @pytest.mark.parametrize(
     ("wrap", "parts"),
     [
-        (lambda z: {"out": z, "aux": z}, ("a dict with 'out', 'aux'", "logits alone")),
+        (lambda z: {"out": z, "aux": z}, ("a dict", "logits alone", "'out', 'aux'")),
         (lambda z: (z, z), ("a tuple", "logits alone")),
         (lambda z: [z], ("a list", "logits alone")),
     ],

@@ -74,7 +74,7 @@ def wrapping(answer: Any) -> str:
         return ": wrap the model by atent.models.transformers_logits(net)"
     if isinstance(answer, dict):
         keys = ", ".join(map(repr, list(answer)[:6]))
-        return f" with {keys}: return the tensor of logits alone from its forward()"
+        return f": return the logits alone from its forward(), one of {keys}"
     return ": return the logits alone from its forward()" if isinstance(answer, tuple | list) else ""
 
 
