@@ -216,3 +216,30 @@ def test_a_certificate_takes_radii_only(tested):
         refused(lambda radii=radii: found.to_json(radii), "radii must be a list")
     rows = found.to_json(["1/10"])["certified"]
     assert [row["radius"] for row in rows] == [0.1]
+
+
+# ---- files ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("content", [b"notes", b"PK\x03\x04" + bytes(50), b"x" * 300, b"[1, 2]", b"notes\n"])
+def test_a_file_of_something_else_is_not_overwritten(content, tmp_path):
+    path = tmp_path / "rows"
+    path.write_bytes(content)
+    refused(lambda: evaluate(net(), X, Y, ATTACKS, resume=path), str(path), "give another file")
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("end", [0, 1, 10, 17, 100])
+@pytest.mark.parametrize("after", [b"", bytes(20)])
+def test_a_first_line_that_was_cut_off_is_begun_anew(end, after, tmp_path):
+    path = tmp_path / "rows"
+    found = evaluate(net(), X, Y, ATTACKS, resume=path)
+    first = path.read_bytes()
+    path.write_bytes(first[:end] + after)
+    again = evaluate(net(), X, Y, ATTACKS, resume=path)
+    assert again.outcomes == found.outcomes
+    assert path.read_bytes().partition(b"\n")[0] == first.partition(b"\n")[0]
+
+
+def test_a_shard_is_a_pair():
+    refused(lambda: certify_run(net(), X[:3], Y[:3], Sampling(0.25, n0=10, n=100), shard=2), "pair (i, k)", "got 2")
