@@ -75,6 +75,15 @@ def test_former_names_of_certify(name, capsys):
     assert f"atent.certify.{name} is deprecated" in capsys.readouterr().err
 
 
+def test_the_former_name_of_sampling_in_its_module(capsys):
+    from atent.certify import certificate
+
+    deprecated.cache_clear()
+    assert certificate.Draws is certificate.Sampling
+    assert "atent.certify.certificate.Draws is deprecated" in capsys.readouterr().err
+    assert not hasattr(certificate, "Drawn")
+
+
 def in_former_words(value):
     """What an earlier version wrote in the place of ``value``."""
     if isinstance(value, dict):

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from atent.contracts import undeclared
+from atent.contracts import check_dense, in_units, paired, undeclared
 from atent.fields import LARGEST, defaults, fitting, mistyped, shown
 from atent.guard import check_shape
 from atent.messages import deprecated, unknown
@@ -242,11 +242,10 @@ def collect(batches: Iterable[Any]) -> tuple[Tensor, Tensor]:
     # A Dataset ends with its length; iteration would rely on an IndexError.
     numbered = not hasattr(batches, "__iter__") and hasattr(batches, "__len__")
     for pair in (batches[k] for k in range(len(batches))) if numbered else batches:  # type: ignore[arg-type,index]
-        if not isinstance(pair, tuple | list) or len(pair) != 2:
-            what = f"{len(pair)} items" if isinstance(pair, tuple | list) else f"a {type(pair).__name__}"
-            raise ValueError(f"a {type(batches).__name__} must yield pairs (x, y), got {what}: drop the other items")
-        x, y = as_tensor("x", pair[0]), as_labels(pair[1])
-        single = y.ndim == 0
+        first, label = paired(type(batches).__name__, pair)
+        x, y = as_tensor("x", first), as_labels(label)
+        if not (single := y.ndim == 0) and x.shape[:1] != y.shape[:1]:
+            raise ValueError(f"inputs {tuple(x.shape)} come with labels {tuple(y.shape)}: yield one label per input")
         xs.append(x[None] if single else x)
         ys.append(y[None] if single else y)
     if not xs:
@@ -264,6 +263,7 @@ def _is_array(x: Any) -> bool:
 
 def as_tensor(name: str, value: Any) -> Tensor:
     """A tensor from a tensor (unchanged), an array, a number or nested lists of numbers."""
+    check_dense(name, value)
     if isinstance(value, Tensor):
         return value
     if not _is_array(value) and not isinstance(value, int | float | list | tuple):
@@ -340,6 +340,7 @@ def check_ids(ids: Tensor, n: int) -> None:
 
 def check_batch(x: Tensor, y: Tensor, box: Box) -> None:
     """ValueError, in one line, for inputs or labels that are invalid for attacks."""
+    check_dense("x", x)
     if not x.is_floating_point():
         interval = f"[{box[0]:g}, {box[1]:g}]" if isinstance(box[0], float) else "the box"
         raise ValueError(f"inputs must be floats in {interval}, got {x.dtype}: divide pixels by 255")
@@ -367,8 +368,7 @@ def _check_range(x: Tensor, first: float, last: float, what: str) -> None:
     slack = 1e-5 * (last - first)
     if low < first - slack or high > last + slack:
         raise ValueError(
-            f"{what} lie in [{low:.4g}, {high:.4g}], outside the box [{first:g}, {last:g}]: attack raw pixels"
-            " and let the model normalise them (atent.models.Normalize as its first layer)"
+            f"{what} lie in [{low:.4g}, {high:.4g}], outside the box [{first:g}, {last:g}]: {in_units(low, high, last)}"
         )
 
 

@@ -29,6 +29,37 @@ class Member:
     """Whether a class without it has no use."""
 
 
+def paired(kind: str, pair: Any) -> tuple[Any, Any]:
+    """The input and the label of an item that an iterable of type ``kind`` yields; ValueError unless it is a pair."""
+    if isinstance(pair, tuple | list) and len(pair) == 2:
+        return pair[0], pair[1]
+    what, remedy = f"a {type(pair).__name__}", "convert each item to a pair"
+    if isinstance(pair, tuple | list):
+        what, remedy = f"{len(pair)} items", "drop the other items"
+    elif hasattr(pair, "keys"):
+        keys = ", ".join(map(repr, list(pair.keys())[:6]))
+        what, remedy = f"{what} with {keys}", 'take two of them, ((b["image"], b["label"]) for b in loader)'
+    raise ValueError(f"a {kind} must yield pairs (x, y), got {what}: {remedy}")
+
+
+def check_dense(name: str, value: Any) -> None:
+    """ValueError for a tensor or an array without a value at each place: sparse, masked, or on the meta device."""
+    if getattr(value, "is_sparse", False) or getattr(value, "is_sparse_csr", False):
+        raise ValueError(f"{name} is a sparse tensor, a dense one is required: use .to_dense()")
+    if getattr(value, "is_meta", False):
+        raise ValueError(f"{name} is on the meta device, without values: create it on another device")
+    if getattr(getattr(value, "mask", None), "any", bool)():
+        raise ValueError(f"{name} is a masked array with masked values: replace them by .filled(value)")
+
+
+def in_units(low: float, high: float, last: float) -> str:
+    """How to bring inputs that run from ``low`` to ``high`` into a box that ends at ``last``."""
+    if last == 1 and low >= 0 and 2 < high <= 65535:
+        levels = 255 if high <= 255 else 65535
+        return f"divide pixels by {levels}"
+    return "attack raw pixels and let the model normalise them (atent.models.Normalize as its first layer)"
+
+
 def owned(entry: Any) -> bool:
     """Whether the user or another package defines a class or function, not this package."""
     return (getattr(entry, "__module__", None) or "").partition(".")[0] != "atent"

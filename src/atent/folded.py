@@ -94,9 +94,11 @@ def _obstacle(model: nn.Module) -> str | None:
 
 def _folded(model: nn.Module, x: Tensor) -> tuple[fx.GraphModule, int]:
     """A folded copy, and the number of its batch norms that are folded."""
-    with guard(model, mode="eval", seed=0):
+    with guard(model, mode="eval", seed=0), torch.no_grad(), full_precision(x.device):
         own = copy.deepcopy(model)
-    own.eval().requires_grad_(False)
+        ask(model, x)  # ShapeProp prints a traceback of what fails
+    own.eval()
+    own.requires_grad_(False)
     traced = fx.symbolic_trace(own)
     with torch.no_grad(), full_precision(x.device):
         ShapeProp(traced).propagate(x.clone())

@@ -29,6 +29,7 @@ def ask(model: nn.Module, x: Tensor) -> Tensor:
         logits: Any = model(x.clone()) if len(x) != 1 else _single(model, x)
     except RuntimeError as error:
         explain(model, x, error)
+        _check_sizes(x, error)
         raise
     if not (isinstance(logits, Tensor) and logits.dim() == 2 and len(logits) == len(x) and logits.shape[1] > 1):
         check_shape(logits, len(x))
@@ -69,7 +70,12 @@ def check_shape(logits: Any, n: int) -> None:
 
 def wrapping(answer: Any) -> str:
     """The remedy in the error for an output object that contains the logits."""
-    return ": wrap the model by atent.models.transformers_logits(net)" if hasattr(answer, "logits") else ""
+    if hasattr(answer, "logits"):
+        return ": wrap the model by atent.models.transformers_logits(net)"
+    if isinstance(answer, dict):
+        keys = ", ".join(map(repr, list(answer)[:6]))
+        return f": return the logits alone from its forward(), one of {keys}"
+    return ": return the logits alone from its forward()" if isinstance(answer, tuple | list) else ""
 
 
 def check_classes(classes: int) -> None:
@@ -123,6 +129,24 @@ def explain(model: nn.Module, x: Tensor, error: RuntimeError) -> None:
     if own not in (None, x.dtype) and any(word in text for word in ("dtype", "scalar type", "should be the same")):
         raise ValueError(
             f"the model's weights are {own} and its inputs {x.dtype}: use model.to({x.dtype}), or inputs of {own}"
+        ) from error
+
+
+# Parts of torch's messages about sizes that do not fit.
+_SIZES = (
+    "shapes cannot be multiplied", "expected input[", "is invalid for input of size", "must match the size of tensor",
+    "Given normalized_shape", "Calculated padded input size", "size mismatch", "running_mean should contain",
+    "Expected 3D (unbatched) or 4D", "but got 2D input", "Kernel size can't be greater",
+)  # fmt: skip
+
+
+def _check_sizes(x: Tensor, error: RuntimeError) -> None:
+    """Raise a one-line ValueError for a forward pass that failed because of the sizes of its input."""
+    first = str(error).strip().partition("\n")[0]
+    if not isinstance(error, torch.OutOfMemoryError) and any(part in first for part in _SIZES):
+        raise ValueError(
+            f"the model cannot take a batch of shape {tuple(x.shape)}: {first}; give inputs of the shape that it was"
+            " built for"
         ) from error
 
 

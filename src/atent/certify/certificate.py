@@ -37,6 +37,7 @@ from atent.distributed import SINGLE, World
 from atent.distributed.shards import Shard
 from atent.folded import Folded, fold
 from atent.independence import dependence_hint
+from atent.messages import deprecated
 from atent.progress import Advance
 from atent.runs import manifest
 from atent.runs.locks import held, lock_of
@@ -290,3 +291,10 @@ def made_of(sampling: Sampling, about: dict[str, Any], folded: int = 0) -> dict[
     test = {} if sampling.radius is None else {"test": TEST}
     network = {"network": {"batch_norms_folded": folded}} if folded else {}
     return {"draws": sampling.to_json(), "about": about, "noise": NOISE, **test, **network}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Draws":
+        deprecated(f"{__name__}.Draws", "atent.certify.Sampling")
+        return Sampling
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -23,6 +23,8 @@ def shard_rows(shard: tuple[int, int], n: int, group: int) -> Tensor:
 
 def check_shard(shard: tuple[int, int], n: int) -> tuple[int, int, int]:
     """(i, n, k), the slice of shard i of k; ValueError unless 0 <= i < k <= n."""
+    if not isinstance(shard, tuple | list) or len(shard) != 2:
+        raise ValueError(f"shard must be a pair (i, k) with 0 <= i < k, got {shard!r}: the first of 4 is (0, 4)")
     i, k = shard
     if not 0 <= i < k:
         raise ValueError(f"shard must be i/k with 0 <= i < k, got {i}/{k}: the shards of 4 are 0/4 to 3/4")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,7 +10,9 @@ from atent.certify.limits import check_radius, check_sampling, largest_radius, l
 from atent.certify.rows import Row
 from atent.certify.smoothing import ABSTAIN
 from atent.checks import Settings, check_number, check_seed
+from atent.fields import shown
 from atent.stats import share
+from atent.threat import radius as as_radius
 
 _ONE = "the sequential test certifies at radius {:g} only: certify without a radius to estimate that of each sample"
 
@@ -87,8 +89,10 @@ class Certificate:
 
         A sample counts if its class is correct and certified within the radius. The interval is for the sampling of the
         test set. In addition, each certificate may be wrong with probability alpha, so that at most alpha n of n
-        certificates are expected to be. ValueError for a radius other than the one that a sequential test certified.
+        certificates are expected to be. ValueError for a value that is not a radius, and for a radius other than the
+        one that a sequential test certified.
         """
+        radius = as_radius(radius, "radius")
         if self.sampling.radius not in (None, radius):
             raise ValueError(f"radius {radius:g} was not tested, {_ONE.format(self.sampling.radius)}")
         return share(sum(r.correct and r.radius >= radius for r in self.rows), len(self.rows))
@@ -100,6 +104,8 @@ class Certificate:
         ``smoothed``, of the smoothed model, abstentions counted as wrong (PREDICT); ``certified``, at l2 radii.
         """
         sampling, rows = self.sampling, self.rows
+        if radii is not None and (isinstance(radii, str) or not isinstance(radii, Iterable)):
+            raise ValueError(f"radii must be a list of numbers, got {shown(radii)}: write [0.25, 0.5]")
         if sampling.radius is not None:
             return self._decided(sampling.radius, radii)
         most = largest_radius(sampling.n, sampling.alpha, sampling.sigma)
@@ -115,7 +121,7 @@ class Certificate:
             "sampling": sampling.to_json(),
             "clean": share(sum(r.clean == r.label for r in rows), len(rows)),
             "smoothed": share(sum(r.smoothed == r.label for r in rows), len(rows)),
-            "certified": [self._at(float(r)) for r in radii],
+            "certified": [self._at(as_radius(r, "radius")) for r in radii],
             "abstained": share(sum(r.predict == ABSTAIN for r in rows), len(rows)),
             "radius_mean": sum(reached) / len(rows),
             "radius_median": reached[(len(rows) - 1) // 2],
@@ -136,7 +142,7 @@ class Certificate:
             "n": len(rows),
             "sampling": self.sampling.to_json(),
             "clean": share(sum(r.clean == r.label for r in rows), len(rows)),
-            "certified": [self._at(float(r)) for r in (radii or [radius])],
+            "certified": [self._at(as_radius(r, "radius")) for r in (radii or [radius])],
             "certified_wrong": share(sum(r.predict not in (ABSTAIN, r.label) for r in rows), len(rows)),
             "abstained": share(sum(r.predict == ABSTAIN for r in rows), len(rows)),
             "samples_mean": sum(taken) / len(rows),

@@ -82,8 +82,7 @@ def load(settings: DataSettings) -> Data:
     loader = SOURCES.find(settings.name)
     for name in ("validation", "limit", "test_limit"):
         checks.count(name, everything(getattr(settings, name)))
-    if not 0 <= settings.split_seed < 2**32:
-        raise ValueError(f"data.split_seed is {settings.split_seed}; it must be 0 to 2**32 - 1")
+    _check_seed(settings)
     root = str(settings.root or "")
     if (
         root.endswith(".npz")
@@ -161,14 +160,25 @@ def _own(made: Data, settings: DataSettings) -> Data:
     return replace(made, name=settings.name, about={**made.about, "name": settings.name})
 
 
+def _check_seed(settings: DataSettings) -> None:
+    if not 0 <= settings.split_seed < 2**32:
+        raise ValueError(f"data.split_seed is {settings.split_seed}; it must be 0 to 2**32 - 1")
+
+
 def carve(source: Source, settings: DataSettings) -> Data:
     """The three splits of a source by the settings, see `load`; the name is only recorded."""
+    _check_seed(settings)
     shape = tuple(source.train.x.shape[1:])
     if settings.augment != "none" and len(shape) != 3:
         raise ValueError(f"data.augment is {settings.augment!r}; {settings.name} has no images: use 'none'")
 
     y = source.train.y.numpy()
     n = source.validation if settings.validation is None else settings.validation
+    if len(y) <= source.classes:
+        raise ValueError(
+            f"{settings.name} has {len(y)} training samples of {source.classes} classes: give at least"
+            f" {source.classes + 1}, one of each class to train on and one to validate on"
+        )
     # Every class keeps a training sample.
     if not 1 <= n <= len(y) - source.classes:
         most = len(y) - source.classes

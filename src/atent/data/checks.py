@@ -5,6 +5,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from atent.contracts import in_units
 from atent.messages import unknown
 from atent.threat import Box
 
@@ -58,8 +59,10 @@ def every_class(file: object, y: np.ndarray, classes: int) -> None:
     if len(seen) < classes:
         empty = next(label for label in range(classes) if label >= len(seen) or seen[label] != label)
         from_1 = (int(seen[0]), int(seen[-1]), len(seen)) == (1, classes - 1, classes - 1)
-        hint = ": labels that count from 1 become classes by y - 1" if from_1 else ""
-        raise ValueError(f"{file}: class {empty} of 0 to {classes - 1} has no training sample{hint}")
+        hint = "labels that count from 1 become classes by y - 1"
+        if not from_1:
+            hint = "number the classes that exist, names, y = np.unique(y, return_inverse=True)"
+        raise ValueError(f"{file}: class {empty} of 0 to {classes - 1} has no training sample: {hint}")
 
 
 def floats(file: object, x: np.ndarray, box: Box) -> None:
@@ -75,7 +78,10 @@ def floats(file: object, x: np.ndarray, box: Box) -> None:
         return
     low, high = float(x.min()), float(x.max())
     if low < box[0] or high > box[1]:
-        raise ValueError(f"{file}: values run from {low:g} to {high:g}; floats must be in [{box[0]:g}, {box[1]:g}]")
+        fix = in_units(low, high, box[1]).replace("attack raw", "give raw")
+        raise ValueError(
+            f"{file}: values run from {low:g} to {high:g}; floats must be in [{box[0]:g}, {box[1]:g}]: {fix}"
+        )
 
 
 def count(name: str, value: int | None) -> None:

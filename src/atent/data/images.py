@@ -80,6 +80,15 @@ def folders(path: Path) -> list[Path]:
     return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
+def _images(path: Path) -> tuple[list[os.DirEntry[str]], list[str]]:
+    """The image files of a folder and the names of its folders, without names that begin with a dot, as those of the
+    files that macOS puts beside others."""
+    with os.scandir(path) as entries:
+        seen = [e for e in entries if not e.name.startswith(".")]
+    files = [e for e in seen if os.path.splitext(e.name)[1].lower() in SUFFIXES and e.is_file()]
+    return files, sorted(e.name for e in seen if e.is_dir())
+
+
 def listing(path: Path, root: Path, inner: str = "") -> Listing:
     """The image files of the class folders of ``path``, or of the folder ``inner`` in each; ValueError, in one line,
     if there are too few."""
@@ -92,8 +101,12 @@ def listing(path: Path, root: Path, inner: str = "") -> Listing:
     for each in (folder / inner for folder in classes):
         if not each.is_dir():
             raise ValueError(f"{each}: not a folder; the images of a class belong there")
-        with os.scandir(each) as entries:
-            found = [e for e in entries if os.path.splitext(e.name)[1].lower() in SUFFIXES and e.is_file()]
+        found, inside = _images(each)
+        deeper = next((name for name in inside if _images(each / name)[0]), None)
+        if deeper is not None:
+            raise ValueError(
+                f"{each / deeper}: images in a folder inside a class folder are not read: move them to {each}"
+            )
         if not found:
             raise ValueError(f"{each}: class without images; wanted files of {', '.join(SUFFIXES)}")
         prefix = each.relative_to(root).as_posix()

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from numbers import Integral
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -173,6 +174,8 @@ class Data:
         "stratified": each class has its share (see `spread`), sampled by the data's split_seed: the same samples for
         every model, method and training seed. "first": the first n in the order of the part.
         """
+        if part not in get_args(Part):
+            raise ValueError(f"part {part!r} is not known: use one of {', '.join(get_args(Part))}")
         return subset(getattr(self, part), n, rule or self.subset, self.seed)
 
     def to(self, device: torch.device | str) -> "Data":
@@ -210,6 +213,8 @@ class Source:
 def subset(samples: Split, n: Limit, rule: Rule, seed: int) -> Split:
     """n samples of a split by the rule, see `Data.sample`."""
     count = everything(n)
+    if count is not None and (isinstance(count, bool) or not isinstance(count, Integral)):
+        raise ValueError(f"a limit is an integer or 'all', got {count!r}")
     if count is None or count >= len(samples):
         return samples
     return samples.first(count) if rule == "first" else samples.sample(count, (seed, SUBSET))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from atent.distributed.shards import Shard
 from atent.evaluate.evaluation import evaluate, evaluate_shard
 from atent.evaluate.outcomes import ROBUST
 from atent.evaluate.samples import Checked
+from atent.fields import shown
 from atent.precision import SearchDtype
 from atent.probe import Auto
 from atent.progress import Advance
@@ -40,6 +41,8 @@ def at_radii(
         if twice is not None:
             raise ValueError(f"two attacks are called {twice}: name them in a mapping, or remove one")
         attacks = dict(zip(names, attacks))
+    if isinstance(radii, str) or not isinstance(radii, Iterable):
+        raise ValueError(f"radii must be a list of numbers, got {shown(radii)}: write [0.1, 0.2] or ['8/255']")
     values = sorted(radius(r, "radius") for r in radii)
     if not attacks or not values:
         raise ValueError("a sweep needs one attack and one radius at least")

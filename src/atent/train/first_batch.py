@@ -95,7 +95,8 @@ class Batch:
         self, model: nn.Module, data: Data, settings: TrainSettings, move: Callable[..., Tensor], state: State,
         layout: torch.memory_format,
     ) -> None:  # fmt: skip
-        self.model, self.state, self.seed = model.train(), state, settings.seed
+        model.train()  # a network's own train() may return nothing
+        self.model, self.state, self.seed = model, state, settings.seed
         self.rng = torch.Generator(data.train.x.device)
         order = ordered(data, self.seed, 0, self.rng, {})
         self.ids = order[: settings.batch_size]

@@ -21,7 +21,7 @@ from atent import runs as folder
 from atent.attacks import Attack
 from atent.contracts import owned
 from atent.data import Data
-from atent.guard import ask, guard
+from atent.guard import ask, guard, wrapping
 from atent.losses import cross_entropy
 from atent.methods import METHODS, Method
 from atent.methods.contract import checked_state, lacking
@@ -126,12 +126,15 @@ def check_pass(model: nn.Module, x: Tensor, classes: int) -> None:
     before = {k: id(p) for k, p in model.named_parameters()}
     try:
         with random_state(), torch.no_grad():
-            out = model.train()(x.clone())
+            model.train()  # a network's own train() may return nothing
+            out = model(x.clone())
     except Exception as error:
         raise ValueError(f"the network cannot take {len(x)} training images: {_line(error)}") from error
     if not isinstance(out, Tensor) or out.shape != (len(x), classes):
         seen = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else f"a {type(out).__name__}"
-        raise ValueError(f"the network must return logits of shape {(len(x), classes)} in train mode, got {seen}")
+        raise ValueError(
+            f"the network must return logits of shape {(len(x), classes)} in train mode, got {seen}{wrapping(out)}"
+        )
     new = next((k for k, p in model.named_parameters() if before.get(k) != id(p)), None)
     if new:
         raise ValueError(f"the network adds its parameter {new} in a forward pass, after the optimizer: add it before")
@@ -248,7 +251,8 @@ def gradient_of(
         with random_state(), amp:
             if made is not None:
                 rng = torch.Generator(x.device).manual_seed(0)
-                method.backward(made.train(), x, y, rng=rng, ids=index, state=copy.deepcopy(state))
+                made.train()
+                method.backward(made, x, y, rng=rng, ids=index, state=copy.deepcopy(state))
                 return
             with guard(model, mode="train"), torch.no_grad():
                 cross_entropy(ask(model, x), y)

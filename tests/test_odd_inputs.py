@@ -1,0 +1,245 @@
+"""Inputs that are close to what is wanted: each is refused in one line that has the remedy."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from atent import Threat
+from atent.attacks import FGSM, PGD
+from atent.certify import Sampling, Smoothed, certify_run
+from atent.data import DataSettings, collect, from_tensors, load
+from atent.evaluate import evaluate, sweep
+from atent.methods import PGDAT
+from atent.train import TrainSettings, fit
+
+X, Y = torch.rand(12, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 3
+ATTACKS = [FGSM(Threat("linf", 0.05))]
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).eval()
+
+
+def refused(call, *parts):
+    """The call raises ValueError with one line that contains the parts."""
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        call()
+    text = str(caught.value)
+    assert "\n" not in text
+    assert [part for part in parts if part not in text] == [], text
+
+
+def test_batches_of_a_loader_have_one_label_per_input():
+    """Batches whose sums agree would pair images with labels of others."""
+    pairs = [(X[:2], Y[:3]), (X[2:5], Y[3:5])]
+    refused(lambda: collect(pairs), "(2, 1, 4, 4)", "(3,)", "one label per input")
+    refused(lambda: evaluate(net(), pairs, None, ATTACKS), "(2, 1, 4, 4)", "(3,)")
+    refused(lambda: collect([(X[0], Y[:3])]), "(3,)")
+
+
+def test_items_of_a_loader_that_are_no_pairs_have_a_remedy():
+    refused(lambda: collect([{"image": X[:2], "label": Y[:2]}]), "a dict with 'image', 'label'", 'b["label"]')
+    refused(lambda: collect([(X[:2], Y[:2], Y[:2])]), "3 items", "drop the other items")
+    refused(lambda: collect([X[:2]]), "a Tensor", "pair")
+
+
+@pytest.mark.parametrize(
+    ("x", "parts"),
+    [
+        (np.ma.masked_greater(X.numpy(), 0.9), ("masked", ".filled(")),
+        (X.flatten(1).to_sparse(), ("sparse", ".to_dense()")),
+        (X.to("meta"), ("meta device",)),
+        (255 * X, ("[0, 1]", "divide pixels by 255")),
+        (65535 * X, ("[0, 1]", "divide pixels by 65535")),
+        (4 * X - 2, ("[0, 1]", "atent.models.Normalize")),
+    ],
+)  # fmt: skip
+def test_arrays_that_are_no_pixels_have_a_remedy(x, parts):
+    refused(lambda: evaluate(net(), x, Y, ATTACKS), *parts)
+    refused(lambda: from_tensors(x, Y, x, Y), *parts)
+
+
+def test_an_array_that_could_mask_and_does_not_is_taken():
+    x = np.ma.masked_greater(X.numpy(), 2.0)
+    assert evaluate(net(), x, Y, ATTACKS).clean == evaluate(net(), X, Y, ATTACKS).clean
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_the_seed_of_a_split_is_named(seed):
+    refused(lambda: from_tensors(X, Y, X, Y, split_seed=seed), f"split_seed is {seed}", "0 to 2**32 - 1")
+
+
+def test_sets_without_an_image_to_validate_on():
+    refused(lambda: from_tensors(X[:3], Y[:3], X, Y), "3 training samples of 3 classes", "at least 4")
+    assert len(from_tensors(X[:4], Y[:4], X, Y).train) == 3
+
+
+def test_labels_with_gaps_have_a_remedy():
+    refused(lambda: from_tensors(X, 2 * Y, X, 2 * Y), "class 1 of 0 to 4", "np.unique")
+    refused(lambda: from_tensors(X, Y + 1, X, Y + 1), "class 0 of 0 to 3", "y - 1")
+
+
+@pytest.mark.parametrize("n", [2.5, True, "some"])
+def test_a_subset_has_a_number_of_samples(n):
+    refused(lambda: from_tensors(X, Y, X, Y).sample("test", n), repr(n), "integer or 'all'")
+
+
+def test_a_subset_is_of_a_part_that_exists():
+    refused(lambda: from_tensors(X, Y, X, Y).sample("tests", 3), "'tests'", "train, validation, test")
+
+
+# ---- inputs of another size ---------------------------------------------------------------------------------
+
+
+class Eights(nn.Module):
+    """Its batch size is part of the network."""
+
+    def __init__(self):
+        super().__init__()
+        self.lin = nn.Linear(16, 3)
+
+    def forward(self, z):
+        return self.lin(z.reshape(8, 16))
+
+
+BUILT = {
+    "linear": (net, torch.rand(12, 3, 4, 4)),
+    "convolution": (lambda: nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(12, 3)), torch.rand(12, 3, 4, 4)),
+    "rows": (lambda: nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(12, 3)), torch.rand(12, 16)),
+    "side": (lambda: nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(12, 3)), torch.rand(12, 1, 2, 2)),
+    "norm": (lambda: nn.Sequential(nn.Flatten(), nn.LayerNorm(16), nn.Linear(16, 3)), torch.rand(12, 1, 4, 5)),
+    "batch norm": (lambda: nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(48, 3)), torch.rand(12, 3, 4, 4)),
+    "batch": (Eights, torch.rand(12, 1, 4, 4)),
+}
+
+
+@pytest.mark.parametrize("kind", BUILT)
+def test_inputs_of_another_size_are_refused_with_theirs(kind, capsys):
+    build, x = BUILT[kind]
+    model, size = build().eval(), ", ".join(map(str, x.shape[1:]))
+    refused(lambda: evaluate(model, x, Y, ATTACKS), "the model cannot take a batch of shape", size)
+    refused(lambda: PGD(Threat("linf", 0.05), steps=2).run(model, x, Y), "the model cannot take a batch", size)
+    refused(lambda: Smoothed(model, 0.25).certify(x[:2], n0=10, n=100, alpha=0.05), "cannot take a batch", size)
+    assert "Traceback" not in capsys.readouterr().err
+
+
+class Silent(nn.Module):
+    """Its train() returns nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.lin = nn.Linear(16, 3)
+
+    def train(self, mode=True):
+        super().train(mode)
+
+    def forward(self, z):
+        return self.lin(z.flatten(1))
+
+
+@pytest.mark.parametrize("size", [4, 9])
+def test_a_network_whose_train_returns_nothing_is_trained(size, tmp_path):
+    data = from_tensors(X, Y, X, Y, validation=2)
+    settings = TrainSettings(epochs=1, batch_size=size, device="cpu")
+    fitted = fit(
+        Silent(), data, PGDAT(Threat("linf", 0.05), steps=1), settings=settings, run=tmp_path / "run", progress=False
+    )
+    assert len(fitted.history) == 1
+
+
+class Wrapped(Eights):
+    """Its output contains the logits."""
+
+    def __init__(self, wrap):
+        super().__init__()
+        self.wrap = wrap
+
+    def forward(self, z):
+        return self.wrap(self.lin(z.flatten(1)))
+
+
+@pytest.mark.parametrize(
+    ("wrap", "parts"),
+    [
+        (lambda z: {"out": z, "aux": z}, ("a dict", "logits alone", "'out', 'aux'")),
+        (lambda z: (z, z), ("a tuple", "logits alone")),
+        (lambda z: [z], ("a list", "logits alone")),
+    ],
+)
+def test_outputs_that_contain_the_logits_have_a_remedy(wrap, parts):
+    model, data = Wrapped(wrap).eval(), from_tensors(X, Y, X, Y, validation=2)
+    refused(lambda: evaluate(model, X, Y, ATTACKS), *parts)
+    refused(lambda: fit(model, data, PGDAT(Threat("linf", 0.05)), progress=False), *parts)
+
+
+# ---- folders of images -----------------------------------------------------------------------------------------
+
+
+def images(root, names):
+    image = pytest.importorskip("PIL.Image")
+    for i, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        image.fromarray(np.full((4, 4), 20 * i, np.uint8)).save(root / name)
+
+
+def test_hidden_files_beside_images_are_not_read(tmp_path):
+    images(tmp_path, [f"{c}/{i}.png" for c in "ab" for i in range(4)])
+    (tmp_path / "a" / "._1.png").write_bytes(b"no image")
+    (tmp_path / "b" / ".thumbs").mkdir()
+    (tmp_path / "b" / ".thumbs" / "1.png").write_bytes(b"no image")
+    data = load(DataSettings("folder", root=str(tmp_path)))
+    assert sum(map(len, (data.train, data.validation, data.test))) == 8
+
+
+@pytest.mark.parametrize("others", [4, 0])
+def test_images_of_a_folder_in_a_class_folder_are_not_left_out(others, tmp_path):
+    images(tmp_path, [f"b/{i}.png" for i in range(4)] + [f"a/{i}.png" for i in range(others)] + ["a/deep/7.png"])
+    refused(lambda: load(DataSettings("folder", root=str(tmp_path))), str(tmp_path / "a" / "deep"), "move them")
+
+
+# ---- radii ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("radii", [0.1, "8/255", None])
+def test_the_radii_of_a_sweep_are_a_list(radii):
+    refused(lambda: sweep(net(), X, Y, ATTACKS, radii), "radii must be a list", "[0.1, 0.2]")
+
+
+@pytest.mark.parametrize("tested", [None, 0.1])
+def test_a_certificate_takes_radii_only(tested):
+    found = certify_run(net(), X[:4], Y[:4], Sampling(0.25, n0=10, n=100, alpha=0.05, radius=tested))
+    for radius in (float("nan"), -0.1, [0.1], "far"):
+        refused(lambda radius=radius: found.certified(radius), "radius")
+    for radii in (0.1, "0.1"):
+        refused(lambda radii=radii: found.to_json(radii), "radii must be a list")
+    rows = found.to_json(["1/10"])["certified"]
+    assert [row["radius"] for row in rows] == [0.1]
+
+
+# ---- files ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("content", [b"notes", b"PK\x03\x04" + bytes(50), b"x" * 300, b"[1, 2]", b"notes\n"])
+def test_a_file_of_something_else_is_not_overwritten(content, tmp_path):
+    path = tmp_path / "rows"
+    path.write_bytes(content)
+    refused(lambda: evaluate(net(), X, Y, ATTACKS, resume=path), str(path), "give another file")
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("end", [0, 1, 10, 17, 100])
+@pytest.mark.parametrize("after", [b"", bytes(20)])
+def test_a_first_line_that_was_cut_off_is_begun_anew(end, after, tmp_path):
+    path = tmp_path / "rows"
+    found = evaluate(net(), X, Y, ATTACKS, resume=path)
+    first = path.read_bytes()
+    path.write_bytes(first[:end] + after)
+    again = evaluate(net(), X, Y, ATTACKS, resume=path)
+    assert again.outcomes == found.outcomes
+    assert path.read_bytes().partition(b"\n")[0] == first.partition(b"\n")[0]
+
+
+def test_a_shard_is_a_pair():
+    refused(lambda: certify_run(net(), X[:3], Y[:3], Sampling(0.25, n0=10, n=100), shard=2), "pair (i, k)", "got 2")
