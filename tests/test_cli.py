@@ -209,6 +209,7 @@ def test_the_next_commands_begin_as_the_shell_finds_them(monkeypatch, started, f
         (["train", "digits-linf-atent", "--model.weights", "nowhere"], ["no weights at nowhere"]),
         (["train", "--resume", "nowhere"], ["nowhere is not a run folder"]),
         (["evaluate", "nowhere"], ["nowhere is not a run folder"]),
+        (["evaluate", "runs/digits-l2-atent"], ["not a run folder", "`atent train digits-l2-atent`"]),
         (["recipes", "nothing"], ["unknown recipe 'nothing'"]),
     ],
 )
