@@ -199,8 +199,8 @@ def _by_recipe(headings: list[str], rows: list[tuple[str, list[Entry]]]) -> Tabl
     table.add_column("recipe", no_wrap=True)
     for name, entries in rows:
         table.add_column(Cell(name), justify="right", width=_columns(name, entries))
-    for heading, entries in zip(headings, zip(*(entries for _, entries in rows))):
-        cells = (Cell(f"{e.text} {e.interval}".rstrip(), style="bold" if e.best else "") for e in entries)
+    for heading, across in zip(headings, zip(*(entries for _, entries in rows))):
+        cells = (Cell(f"{e.text} {e.interval}".rstrip(), style="bold" if e.best else "") for e in across)
         table.add_row(heading, *cells)
     return table
 
