@@ -33,6 +33,14 @@ def own_key(tmp_path_factory):
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_width():
+    """Tables have the width of piped output, whatever COLUMNS the shell exports: cells fold on narrower ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("COLUMNS", raising=False)
+        yield
+
+
 @pytest.fixture(autouse=True, scope="session")
 def signals_are_not_ignored():
     """Tests send signals, of which a suite in the background, or under nohup, is started with some ignored."""

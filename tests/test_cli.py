@@ -1,6 +1,7 @@
 """The command line, as a user meets it: a training from recipe to model, and what each mistake says."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -209,6 +210,7 @@ def test_the_next_commands_begin_as_the_shell_finds_them(monkeypatch, started, f
         (["train", "digits-linf-atent", "--model.weights", "nowhere"], ["no weights at nowhere"]),
         (["train", "--resume", "nowhere"], ["nowhere is not a run folder"]),
         (["evaluate", "nowhere"], ["nowhere is not a run folder"]),
+        (["evaluate", "runs/digits-l2-atent"], ["not a run folder", "`atent train digits-l2-atent`"]),
         (["recipes", "nothing"], ["unknown recipe 'nothing'"]),
     ],
 )
@@ -217,6 +219,15 @@ def test_mistakes_are_one_line(here, capsys, args, parts):
     for part in parts:
         assert part in err
     assert not (here / "runs").exists()
+
+
+def test_a_setting_without_its_section_is_answered_with_the_option(capsys):
+    from atent.cli.train import _MEANT
+
+    _, listed, _ = said(capsys, "train", "digits-linf-atent", "--help")
+    for short, option in _MEANT.items():
+        assert f"did you mean '{option}'" in refused(capsys, "train", "digits-linf-atent", short, "1")
+        assert re.search(rf"^ *{option}\b", listed, re.M), option
 
 
 def test_missing_arguments_of_evaluate(here, capsys):

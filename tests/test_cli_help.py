@@ -1,5 +1,6 @@
 """Help, version, recipes and completion; what a light command imports."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -111,6 +112,21 @@ def test_the_library_needs_nothing_of_the_command_line():
 def test_python_m_atent():
     done = subprocess.run([sys.executable, "-m", "atent", "--version"], capture_output=True, text=True)
     assert done.stdout == f"atent {atent.__version__}\n"
+
+
+def test_recipes_are_readable_at_80_columns(capsys, monkeypatch):
+    from atent.experiments.recipe_files import heads
+
+    monkeypatch.setenv("COLUMNS", "80")
+    _, out, _ = said(capsys, "recipes")
+    assert all(len(line) <= 80 for line in out.splitlines())
+    assert len(out.splitlines()) <= 4 * len(heads())
+    letters = re.sub(r"\W", "", out)
+    for head in heads().values():
+        for text in (head["about"], *head.get("aims", [])):
+            assert re.sub(r"\W", "", text) in letters
+    monkeypatch.setenv("COLUMNS", "160")
+    assert "published figures" in said(capsys, "recipes")[1].splitlines()[0]
 
 
 def test_recipes_lists_them_all(capsys):

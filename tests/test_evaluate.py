@@ -156,6 +156,24 @@ def test_the_model_is_evaluated_in_eval_mode_and_comes_back_as_found(conv_net, b
     assert torch.equal(torch.get_rng_state(), rng)
 
 
+@pytest.mark.parametrize("cascade", [True, False, "threat"])
+def test_an_evaluation_prints_its_accuracies(cascade, conv_net, batch):
+    attacks = [PGD(Threat("linf", eps), steps=2) for eps in (0.02, 0.1)]
+    found = evaluate(conv_net(), *batch(n=12), attacks, cascade=cascade)
+    first, *lines = str(found).splitlines()
+    assert f"{found.n}" in first
+    shown = [found.clean, *(attack["robust"] for attack in found.attacks.values())]
+    after = "after " if cascade is True else ""
+    names = ["clean", *(after + name for name in found.attacks)]
+    if cascade is not True:
+        names, shown = [*names, "worst of these"], [*shown, found.worst]
+    assert [line.split("  ")[0] for line in lines[: len(names)]] == names
+    for line, value in zip(lines, shown):
+        low, high = (f"{100 * value[end]:.1f}" for end in ("low", "high"))
+        assert line.endswith(f"  {100 * value['value']:.1f} % [{low}, {high}]")
+    assert lines[len(names) :] == ([f"hint: {found.hint}"] if found.hint else [])
+
+
 def test_nothing_right_is_a_result_too(known):
     model, x, y, _, wrong = known
     got = evaluate(model, x[wrong], y[wrong], [FGSM(Threat("linf", 0.1))])

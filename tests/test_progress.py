@@ -187,3 +187,31 @@ def test_a_training_says_once_how_long_it_takes(capsys, monkeypatch, minutes, sa
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("training:")]
     # 4 s for each 250th of the training
     assert [re.findall(r"about \S+ \w+", line)[0] for line in lines] == said
+
+
+@pytest.mark.parametrize("reported", [False, True])
+def test_short_epochs_print_a_line_a_minute(reported, monkeypatch, capsys):
+    """The bar of an epoch that is shorter than a minute prints none of its own."""
+    from torch import nn
+
+    from atent.data import DataSettings, load
+    from atent.methods import Standard
+    from atent.train import TrainSettings, fit
+
+    data = load(DataSettings(limit=64, validation=40))
+    settings = TrainSettings(epochs=3, batch_size=32, validate_limit=20, device="cpu")
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    threat = Threat("linf", 0.1)
+    fit(model, data, Standard(), settings=settings, threat=threat)
+    assert "epoch" not in capsys.readouterr().err
+    monkeypatch.setattr(callbacks, "MINUTE", 0.0)
+    rows = []
+    found = fit(model, data, Standard(), settings=settings, threat=threat, report=rows.append if reported else None)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("epoch")]
+    if reported:  # who reports each epoch needs no other line
+        assert (len(rows), lines) == (3, [])
+        return
+    for i, (line, row) in enumerate(zip(lines, found.history, strict=True), 1):
+        figures = [f"{100 * row[f'validation_{name}']:.1f} %" for name in ("clean", "robust")]
+        assert line.startswith(f"epoch {i}/3: loss {row['loss']:.3f}")
+        assert all(figure in line for figure in figures)

@@ -217,4 +217,4 @@ def _print(out: Path, found: CertificateFile) -> None:
     print(title)
     show.print_table(shown)
     print("\n".join(below))
-    print(f"written: {out}\n")
+    print(f"written: {out}")

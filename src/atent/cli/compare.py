@@ -13,11 +13,15 @@ import tyro
 from atent.cli import show
 from atent.cli.jobs import jobs_of
 from atent.cli.parse import Name, Place, Text, arg, read
+from atent.cli.width import screen
 from atent.cli.words import help_wanted, hyphened, options_of, seconds, split_sections
 from atent.experiments.recipe_files import SECTIONS, UsageError
 from atent.messages import unknown
 
 if typing.TYPE_CHECKING:
+    from rich.table import Table
+
+    from atent.experiments.comparison import Entry
     from atent.experiments.results import ComparisonFile
 
 
@@ -144,23 +148,61 @@ def _finished(
 
 def _print(path: Path, found: ComparisonFile) -> None:
     """Print the table of a comparison, its footnotes and its folder."""
+    from atent.experiments.comparison import caption, layout, paired_lines
+
+    print()
+    for table in tables(*layout(found), screen()):
+        show.print_table(table)
+    print("\n".join([*caption(found), *paired_lines(found)]))
+    print(f"\nresult folder: {path}")
+
+
+def tables(headings: list[str], rows: list[tuple[str, list[Entry]]], width: int) -> list[Table]:
+    """A row per recipe if that fits into ``width`` columns; otherwise a column per recipe, in several tables if needed:
+    a table that is too wide loses its figures."""
+    from rich.console import Console
+    from rich.measure import Measurement
     from rich.table import Table
     from rich.text import Text as Cell
 
-    from atent.experiments.comparison import caption, layout, paired_lines
+    upright = Table()
+    upright.add_column("recipe", no_wrap=True)
+    for heading in headings:
+        upright.add_column(heading, justify="right")
+    for name, entries in rows:
+        cells = (Cell(f"{e.text}\n{e.interval}".rstrip(), style="bold" if e.best else "") for e in entries)
+        upright.add_row(name, *cells)
+    console = Console(width=10**6)
+    if Measurement.get(console, console.options, upright).maximum <= width:
+        return [upright]
+    # Borders and padding: 4 characters for the first column, 3 for every other one.
+    room = width - 4 - max(map(len, headings))
+    parts: list[list[tuple[str, list[Entry]]]] = [[]]
+    for row in rows:
+        if parts[-1] and sum(_columns(*other) + 3 for other in (*parts[-1], row)) > room:
+            parts.append([])
+        parts[-1].append(row)
+    return [_by_recipe(headings, part) for part in parts]
 
-    headings, rows = layout(found)
+
+def _columns(name: str, entries: list[Entry]) -> int:
+    """Width of a recipe's column: its widest figure, or word of its name."""
+    return max(map(len, [*(f"{e.text} {e.interval}".rstrip() for e in entries), *name.split()]))
+
+
+def _by_recipe(headings: list[str], rows: list[tuple[str, list[Entry]]]) -> Table:
+    """A column per recipe."""
+    from rich.table import Table
+    from rich.text import Text as Cell
+
     table = Table()
     table.add_column("recipe", no_wrap=True)
-    for heading in headings:
-        table.add_column(heading, justify="right")
-    for row, entries in rows:
-        cells = (Cell(f"{e.text}\n{e.interval}".rstrip(), style="bold" if e.best else "") for e in entries)
-        table.add_row(row, *cells)
-    print()
-    show.print_table(table)
-    print("\n".join([*caption(found), *paired_lines(found)]))
-    print(f"\nresult folder: {path}")
+    for name, entries in rows:
+        table.add_column(Cell(name), justify="right", width=_columns(name, entries))
+    for heading, across in zip(headings, zip(*(entries for _, entries in rows))):
+        cells = (Cell(f"{e.text} {e.interval}".rstrip(), style="bold" if e.best else "") for e in across)
+        table.add_row(heading, *cells)
+    return table
 
 
 # Options of training, which do not apply to run folders.

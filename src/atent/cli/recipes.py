@@ -8,6 +8,10 @@ import tyro
 
 from atent.cli import show
 from atent.cli.parse import arg
+from atent.cli.width import screen
+
+_WIDE = 120
+"""Least width of the terminal for three columns."""
 
 
 def recipes(
@@ -39,9 +43,15 @@ def recipes(
     from rich.table import Table
 
     table = Table(show_edge=False, pad_edge=False)
-    for heading in ("recipe", "description", "published figures"):
+    # Three columns leave too little room for sentences on a narrow terminal.
+    wide = screen() >= _WIDE
+    for heading in ("recipe", "description", "published figures") if wide else ("recipe", "description"):
         table.add_column(heading, overflow="fold", no_wrap=heading == "recipe")
     for each, head in heads().items():
-        table.add_row(each, head["about"], "; ".join(head.get("aims", [])) or "-")
+        aims = "; ".join(head.get("aims", []))
+        if wide:
+            table.add_row(each, head["about"], aims or "-")
+        else:
+            table.add_row(each, head["about"] + (f"; published: {aims}" if aims else ""))
     show.print_table(table)
     return 0

@@ -135,6 +135,15 @@ def report_unfinished(runs: str, name: str, path: Path) -> None:
         note(line)
 
 
+# Common settings without the section of the recipe that has them.
+_MEANT = {
+    "--lr": "--optimizer.lr", "--epochs": "--train.epochs", "--batch-size": "--train.batch-size",
+    "--seed": "--train.seed", "--device": "--train.device", "--norm": "--method.threat.norm",
+    "--eps": "--method.threat.eps", "--steps": "--method.steps", "--weights": "--model.weights",
+    "--attacks": "--evaluate.attacks",
+}  # fmt: skip
+
+
 def run(words: list[str]) -> int:
     """Run `atent train` with these words, some of which set fields of the recipe."""
     return run_words(words, train)
@@ -152,7 +161,7 @@ def run_words(words: list[str], command: Callable[..., int]) -> int:
         if own and not own[0].startswith("-"):
             recipe_job(own[0], [*fields, "--help"], prog=f"{prog} {own[0]}")
         own.append("--help")
-    return command(**read(command, own, prog), fields=tuple(fields))
+    return command(**read(command, own, prog, meant=_MEANT), fields=tuple(fields))
 
 
 def _check_resumed(words: list[str]) -> None:

@@ -23,7 +23,7 @@ from atent.messages import deprecated
 from atent.precision import SearchDtype
 from atent.probe import Auto
 from atent.progress import Advance
-from atent.stats import share
+from atent.stats import percent, share
 
 SCHEMA_VERSION = 2
 """Version of evaluation.json."""
@@ -86,6 +86,20 @@ class Evaluation:
     no pair. Empty where a resume file of an earlier version has no classes."""
     schema_version: int = SCHEMA_VERSION
     """Version of the format."""
+
+    def __str__(self) -> str:
+        """A line for the clean accuracy, each attack and the worst case, in percent with 95 % intervals."""
+        # After the last attack of a cascade the worst case is left.
+        several, after = len(self.attacks) > 1, ""
+        if several and self.cascade is True:
+            several, after = False, "after "
+        shares = {"clean": self.clean, **{f"{after}{name}": found["robust"] for name, found in self.attacks.items()}}
+        if several:
+            shares["worst of these"] = self.worst
+        width = max(map(len, shares))
+        lines = [f"accuracy of {self.n:,} samples, 95 % interval"]
+        lines += [f"{name:{width}}  {percent(each)}" for name, each in shares.items()]
+        return "\n".join(lines + ([f"hint: {self.hint}"] if self.hint else []))
 
     @property
     def natural(self) -> dict[str, Any]:

@@ -144,7 +144,9 @@ def layout(found: ComparisonFile) -> tuple[list[str], list[tuple[str, list[Entry
         entries.append(_entry(row.best_epoch))
         if timed:
             entries.append(_entry(row.passes))
-        rows.append((f"{row.recipe} ({row.method})", entries))
+        # Rows that have one recipe are named with the method already.
+        method = f" ({row.method})"
+        rows.append((row.recipe if row.recipe.endswith(method) else row.recipe + method, entries))
     return headings, rows
 
 

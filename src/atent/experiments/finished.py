@@ -206,7 +206,7 @@ def _path(run: Any) -> Path:
 
 
 def _grouped(made: list[_Made]) -> dict[str, list[_Made]]:
-    """Rows by name; where two have the same, with the settings in which they differ."""
+    """Rows by name; where two have the same, with their methods, or else with the settings in which they differ."""
     alike: dict[str, list[_Made]] = {}
     for run in made:
         alike.setdefault(json.dumps(run.settings(), sort_keys=True), []).append(run)
@@ -214,7 +214,11 @@ def _grouped(made: list[_Made]) -> dict[str, list[_Made]]:
     names = [str(row[0].config.get("recipe") or row[0].title) for row in rows]
     out: dict[str, list[_Made]] = {}
     for name, row in zip(names, rows):
-        others = [other[0].settings() for other, theirs in zip(rows, names) if theirs == name]
+        alikes = [other[0] for other, theirs in zip(rows, names) if theirs == name]
+        if len({run.title for run in alikes}) == len(alikes) > 1:
+            out[f"{name} ({row[0].title})"] = row
+            continue
+        others = [run.settings() for run in alikes]
         own = row[0].settings()
         keys = [key for key in own if any(other.get(key) != own[key] for other in others)]
         more = ", ".join(f"{key.partition('.')[2]} {own[key]}" for key in keys[:3])

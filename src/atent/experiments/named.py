@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from atent import runs as folder
+from atent.experiments.recipe_files import recipe_names
 from atent.models.convention import Convention
 from atent.runs.foreign import SUFFIXES, is_weights
 
@@ -40,9 +41,10 @@ def is_own(target: str) -> bool:
     path = Path(target)
     own = not path.is_dir() and (is_weights(path) or ":" in target)
     if not own and not (path / folder.CONFIG).is_file():
+        train = f"train the recipe first, by `atent train {path.name}`, or " if path.name in recipe_names() else ""
         raise FileNotFoundError(
-            f"{path} is not a run folder (no {folder.CONFIG}): give the path that training printed, a weights file"
-            f" ({', '.join(SUFFIXES)}) or module:function"
+            f"{path} is not a run folder (no {folder.CONFIG}): {train}give the path that training printed, a weights"
+            f" file ({', '.join(SUFFIXES)}) or module:function"
         )
     return own
 

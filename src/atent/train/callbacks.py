@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -172,9 +173,14 @@ class Report(Callback):
 
 
 class Bar(Callback):
-    """A progress bar of each epoch, and once an estimate of the training's duration from its first steps."""
+    """A progress bar of each epoch, and once an estimate of the training's duration from its first steps.
 
-    def __init__(self) -> None:
+    ``lines``: without a terminal also a line after an epoch, if the last one is a minute ago: the bar of an epoch that
+    is shorter than a minute prints none.
+    """
+
+    def __init__(self, *, lines: bool = False) -> None:
+        self._lines, self._said = lines, time.perf_counter()
         self._begun: tuple[float, float] | None = None
         self._estimated = False
         self._open = ExitStack()
@@ -183,14 +189,30 @@ class Bar(Callback):
     def step(self, progress: Progress) -> None:
         """Open the bar at the first step of an epoch, and close it at the last."""
         if self._advance is None:
-            limit, done = progress.settings.minutes, f" ({progress.share:.0%} of the time)"
-            title = f"epoch {progress.epoch}" + (done if limit is not None else f"/{progress.settings.epochs}")
-            self._advance = self._open.enter_context(bar(progress.steps, title, estimate=False))
+            self._advance = self._open.enter_context(bar(progress.steps, self._title(progress), estimate=False))
             self._advance(progress.step - 1, "")
         self._advance(1, "" if progress.loss is None else f"loss {progress.loss:.3f}")
         self._estimate(progress)
         if progress.last:
             self.end(progress)
+
+    def epoch(self, progress: Progress, row: Row) -> str | None:
+        """Print loss and validation of the epoch, once a minute."""
+        now = time.perf_counter()
+        if self._lines and now - self._said >= MINUTE and not sys.stderr.isatty():
+            self._said = now
+            shown = [f"loss {row['loss']:.3f}"] if row.get("loss") is not None else []
+            for name in ("clean", "robust"):
+                if row.get(f"validation_{name}") is not None:
+                    shown.append(f"validation {name} {100 * row[f'validation_{name}']:.1f} %")
+            say(": ".join([self._title(progress), ", ".join(shown)]))
+        return None
+
+    @staticmethod
+    def _title(progress: Progress) -> str:
+        if progress.settings.minutes is not None:
+            return f"epoch {progress.epoch} ({progress.share:.0%} of the time)"
+        return f"epoch {progress.epoch}/{progress.settings.epochs}"
 
     def _estimate(self, progress: Progress) -> None:
         """Report the estimated duration after some seconds of steps; the first step prepares kernels."""

@@ -144,7 +144,8 @@ def fit(
         )
     method, settings = apart(method, settings or TrainSettings())
     stopping = [EarlyStopping(settings.patience)] if settings.patience else []
-    every = [*([Bar()] if progress else []), *([Report(report)] if report else []), *stopping, *callbacks]
+    shown = [*([Bar(lines=report is None)] if progress else []), *([Report(report)] if report else [])]
+    every = [*shown, *stopping, *callbacks]
     builders = Builders(builder, builder_args or {}, data_builder, data_builder_args or {})
     lock = held(Path(run) / LOCK, "train") if run is not None else nullcontext()
     with joined() as world, entered(lambda: lock):
