@@ -174,7 +174,7 @@ def _handles(eps: float, classes: Sequence[str]) -> list[Line2D]:
     }  # fmt: skip
     return [
         *points,
-        Line2D([], [], **square, alpha=0.9, markeredgewidth=1.4, label=f"ball of radius {eps:g}, not right throughout"),
+        Line2D([], [], **square, alpha=0.9, markeredgewidth=1.4, label=f"ball of radius {eps:g}, not robust"),
         Line2D([], [], **square, alpha=0.35, markeredgewidth=0.8, label="ball, robust"),
     ]
 
