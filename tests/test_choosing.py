@@ -310,6 +310,18 @@ def test_the_differences_on_cifar_10_are_those_of_the_results():
     assert "(PGD-10 on all 9,980 has -1.5 [-2.2, -0.8])" in prose("CIFAR-10")
 
 
+def test_what_pgd_at_costs_in_linf_on_cifar_10():
+    shown = {}
+    for name in ("standard", "pgdat"):
+        place = ROOT / "results" / "cifar" / f"cifar10-linf-{name}"
+        clean = json.loads((place / "measures.json").read_text())["natural, stratified 10000"]["share"]["value"]
+        corrupted = json.loads((place / "evaluation.json").read_text())["corruptions"]["mean"]["value"]
+        shown[name] = clean, corrupted
+    cost = 100 * (shown["standard"][0] - shown["pgdat"][0])
+    assert f"costs {cost:.1f} points of clean accuracy" in prose("CIFAR-10")
+    assert f"{100 * shown['pgdat'][1]:.1f} against {100 * shown['standard'][1]:.1f} %" in prose("CIFAR-10")
+
+
 def test_the_settings_of_the_pair_are_those_of_its_trainings():
     """The two adversaries differ, and nothing else in data, network, optimizer, schedule and training."""
     pgdat, atent = (
