@@ -168,7 +168,7 @@ def as_samples(x: Any, y: Any, model: nn.Module | None = None) -> tuple[Tensor, 
     that are not numeric.
     """
     if y is None:
-        if _is_array(x):
+        if hasattr(x, "__array__"):  # tensors have it too
             raise ValueError("labels are missing: give y, one integer per input; a DataLoader of (x, y) gives both")
         x, y = collect(x)
     return as_inputs(x, model), as_labels(y)
@@ -257,16 +257,12 @@ def collect(batches: Iterable[Any]) -> tuple[Tensor, Tensor]:
     return torch.cat(xs), torch.cat(ys)
 
 
-def _is_array(x: Any) -> bool:
-    return isinstance(x, Tensor) or hasattr(x, "__array__")
-
-
 def as_tensor(name: str, value: Any) -> Tensor:
     """A tensor from a tensor (unchanged), an array, a number or nested lists of numbers."""
     check_dense(name, value)
     if isinstance(value, Tensor):
         return value
-    if not _is_array(value) and not isinstance(value, int | float | list | tuple):
+    if not hasattr(value, "__array__") and not isinstance(value, int | float | list | tuple):
         raise ValueError(
             f"{name} is a {type(value).__name__}, a tensor or an array is required: for a DataLoader use"
             " x, y = atent.data.collect(loader)"
@@ -340,7 +336,8 @@ def check_ids(ids: Tensor, n: int) -> None:
 
 def check_batch(x: Tensor, y: Tensor, box: Box) -> None:
     """ValueError, in one line, for inputs or labels that are invalid for attacks."""
-    check_dense("x", x)
+    if x.layout != torch.strided or x.is_meta:
+        check_dense("x", x)
     if not x.is_floating_point():
         interval = f"[{box[0]:g}, {box[1]:g}]" if isinstance(box[0], float) else "the box"
         raise ValueError(f"inputs must be floats in {interval}, got {x.dtype}: divide pixels by 255")

@@ -24,7 +24,8 @@ SUM = "sum"
 _SUMS = "sums"
 """The key in the first line of files whose rows have checksums, which those of earlier versions lack."""
 
-_START = b'{"kind": "atent '  # of the first line
+_START = b'{"'
+"""The start of every line."""
 
 
 class Foreign(ValueError):
@@ -102,7 +103,7 @@ class Lines:
     def _read(self, path: Path, kind: str, valid: Callable[[dict[str, Any]], bool]) -> None:
         head, self.rows, summed, dropped = self._parsed(path, valid)
         if head is None:
-            if not _first_cut_off(path):
+            if not _cut_off(path):
                 raise _foreign(path, kind, {}, self._head)
             return
         intact = self._is_of(head)
@@ -149,8 +150,8 @@ class Lines:
         return row if (found is None or found == self._sum(row)) and valid(row) else None
 
 
-def _first_cut_off(path: Path) -> bool:
-    """Whether a file without a complete line is one whose first line was cut off; others are not overwritten."""
+def _cut_off(path: Path) -> bool:
+    """Whether a file without a complete line consists of one that was cut off; others are not overwritten."""
     with path.open("rb") as file:
         # After a loss of power the end of a file may be zeros.
         content = file.read(len(_START) + 1).strip(b"\0\n\r ")
