@@ -161,7 +161,8 @@ def _reason(event: Any) -> str:
         names = [_shown(context.arg) for context in event.missing_arguments]
         return f"{', '.join(names)} is missing: see `{event.prog} --help`"
     if kind == "InvalidChoice":
-        choices = ", ".join(choice for choice in event.choices if choice != "None")
+        # A set, whose order differs from run to run.
+        choices = ", ".join(sorted(choice for choice in event.choices if choice != "None"))
         return f"{event.argument.display_name()} must be one of {choices}, got {shown(str(event.value))}"
     if kind == "BadValue":
         return f"{event.argument.display_name()} needs a value: see `{event.prog} --help`"

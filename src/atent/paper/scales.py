@@ -138,8 +138,8 @@ CIFAR = Scale(
         },
         "cifar10-finetune-atent": _TUNED,
         "cifar10-finetune-pgdat": _TUNED,
-        # A network whose bounds a CPU computes in time. An epoch with bounds takes 0.04 core hours: 60 epochs, half of them
-        # with a growing radius, cost as much as 15 of ATENT on ResNet-20.
+        # A network whose bounds a CPU computes in time. An epoch with bounds takes 0.04 core hours: 60 epochs, half of
+        # them with a growing radius, cost as much as 15 of ATENT on ResNet-20.
         "cifar10-linf-crown-ibp-2": {
             "model": {"name": "kw_small", **_NORMALISED},
             "optimizer": {"lr": 5e-4, "weight_decay": 0.0},
