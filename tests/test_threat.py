@@ -267,11 +267,20 @@ def test_a_custom_box_is_kept():
 
 @pytest.mark.parametrize(
     ("given", "meant"),
-    [((0.1, "linf"), "Threat('linf', 0.1)"), (("8/255", "L2"), "Threat('l2', '8/255')"), (("Linf", 2), "'linf', 2")],
+    [((0.1, "linf"), "Threat('linf', 0.1)"), (("8/255", "L2"), "Threat('l2', '8/255')")],
 )
-def test_exchanged_arguments_and_another_case_are_named(given, meant):
-    with pytest.raises(ValueError, match=re.escape(meant)):
+def test_exchanged_arguments_are_named(given, meant):
+    with pytest.raises(ValueError, match=re.escape(meant)) as error:
         Threat(*given)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("norm", ["Linf", "LINF", "L2", "L1", "L0", "Patch"])
+def test_a_norm_in_another_case_is_that_in_lower_case(norm):
+    more = {"side": 2, "inner": "Linf", "inner_eps": 0.1} if norm == "Patch" else {}
+    plain = {**more, "inner": "linf"} if more else {}
+    threat, lower = Threat(norm, 2, **more), Threat(norm.lower(), 2, **plain)
+    assert (threat, hash(threat), repr(threat), threat.plain()) == (lower, hash(lower), repr(lower), lower.plain())
 
 
 BOXES = ((0.0, -1.0, 0.2), (1.0, 2.0, 0.5))

@@ -361,7 +361,7 @@ def check_batch(x: Tensor, y: Tensor, box: Box) -> None:
 
 
 def _check_range(x: Tensor, first: float, last: float, what: str) -> None:
-    low, high = float(x.min()), float(x.max())
+    low, high = float(x.detach().min()), float(x.detach().max())
     slack = 1e-5 * (last - first)
     if low < first - slack or high > last + slack:
         raise ValueError(

@@ -52,12 +52,15 @@ def check_dense(name: str, value: Any) -> None:
         raise ValueError(f"{name} is a masked array with masked values: replace them by .filled(value)")
 
 
-def in_units(low: float, high: float, last: float) -> str:
-    """How to bring inputs that run from ``low`` to ``high`` into a box that ends at ``last``."""
+def in_units(low: float, high: float, last: float, verb: str = "attack") -> str:
+    """How to bring inputs that run from ``low`` to ``high`` into a box that ends at ``last``.
+
+    ``verb``: what the caller does with the inputs.
+    """
     if last == 1 and low >= 0 and 2 < high <= 65535:
         levels = 255 if high <= 255 else 65535
         return f"divide pixels by {levels}"
-    return "attack raw pixels and let the model normalise them (atent.models.Normalize as its first layer)"
+    return f"{verb} raw pixels and let the model normalise them (atent.models.Normalize as its first layer)"
 
 
 def owned(entry: Any) -> bool:

@@ -114,12 +114,35 @@ def _choices(hint: Any) -> list[str]:
     return [choice for some in several for choice in some] if all(several) else []
 
 
-def fitting(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values with lists and arrays converted to tuples where the field takes one, and integers too large for
-    tensors to floats where it takes those."""
+def as_norm(value: Any, hint: Any) -> Any:
+    """A norm in lower case, such as RobustBench's Linf, if the type ``hint`` takes norms; other values unchanged."""
+    if isinstance(value, str) and "linf" in (choices := _choices(hint)) and value.lower() in choices:
+        return value.lower()
+    return value
+
+
+def with_norms(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a dataclass with their norms in lower case, those of nested dataclasses too."""
     hints = _hints(cls)
 
     def made(name: str, value: Any) -> Any:
+        hint = hints.get(name)
+        inside = next((kind for kind in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(kind)), None)
+        if isinstance(value, Mapping) and inside is not None:
+            return with_norms(typing.cast(type, inside), value)
+        return as_norm(value, hint)
+
+    return {name: made(name, value) for name, value in values.items()}
+
+
+def fitting(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with lists and arrays converted to tuples where the field takes one, integers too large for tensors
+    to floats where it takes those, and norms in lower case."""
+    hints = _hints(cls)
+
+    def made(name: str, value: Any) -> Any:
+        if isinstance(value, str):
+            return as_norm(value, hints.get(name))
         if type(value) is int and abs(value) >= 2**53 and _takes_float(hints.get(name)) and abs(value) < LARGEST:
             return float(value)
         if not (isinstance(value, list) or hasattr(value, "tolist")) or not _takes_tuple(hints.get(name)):

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch import Tensor
 
-from atent.fields import mistyped, shown
+from atent.fields import as_norm, mistyped, shown
 from atent.geometry import l0, l1, patch
 from atent.geometry.blocks import Blocks
 from atent.geometry.l0 import Group
@@ -69,7 +69,7 @@ class Threat:
     INFINITE: ClassVar[tuple[str, ...]] = ("eps",)
 
     norm: Norm
-    """Norm of the perturbation: linf, l2, l1, l0 or patch."""
+    """Norm of the perturbation: linf, l2, l1, l0 or patch, in any case; it is stored in lower case."""
     eps: Eps
     """Radius in pixel units, a number or a fraction such as 8/255; l0, patch: the largest number of elements, pixels or
     patches that change. "inf": no limit, for minimum-norm attacks."""
@@ -87,11 +87,13 @@ class Threat:
     """patch with inner linf: largest change of an element in pixel units."""
 
     def __post_init__(self) -> None:
+        # RobustBench writes Linf and L2.
+        object.__setattr__(self, "norm", as_norm(self.norm, Norm))
+        object.__setattr__(self, "inner", as_norm(self.inner, Inner))
         if not isinstance(self.norm, str) or self.norm not in NORMS:
-            hint = ""
-            for norm, eps in ((self.norm, self.eps), (self.eps, self.norm)):  # other case, or arguments swapped
-                if isinstance(norm, str) and norm.lower() in NORMS:
-                    hint = f"did you mean Threat({norm.lower()!r}, {shown(eps)})? "
+            hint, norm = "", as_norm(self.eps, Norm)
+            if isinstance(norm, str) and norm in NORMS:
+                hint = f"did you mean Threat({norm!r}, {shown(self.norm)})? "
             raise ValueError(f"unknown norm {shown(self.norm)}: {hint}use one of {', '.join(NORMS)}")
         # The other fields have parsers of their own.
         wrong = mistyped(Threat, {name: getattr(self, name) for name in ("allow_large_eps", *EXTRA[:3])})

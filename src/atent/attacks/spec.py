@@ -11,7 +11,7 @@ from typing import Any
 
 from atent import trust
 from atent.attacks.base import ATTACKS, Attack
-from atent.fields import shown
+from atent.fields import shown, with_norms
 from atent.messages import unknown
 from atent.registry import Registry
 from atent.threat import COUNTS, EXTRA, NORMS, Radii, Threat
@@ -66,7 +66,7 @@ def parse(
         values[field] = _value(keyword.value, text)
     against = {} if threat is None else threat.plain()
     # A field of the attack takes precedence over one of the threat.
-    changes = {name: values.pop(name) for name in _THREAT if name in values and name not in known}
+    changes = with_norms(Threat, {k: values.pop(k) for k in _THREAT if k in values and k not in known})
     if changes.get("norm", against.get("norm")) != against.get("norm"):
         if against and changes["norm"] in NORMS and "eps" not in changes:
             raise ValueError(f"attack {shown(text, 200)} has norm {changes['norm']} without its eps: add eps=...")

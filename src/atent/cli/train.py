@@ -113,7 +113,7 @@ def train(
         raise ValueError(f"{type(job.method).__name__} trains without labels: use `atent pretrain {recipe}`")
     beside = own and not validation_only if baseline is None else baseline
     if beside:
-        _check_baseline(job)
+        _check_baseline(job, asked=baseline is not None)
     place = (runs, (job.recipe or "run") if name is None else name, "train")
     with entered(lambda: claimed(*place, numbered=name is None)) as (path, begun):
         if name is None and not begun:
@@ -317,19 +317,22 @@ def _tracked(job: Any, path: Path, *, log: tuple[str, ...], **options: Any) -> A
             callback.close()
 
 
-def _check_baseline(job: Any) -> None:
-    """Raise ValueError, before training, for settings under which a baseline cannot be compared."""
+def _check_baseline(job: Any, *, asked: bool) -> None:
+    """Raise ValueError, before training, for settings under which a baseline cannot be compared; it is ``asked`` for
+    by an option, or else part of the recipe."""
     from atent.attacks import ATTACKS
     from atent.experiments.target import threat_of
 
+    needs = "--baseline needs" if asked else "the baseline of this recipe, standard training, needs"
+
     if threat_of(getattr(job.method, "threat", None), (0.0, 1.0), job.evaluate) is None:
-        raise ValueError("--baseline needs a threat: use a robust method, or set evaluate.norm and eps")
+        raise ValueError(f"{needs} a threat: use a robust method, or set evaluate.norm and eps")
     if job.evaluate.threats:
-        raise ValueError("--baseline needs a single threat: leave evaluate.threats empty, or use --no-baseline")
+        raise ValueError(f"{needs} a single threat: leave evaluate.threats empty, or use --no-baseline")
     names = [re.split(r"\W", text.strip())[0] for text in job.evaluate.attacks]
     # An unknown name is reported later.
     if "PGD" not in names and ATTACKS.keys() >= set(names):
-        raise ValueError("--baseline needs PGD: add it to evaluate.attacks, or use --no-baseline")
+        raise ValueError(f"{needs} PGD: add it to evaluate.attacks, or use --no-baseline")
 
 
 def _epoch_line(row: dict[str, Any]) -> None:

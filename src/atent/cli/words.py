@@ -13,6 +13,7 @@ from typing import Any
 import tyro
 
 from atent.experiments.recipe_files import UsageError
+from atent.fields import as_norm
 
 SECTION_NAMES = ("method", "model", "data", "optimizer")
 """Sections of a recipe whose bare name as an option means their `name`."""
@@ -153,6 +154,7 @@ def negated(option: str) -> str:
 def _add_value(out: list[str], word: str, known: dict[str, Any]) -> None:
     """Append the value of the previous option; a flag still accepts its former explicit value."""
     option = out[-1] if out else ""
+    word = as_norm(word, known.get(option))
     if known.get(option) is bool and word.lower() in ("true", "false"):
         out[-1] = option if word.lower() == "true" else negated(option)
         print(f"atent: {option} {word} is deprecated: write {out[-1]}", file=sys.stderr)

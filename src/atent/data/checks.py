@@ -1,6 +1,6 @@
 """Checks of data and settings from outside. Each failure is a ValueError of one line."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -65,6 +65,20 @@ def every_class(file: object, y: np.ndarray, classes: int) -> None:
         raise ValueError(f"{file}: class {empty} of 0 to {classes - 1} has no training sample: {hint}")
 
 
+def channels_first(name: str, shape: Sequence[int], *, n: int | None = None, narrow: bool = False) -> None:
+    """The shape of a sample, or of each of n, must not be (h, w, c). The ValueError names the input by `name`.
+
+    `narrow`: also for images of at most 4 columns, which inputs other than images may equal in shape.
+    """
+    if len(shape) == 3 and shape[0] > 4 and (narrow or shape[1] > 4) and shape[2] in (1, 3, 4):
+        whole, wanted = (tuple(shape), "(c, h, w)") if n is None else ((n, *shape), "(n, c, h, w)")
+        axes = "2, 0, 1" if n is None else "0, 3, 1, 2"
+        raise ValueError(
+            f"{name}: shape {whole} has its channels last; wanted {wanted}: move them by x.permute({axes}), of an array"
+            f" x.transpose({axes})"
+        )
+
+
 def floats(file: object, x: np.ndarray, box: Box) -> None:
     """x must be finite and inside the box, which may be one per channel. The ValueError names `file`."""
     finite = np.isfinite(x)
@@ -78,7 +92,7 @@ def floats(file: object, x: np.ndarray, box: Box) -> None:
         return
     low, high = float(x.min()), float(x.max())
     if low < box[0] or high > box[1]:
-        fix = in_units(low, high, box[1]).replace("attack raw", "give raw")
+        fix = in_units(low, high, box[1], "give")
         raise ValueError(
             f"{file}: values run from {low:g} to {high:g}; floats must be in [{box[0]:g}, {box[1]:g}]: {fix}"
         )

@@ -21,8 +21,7 @@ def _images(name: str, x: np.ndarray) -> np.ndarray:
     if x.ndim not in (3, 4) or 0 in x.shape:
         hint = "; rows of numbers are read by data.name table" if x.ndim == 2 else ""
         raise ValueError(f"{name}: shape {x.shape}; allowed are (n, h, w) and (n, c, h, w){hint}")
-    if x.ndim == 4 and x.shape[1] > 4 and x.shape[3] in (1, 3, 4):
-        raise ValueError(f"{name}: shape {x.shape} has its channels last; wanted (n, c, h, w)")
+    checks.channels_first(name, x.shape[1:], n=len(x), narrow=True)
     if x.dtype != np.uint8 and x.dtype.kind != "f":
         raise ValueError(f"{name}: {x.dtype}; allowed are uint8 (0 to 255) and floats in [0, 1]")
     if x.dtype != np.uint8:
@@ -36,8 +35,7 @@ def _on_disk(name: str, rows: Rows, reading: Reading) -> Stored:
     if len(rows.shape) not in (2, 3):
         raise ValueError(f"{name}: shape {(len(rows), *rows.shape)}; allowed are (n, h, w) and (n, c, h, w)")
     shape = rows.shape if len(rows.shape) == 3 else (1, *rows.shape)
-    if len(rows.shape) == 3 and shape[0] > 4 and shape[2] in (1, 3, 4):
-        raise ValueError(f"{name}: shape {(len(rows), *shape)} has its channels last; wanted (n, c, h, w)")
+    checks.channels_first(name, rows.shape, n=len(rows), narrow=True)
     return Stored(replace(rows, shape=shape, workers=reading.threads()), torch.arange(len(rows)))
 
 

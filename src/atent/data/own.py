@@ -26,6 +26,7 @@ def tensor_source(given: Mapping[str, Tensor | np.ndarray], box: Box) -> Source:
     for key in ("x_train", "x_test"):
         if a[key].ndim not in (2, 4) or 0 in a[key].shape:
             raise ValueError(f"{key}: shape {a[key].shape}; allowed are (n, d) and (n, c, h, w)")
+        checks.channels_first(key, a[key].shape[1:], n=len(a[key]))
         if a[key].dtype != np.uint8:
             if a[key].dtype.kind != "f":
                 raise ValueError(f"{key}: {a[key].dtype}; allowed are uint8 and floats in the box")
@@ -137,8 +138,7 @@ def _reader(part: str, data: Any) -> Callable[[int], tuple[np.ndarray, np.ndarra
         value = _array(f"{part}: item {i}", x)
         if value.ndim not in (1, 3):
             raise ValueError(f"{part}: item {i} has shape {value.shape}; allowed are (d,) and (c, h, w)")
-        if value.ndim == 3 and min(value.shape[:2]) > 4 and value.shape[2] in (1, 3, 4):
-            raise ValueError(f"{part}: item {i} has shape {value.shape}, channels last; wanted (c, h, w)")
+        checks.channels_first(f"{part}: item {i}", value.shape)
         return value, np.asarray(y.detach().cpu() if isinstance(y, Tensor) else y)
 
     return item

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from atent.distributed.shards import Shard
 from atent.runs import append_jsonl, dumps, plain, write_atomic
-from atent.runs.files import report_dropped
+from atent.runs.files import check_file, report_dropped
 from atent.runs.locks import held, lock_of
 
 SUM = "sum"
@@ -73,6 +73,7 @@ class Lines:
         """Rows that the files contained."""
         if path is None or self.path is None:
             return
+        check_file(self.path)
         lock = ExitStack()
         lock.enter_context(held(lock_of(self.path), kind))
         weakref.finalize(self, lock.close)

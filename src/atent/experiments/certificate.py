@@ -44,6 +44,7 @@ from atent.experiments.results import (
     SmoothingFile,
 )
 from atent.experiments.target import Target, load_target
+from atent.fields import as_norm
 from atent.folded import Folded
 from atent.memory import Batches
 from atent.models.convention import Convention
@@ -116,6 +117,7 @@ def certify_folder(
     ``torch.compile``, ``channels_last``: that of `Smoothed`; both the same up to rounding.
     ``trust_code`` as `load_target`. Raises ValueError and FileNotFoundError.
     """
+    norm = as_norm(norm, Norm)
     noisy, plugin = smooths(method), plugin_named(CERTIFIERS, method)
     who = load_target(
         str(target), model=model, data=data, root=root, attacks=(), which=which, device=device, threads=threads,

@@ -141,7 +141,7 @@ def layout(found: ComparisonFile) -> tuple[list[str], list[tuple[str, list[Entry
         if last:
             entries.append(_entry(row.last, 100, best=False))
         entries += [_entry(row.seconds_per_epoch, digits=2), _entry(row.memory_mb, digits=0)]
-        entries.append(_entry(row.best_epoch))
+        entries.append(_entry(row.best_epoch, digits=int(row.best_epoch.sd is not None)))
         if timed:
             entries.append(_entry(row.passes))
         # Rows that have one recipe are named with the method already.

@@ -122,7 +122,7 @@ def _compared(groups: dict[str, list[_Made]], command: str) -> ComparisonFile:
     if len(groups) < 2:
         raise ValueError(
             f"a comparison needs two or more rows, got {len(groups)}: runs that differ only in the seed form one row;"
-            " use a mapping from names to runs for other rows"
+            " give runs of other settings too (in Python a mapping from names to runs makes other rows)"
         )
     _check(groups)
     every = [made for row in groups.values() for made in row]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from atent.experiments.recipe_files import SECTIONS, UsageError, moved, read_recipe, recipe_names
-from atent.fields import mistyped, shown
+from atent.fields import mistyped, shown, with_norms
 from atent.messages import unknown
 from atent.runs.folder import BUILDER_KEYS
 
@@ -122,6 +122,7 @@ def _validated(cls: type, values: dict[str, Any], path: str) -> tuple[Any, list[
     """The dataclass, or a line for each value of the wrong type or out of range."""
     import pydantic
 
+    values = with_norms(cls, values)
     if "threat" in values and hasattr(cls, "norms"):
         from atent.checks import check_norm
         from atent.threat import NORMS

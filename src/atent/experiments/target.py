@@ -27,6 +27,7 @@ from atent.data.settings import check_rule
 from atent.experiments.conventions import check_convention
 from atent.experiments.named import Named, check_either, is_own
 from atent.experiments.recorded import recorded_data
+from atent.fields import as_norm
 from atent.messages import once
 from atent.models import check_output, from_reference
 from atent.models.convention import Convention, read_back
@@ -223,7 +224,7 @@ def load_target(
     # Attacks that are named replace a recipe's threats.
     together = (None if attacks is None else ()) if threats is None else tuple(threats)
     changes = {
-        "norm": norm, "eps": eps, "group": group, "side": side, "inner": inner, "inner_eps": inner_eps,
+        "norm": as_norm(norm, Norm), "eps": eps, "group": group, "side": side, "inner": inner, "inner_eps": inner_eps,
         "attacks": listed, "threats": together, "limit": limit, "seed": seed, "batch": batch,
         "channels_last": channels_last, "folding": folding,
         "allow_large_eps": allow_large_eps or None, "allow_long": allow_long or None,

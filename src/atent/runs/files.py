@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -65,9 +66,24 @@ def atomic(path: str | Path) -> Iterator[Path]:
         os.replace(half, path)
 
 
+def check_file(path: Path) -> None:
+    """OSError, in one line, for what exists and is not a regular file: a folder, a device or a pipe, whose reading may
+    never end, and for a path that cannot be one."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise write_error(path, None, error) from error
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a device or a pipe"
+        raise OSError(f"{path} is {kind}, a regular file is required: give the path of a file, which may be new")
+
+
 @contextlib.contextmanager
 def written(path: Path) -> Iterator[Path]:
     """As `atomic`, without the rename and without `sync`, which the caller does."""
+    check_file(path)
     half = temporary(path)
     with _removed_on_failure(path, half):
         yield half

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from atent.runs.files import write_atomic, write_error
+from atent.runs.files import check_file, write_atomic, write_error
 from atent.runs.values import as_json, jsonable
 
 
@@ -97,6 +97,7 @@ def append_jsonl(path: str | Path, row: Mapping[str, Any]) -> None:
     [{'epoch': 1}, {'epoch': 2}]
     """
     path = Path(path)
+    check_file(path)
     line = json.dumps(jsonable(row, path.name), allow_nan=False).encode() + b"\n"
     try:
         # unbuffered, or closing the file would write the row a second time after it was cut off

@@ -179,10 +179,14 @@ def _taken(place: str, what: str, steal: bool) -> Callable[[], None]:
     except TimeoutError:
         raise InUse(_line(place, _read(path) or before)) from None
     except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise
         reason = f"cannot write in {_shown(path.parent)}: {error.strerror}: give another place (--out, --runs)"
-        raise PermissionError(reason) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise PermissionError(reason) from error
+        if error.errno in (errno.EEXIST, errno.ENOTDIR):
+            reason = f"cannot make the folder {_shown(path.parent)}: a file is in its path: give another place"
+        result = OSError(reason)
+        result.errno = error.errno
+        raise result from error
     with contextlib.suppress(OSError):  # Windows lets nothing else into a locked file
         os.ftruncate(handle, 0)
         os.write(handle, json.dumps(_note(what)).encode() + b"\n")

@@ -58,3 +58,16 @@ class Fitted:
     """The run folder; None without one."""
     stopped: str | None = None
     """Why the training ended early, in one line; None if it did not."""
+
+    def __str__(self) -> str:
+        """The number of epochs, the best epoch with its validation accuracies in percent, and the run folder."""
+        best, done = self.best, len(self.history)
+        parts = [f"{done} epoch{'s' if done != 1 else ''}, best {best.get('epoch', '-')}"]
+        for name in ("clean", "robust"):
+            share = best.get(f"validation_{name}")
+            if share is not None:
+                parts.append(f"validation {name} {100 * share:.1f} %")
+        lines = [", ".join(parts)]
+        if self.stopped:
+            lines.append(f"stopped early: {self.stopped}")
+        return "\n".join(lines + ([f"run folder: {self.run}"] if self.run is not None else []))
