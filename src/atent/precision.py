@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -27,6 +27,27 @@ def full_precision(device: torch.device) -> Iterator[None]:
             return
         with tf32(False):
             yield
+
+
+@contextmanager
+def without_callers_modes() -> Iterator[None]:
+    """Context without the caller's inference mode, ``no_grad`` and autocast, whose contexts enclose the call.
+
+    Autocast keeps its cast weights until the outermost context ends, also one with ``enabled=False``: within one, the
+    cache is off, since inner contexts would use the weights of an earlier step.
+    """
+    nested = torch.autocast_increment_nesting() > 1
+    torch.autocast_decrement_nesting()
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        if nested:
+            stack.callback(torch.set_autocast_cache_enabled, torch.is_autocast_cache_enabled())
+            torch.set_autocast_cache_enabled(False)
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
 
 
 class tf32(AbstractContextManager[None]):

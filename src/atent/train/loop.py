@@ -14,6 +14,7 @@ from atent.distributed import entered
 from atent.distributed.launch import joined
 from atent.methods import Method
 from atent.optim import Optimizer, Schedule
+from atent.precision import without_callers_modes
 from atent.runs.locks import held
 from atent.runs.names import LOCK
 from atent.threat import Threat
@@ -148,7 +149,7 @@ def fit(
     every = [*shown, *stopping, *callbacks]
     builders = Builders(builder, builder_args or {}, data_builder, data_builder_args or {})
     lock = held(Path(run) / LOCK, "train") if run is not None else nullcontext()
-    with joined() as world, entered(lambda: lock):
+    with without_callers_modes(), joined() as world, entered(lambda: lock):
         return Trainer(
             model, data, method, optimizer=optimizer or Optimizer(), schedule=schedule or Schedule(),
             settings=settings, augmentation=augmentation, threat=threat,
