@@ -38,7 +38,12 @@ from atent.paper.tables import TABLES
 
 BEGIN, END = "<!-- generated: campaign_tables.py -->", "<!-- end of generated -->"
 CURVES = "figure-s1"
-PAIR = ("cifar10-l2-atent", "cifar10-l2-pgdat")
+PAIRS = {
+    "ATENT less PGD-AT in l2": ("cifar10-l2-atent", "cifar10-l2-pgdat"),
+    "ATENT less PGD-AT in linf": ("cifar10-linf-atent", "cifar10-linf-pgdat"),
+    "ATENT less PGD-AT, fine-tuned": ("cifar10-finetune-atent", "cifar10-finetune-pgdat"),
+}
+"""The networks that are compared image by image."""
 
 
 @dataclass(frozen=True)
@@ -281,10 +286,10 @@ def by_sample(place: Path) -> dict[tuple[str, str], str]:
     return out
 
 
-def differences(made: Campaign) -> list[str]:
-    """ATENT less PGD-AT in l2, image by image, for each measure of both: of these two networks, not of the methods."""
+def differences(made: Campaign, pair: tuple[str, str]) -> list[str]:
+    """ATENT less PGD-AT, image by image, for each measure of both: of these two networks, not of the methods."""
     found = {n.name: by_sample(n.place) for n in made.found}
-    one, other = (found.get(name, {}) for name in PAIR)
+    one, other = (found.get(name, {}) for name in pair)
     rows = []
     for (what, ids), robust in one.items():
         if (what, ids) not in other:
@@ -337,7 +342,7 @@ def page(made: Campaign) -> str:
     """What stands between the marks of README.md."""
     parts = {
         "Trainings": trainings(made), "Figures": figures(made),
-        "ATENT less PGD-AT in l2: these two networks, on the same images": differences(made),
+        **{f"{what}: these two networks, on the same images": differences(made, pair) for what, pair in PAIRS.items()},
         "Checks and corruptions": checked(made), "Not measured yet": missing(made),
     }  # fmt: skip
     return "\n".join(line for title, lines in parts.items() for line in (f"### {title}", "", *lines, ""))

@@ -205,13 +205,16 @@ def test_autoattack_of_the_tables_counts_as_the_strongest_attack_in_every_norm()
         assert bool(network.strongest) == any(key.startswith(f"AutoAttack(norm={norm}, ") for key in measures)
 
 
-def test_differences_are_those_of_the_outcomes_by_image():
-    shares = [
-        folder.read_json(ROOT / f"results/cifar/{name}/measures.json") for name in tables.PAIR
-    ]  # fmt: skip
+PAIRS = [pair for pair in tables.PAIRS.values() if all((RESULTS / name / "measures.json").is_file() for name in pair)]
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_differences_are_those_of_the_outcomes_by_image(pair):
+    shares = [folder.read_json(RESULTS / name / "measures.json") for name in pair]
     steps = queue.read_steps(ROOT / "benchmarks/cifar_evaluate.toml")
     networks = queue.networks(ROOT / "results/cifar", steps.queue)
-    lines = tables.differences(tables.Campaign(steps, networks, None))
+    lines = tables.differences(tables.Campaign(steps, networks, None), pair)
+    assert set(shares[0]) & set(shares[1])
     for key in set(shares[0]) & set(shares[1]):
         one, other = (each[key]["outcomes"]["share"] for each in shares)
         lost = [sum(a == "1" and b == "0" for a, b in zip(x, y)) for x, y in ((one, other), (other, one))]
@@ -219,7 +222,13 @@ def test_differences_are_those_of_the_outcomes_by_image():
         (line,) = (each for each in lines if each.startswith(f"| {what} | ") and f"| {n:,} |" in each)
         assert f"| {100 * (lost[0] - lost[1]) / n:+.1f} [" in line
         assert f"| {n:,} | {lost[0]:,} | {lost[1]:,} |" in line
-    found = [folder.read_json(ROOT / f"results/cifar/{name}/evaluation-autoattack.json") for name in tables.PAIR]
+
+
+def test_the_difference_of_two_evaluation_files_is_that_of_their_outcomes():
+    pair = tables.PAIRS["ATENT less PGD-AT in l2"]
+    steps = queue.read_steps(ROOT / "benchmarks/cifar_evaluate.toml")
+    lines = tables.differences(tables.Campaign(steps, queue.networks(RESULTS, steps.queue), None), pair)
+    found = [folder.read_json(RESULTS / name / "evaluation-autoattack.json") for name in pair]
     sides = [{r["id"]: r["attacks"]["AutoAttack"] == "robust" for r in per_sample(each["outcomes"])} for each in found]
     assert [sum(side.values()) for side in sides] == [each["worst"]["k"] for each in found]
     lost = [sum(x[i] and not y[i] for i in x) for x, y in (sides, sides[::-1])]

@@ -322,6 +322,28 @@ def test_what_pgd_at_costs_in_linf_on_cifar_10():
     assert f"{100 * shown['pgdat'][1]:.1f} against {100 * shown['standard'][1]:.1f} %" in prose("CIFAR-10")
 
 
+def test_the_fine_tuned_pair_on_cifar_10_is_that_of_the_results():
+    text = prose("CIFAR-10")
+    place = ROOT / "results" / "cifar"
+    pgd = "PGD(steps=20, step_size=0.003, norm=linf, eps=8/255)"
+    for name, said in (
+        ("finetune-atent", "{} under PGD-20 by ATENT"), ("finetune-pgdat", "and {} by PGD-AT"),
+        ("linf-pgdat", "against {} of PGD-AT from scratch"),
+    ):  # fmt: skip
+        found = json.loads((place / f"cifar10-{name}" / "measures.json").read_text())
+        value = found[f"{pgd}, stratified 10000"]["share"]["value"]
+        assert said.format(f"{100 * value:.1f} %") in text
+    _, _, table = (place / "README.md").read_text().partition("### ATENT less PGD-AT, fine-tuned")
+    for attack, n, said in (
+        (pgd, "9,980", "PGD-20 {} (n = 9,980)"), ("AutoAttack(norm=linf, eps=8/255)", "300", "AutoAttack {} (n = 300)"),
+        ("no attack", "9,980", "clean accuracy {}."),
+    ):  # fmt: skip
+        (points,) = re.findall(
+            rf"\| {re.escape(attack)} \| (\S+ \[\S+ \S+\]) \| {n} \|", table.partition("### Checks")[0]
+        )
+        assert said.format(points) in text
+
+
 def test_the_settings_of_the_pair_are_those_of_its_trainings():
     """The two adversaries differ, and nothing else in data, network, optimizer, schedule and training."""
     pgdat, atent = (
