@@ -14,6 +14,7 @@ from torch import nn
 import atent
 from atent.attacks import ATTACKS, Transfer
 from atent.losses import LOSSES, cross_entropy
+from atent.messages import once
 from atent.threat import COUNTS, Threat
 
 CASE = pytest.mark.parametrize(("name", "norm"), [pytest.param(*each, id=" ".join(each)) for each in BOTH])
@@ -312,6 +313,32 @@ def test_inputs_outside_the_box_of_their_channel_are_refused():
         attack(model, x, y)
     with pytest.raises(ValueError, match="the threat's box is for 3 channels, got inputs of 2"):
         attack(model, x[:, :2], y)
+
+
+class MaskedRoot(nn.Module):
+    """A linear network whose logits are finite and whose gradient with respect to the first element is NaN."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(192, 5)
+
+    def forward(self, x):
+        x = x.flatten(1)
+        return self.linear(x) + torch.sqrt(0 * x[:, :1])
+
+
+@CASE
+def test_nan_gradients_are_reported(name, norm, capsys):
+    once.cache_clear()
+    torch.manual_seed(0)
+    x = torch.rand(2, 3, 8, 8)
+    attack, plain, broken = small(name, norm), nn.Sequential(nn.Flatten(), nn.Linear(192, 5)), MaskedRoot()
+    y = plain(x).argmax(1)
+    attack(plain, x, y)
+    assert "NaN" not in capsys.readouterr().err
+    y = broken(x).argmax(1)
+    attack(broken, x, y)
+    assert ("NaN input gradients" in capsys.readouterr().err) is attack.needs_gradient
 
 
 ROOT = Path(atent.__file__).parent
