@@ -37,7 +37,7 @@ _PAGE = "docs/add-attack.md"
 _PASSES = "define the most forwards and backwards of one sample, such as passes = 10 or a property"
 
 _UNDEFINED = (
-    "met NaN input gradients, so its failures do not show robustness: correct the model's backward pass (sqrt, norm or"
+    "met NaN or infinite input gradients, so its failures do not show robustness: correct the backward pass (sqrt or"
     " log at 0, masked by where), or use an attack without gradients, such as Square"
 )
 

@@ -64,7 +64,7 @@ class Oracle:
     least: tuple[int, str] = (0, "")
     """The smallest number of classes that the first pass accepts, and the error for fewer."""
     undefined: Tensor | None = None
-    """bool scalar, updated here: some gradient had a NaN; None: gradients are not checked, as in training."""
+    """bool scalar, updated here: some gradient was NaN or infinite; None: gradients are not checked, as in training."""
 
     def take(self, rows: Tensor) -> Oracle:
         """The same model and counters, for the samples ``rows``."""
@@ -123,7 +123,7 @@ class Oracle:
         self.backwards += self.seen
         if self.undefined is not None:
             # On the device: the host reads it once, after the search.
-            self.undefined.logical_or_(grad.isnan().any())
+            self.undefined.logical_or_(~grad.isfinite().all())
         return grad
 
     @torch.no_grad()
