@@ -14,6 +14,7 @@ from torch import nn
 import atent
 from atent.attacks import ATTACKS, Transfer
 from atent.losses import LOSSES, cross_entropy
+from atent.messages import once
 from atent.threat import COUNTS, Threat
 
 CASE = pytest.mark.parametrize(("name", "norm"), [pytest.param(*each, id=" ".join(each)) for each in BOTH])
@@ -312,6 +313,35 @@ def test_inputs_outside_the_box_of_their_channel_are_refused():
         attack(model, x, y)
     with pytest.raises(ValueError, match="the threat's box is for 3 channels, got inputs of 2"):
         attack(model, x[:, :2], y)
+
+
+class MaskedRoot(nn.Module):
+    """A linear network with finite logits, whose first input has a NaN (scale 0) or infinite (scale 1) gradient."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.scale = scale
+        self.linear = nn.Linear(192, 5)
+
+    def forward(self, x):
+        x = x.flatten(1)
+        first = torch.sqrt(self.scale * (x[:, :1] - x[:, :1].detach()))
+        return self.linear(x) + first * torch.arange(5)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0], ids=["nan", "infinite"])
+@CASE
+def test_gradients_that_are_not_finite_are_reported(name, norm, scale, capsys):
+    once.cache_clear()
+    torch.manual_seed(0)
+    x = torch.rand(2, 3, 8, 8)
+    attack, plain, broken = small(name, norm), nn.Sequential(nn.Flatten(), nn.Linear(192, 5)), MaskedRoot(scale)
+    y = plain(x).argmax(1)
+    attack(plain, x, y)
+    assert "NaN" not in capsys.readouterr().err
+    y = broken(x).argmax(1)
+    attack(broken, x, y)
+    assert ("NaN or infinite input gradients" in capsys.readouterr().err) is attack.needs_gradient
 
 
 ROOT = Path(atent.__file__).parent

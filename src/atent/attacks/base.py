@@ -27,6 +27,7 @@ from atent.checks import (
 )
 from atent.contracts import Member, flaw, kind_of
 from atent.guard import Mode, guard, outside_inference
+from atent.messages import once
 from atent.precision import Lowered, SearchDtype, full_precision, images_last
 from atent.registry import Registry
 from atent.rng import Batch, PerSample, Streams, narrow, seed_from
@@ -34,6 +35,11 @@ from atent.threat import Threat, per_sample
 
 _PAGE = "docs/add-attack.md"
 _PASSES = "define the most forwards and backwards of one sample, such as passes = 10 or a property"
+
+_UNDEFINED = (
+    "met NaN or infinite input gradients, so its failures do not show robustness: correct the backward pass (sqrt or"
+    " log at 0, masked by where), or use an attack without gradients, such as Square"
+)
 
 
 class Outcome(NamedTuple):
@@ -306,13 +312,19 @@ class Attack(metaclass=Settings):
             seen = model if search_dtype is None else Lowered(model, search_dtype)
             last = channels_last and images_last(model, clean)
             watch = None if callback is None else Watch(callback, clean)
-            oracle = Oracle(seen, *counters, check=rng is None, channels_last=last, targeted=targeted, watch=watch)
+            undefined = torch.zeros((), dtype=torch.bool, device=x.device) if rng is None else None
+            oracle = Oracle(
+                seen, *counters, check=rng is None, channels_last=last, targeted=targeted, watch=watch,
+                undefined=undefined,
+            )  # fmt: skip
             if part is not None:
                 x_adv = self.search_part(part, oracle, clean, y, streams).detach()
             elif self.minimum_norm:
                 x_adv = self.bounded(oracle, clean, y, streams).detach()
             else:
                 x_adv = self._checked(self.search(oracle, clean, y, streams), clean).detach()
+            if undefined is not None and undefined:
+                once(f"{type(self).__name__} {_UNDEFINED}")
             if not verdict:
                 return x_adv, torch.empty(0), *counters
             # The logits are checked as those of the first pass: NaN would count as misclassified.

@@ -63,6 +63,8 @@ class Oracle:
     """Number of rows of a pass per counted sample, (n,)."""
     least: tuple[int, str] = (0, "")
     """The smallest number of classes that the first pass accepts, and the error for fewer."""
+    undefined: Tensor | None = None
+    """bool scalar, updated here: some gradient was NaN or infinite; None: gradients are not checked, as in training."""
 
     def take(self, rows: Tensor) -> Oracle:
         """The same model and counters, for the samples ``rows``."""
@@ -119,6 +121,9 @@ class Oracle:
             explain(self.model, x, error)
             raise
         self.backwards += self.seen
+        if self.undefined is not None:
+            # On the device: the host reads it once, after the search.
+            self.undefined.logical_or_(~grad.isfinite().all())
         return grad
 
     @torch.no_grad()
