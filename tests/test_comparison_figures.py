@@ -107,7 +107,7 @@ def test_markdown_marks_the_certain_best_alone():
     )
     assert table[2] == (
         "| r0 (Standard) | **90.0 ± 1.0** [88.0, 92.0] | **90.0 ± 1.0** [88.0, 92.0] | 90.0 ± 1.0 [88.0, 92.0]"
-        " | **90.0 ± 1.0** [88.0, 92.0] | 1.00 | - | 1.0 |"
+        " | **90.0 ± 1.0** [88.0, 92.0] | 1.00 | - | 1 |"
     )
     assert "**" not in table[3]
     for part in ("a chip (cpu, 2 threads), 2 runs at once", "Commit: abc", "2 epochs, batches of 64"):
