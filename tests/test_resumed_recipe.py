@@ -8,6 +8,7 @@ import pytest
 from atent.cli import main
 from atent.experiments import pipeline
 from atent.experiments.recipe_changes import file_of
+from atent.messages import once
 from atent.train.trainer import Trainer
 
 QUICK = [
@@ -154,6 +155,9 @@ def test_a_new_training_reports_the_interrupted_one_beside_it(here, capsys, monk
     (line,) = [line for line in err.splitlines() if "unfinished" in line]
     assert line.startswith(f"atent: {run} is unfinished")
     assert Path(f"{run}/evaluation.json").is_file()
+    for others in (["evaluate", run, "--attacks", "FGSM", "--limit", "5"], ["report", run, "--images", "0"]):
+        once.cache_clear()
+        assert f"atent: {run} is unfinished: `atent train --resume {run}` continues it" in said(capsys, *others)[1]
     assert f"{run} is unfinished" in said(capsys, *words)[1]
 
     said(capsys, "train", "--resume", run, "--quiet")

@@ -16,11 +16,10 @@ from atent.attacks.spec import parse, spell
 from atent.data import Limit
 from atent.experiments.collect import Row, assembled, evaluation_of, seed_result
 from atent.experiments.evaluation import evaluate_target
-from atent.experiments.interrupted import compared
+from atent.experiments.interrupted import note_unfinished
 from atent.experiments.plan import flat
 from atent.experiments.results import ComparisonFile, EvaluationFile
 from atent.experiments.target import load_target
-from atent.messages import note
 from atent.runs.manifest import write_json
 from atent.threat import Threat
 
@@ -157,8 +156,7 @@ def _made(run: Any, how: dict[str, Any], progress: bool) -> _Made:
         raise FileNotFoundError(f"{path} is not a run folder (no {folder.CONFIG}): give a folder that training wrote")
     folder.admit(path)
     config = folder.read_config(path / folder.CONFIG)
-    if (line := compared(path)) is not None:
-        note(line)
+    note_unfinished(path)
     if not (path / folder.EVALUATION).is_file():
         found = evaluate_target(load_target(str(path), **how), cascade=False, progress=progress)
         write_json(path / folder.EVALUATION, found.to_json())

@@ -1,13 +1,13 @@
-"""Trainings that were interrupted, and what a new training or a comparison reports about them."""
+"""Trainings that were interrupted, and what a new training and the commands that read a run report about them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from atent import runs as folder
-from atent.experiments.validated import ROWS
+from atent.messages import once
 from atent.runs.locks import InUse, held
-from atent.runs.names import STATE
+from atent.runs.names import STATE, VALIDATION_ROWS
 from atent.train.interrupt import again
 
 
@@ -36,9 +36,10 @@ def beside(root: str | Path, name: str, new: Path) -> str | None:
     return f"{_unfinished(found)}; this is a new training in {new}"
 
 
-def compared(run: Path) -> str | None:
-    """One line if a run that is compared is a training that was interrupted."""
-    return f"{_unfinished(run)}; its best epoch so far is compared" if is_interrupted(run) else None
+def note_unfinished(run: Path) -> None:
+    """One line, once, if a run that is evaluated, compared or shown is a training that was interrupted."""
+    if is_interrupted(run):
+        once(f"{_unfinished(run)}; its epochs so far are used")
 
 
 def _unfinished(run: Path) -> str:
@@ -48,7 +49,9 @@ def _unfinished(run: Path) -> str:
 def is_interrupted(run: Path) -> bool:
     """Whether a run of a recipe has a checkpoint but did not end, and no process is at work on it."""
     # A training draws its curves at its end, before the evaluation. `atent evaluate` may write one before that.
-    ended = (run / folder.CURVES).exists() and any((run / name).exists() for name in (folder.EVALUATION, ROWS))
+    ended = (run / folder.CURVES).exists() and any(
+        (run / name).exists() for name in (folder.EVALUATION, VALIDATION_ROWS)
+    )
     if ended or not (run / folder.LAST / STATE).is_file():
         return False
     try:

@@ -25,6 +25,7 @@ from atent.data.builder import built
 from atent.data.described import described
 from atent.data.settings import check_rule
 from atent.experiments.conventions import check_convention
+from atent.experiments.interrupted import note_unfinished
 from atent.experiments.named import Named, check_either, is_own
 from atent.experiments.recorded import recorded_data
 from atent.fields import as_norm
@@ -305,6 +306,7 @@ def _run(
 ) -> Target:  # fmt: skip
     if isinstance(name, Data):
         raise ValueError(f"data as an object has no effect on {path}: name it, for a run that brings none")
+    note_unfinished(path)
     net, about, config = restore(path, which=named.which, weights=named.weights, model=named.model, key=named.key)
     data = data_of(config, path, name, root)
     # What was trained from Python is evaluated as a network without a recipe is.

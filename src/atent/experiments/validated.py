@@ -16,10 +16,9 @@ from atent.data import load as load_data
 from atent.experiments.pipeline import Job
 from atent.experiments.results import Share
 from atent.experiments.target import threat_of
+from atent.runs.names import VALIDATION_ROWS
 from atent.train.callbacks import Callback, Progress, Row
 
-ROWS = "validation.jsonl"
-"""The file in the run folder; metrics.jsonl, with the same rows, is written by checkpoints."""
 VERIFIED = "validation.json"
 """The file in the run folder with the certified accuracy of the best epoch, if requested."""
 
@@ -32,17 +31,17 @@ class Rows(Callback):
         if progress.run is not None:
             rows = [row for row in progress.history if "validation_clean" in row]
             text = "".join(json.dumps(folder.plain(row), allow_nan=False) + "\n" for row in rows)
-            folder.write_atomic(progress.run / ROWS, text)
+            folder.write_atomic(progress.run / VALIDATION_ROWS, text)
 
     def epoch(self, progress: Progress, row: Row) -> None:
         """Write the row of this epoch."""
         if progress.run is not None and "validation_clean" in row:
-            folder.append_jsonl(progress.run / ROWS, row)
+            folder.append_jsonl(progress.run / VALIDATION_ROWS, row)
 
 
 def rows_of(run: Path) -> list[Row]:
     """The rows of a run folder so far."""
-    return folder.read_jsonl(run / ROWS) if (run / ROWS).is_file() else []
+    return folder.read_jsonl(run / VALIDATION_ROWS) if (run / VALIDATION_ROWS).is_file() else []
 
 
 def best_of(rows: list[Row]) -> Row | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from atent import runs as folder
 from atent import trust
+from atent.experiments.interrupted import note_unfinished
 from atent.report import compared, sections, swept
 from atent.report.collect import Comparison, Run, read
 from atent.report.render import page
@@ -51,6 +52,7 @@ def _page(
     alone = len(titled) == 1
     for number, (title, each) in enumerate(titled.items()):
         if isinstance(each, Run):
+            note_unfinished(each.path)
             pictures = gallery(each, images, root=root, progress=progress)
             content = sections.of_run(each, pictures, level=2 if alone else 3, prefix="" if alone else f"{number}-")
         else:
