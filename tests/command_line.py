@@ -23,3 +23,11 @@ def refused(capsys, *args, status=2, lines=1):
     assert len(reported) == lines, err
     assert all(line.startswith("atent: ") for line in reported)
     return err
+
+
+def gaussian_run(root, *, epochs=2, limit=200):
+    """A short training under Gaussian noise, and its folder."""
+    args = ["--train.epochs", str(epochs), "--data.limit", str(limit), "--evaluate.attacks", "FGSM"]
+    quick = ["--evaluate.limit", "20", "--train.device", "cpu", "--quiet", "--train.validate_limit", "20"]
+    assert main(["train", "digits-l2-gaussian", *args, *quick, "--runs", str(root)]) == 0
+    return root / "digits-l2-gaussian"

@@ -1,23 +1,12 @@
 """What the tests of the minimum-norm attacks share: threats, a linear model, and the comparison of walks."""
 
 import torch
+from kit import Recorded
 from torch import nn
 
 from atent.threat import Threat
 
 FREE = {norm: Threat(norm, "inf") for norm in ("l2", "linf")}
-
-
-class Recorded(nn.Module):
-    """Keeps every input that it is shown."""
-
-    def __init__(self, body):
-        super().__init__()
-        self.body, self.seen = body, []
-
-    def forward(self, x):
-        self.seen.append(x.detach().clone())
-        return self.body(x)
 
 
 def right(model, x, y, n):

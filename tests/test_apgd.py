@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from kit import BALLS, Syncs
+from kit import BALLS, Recorded, Syncs
 from torch import nn
 
 from atent.attacks import APGD, PGD, EoT
@@ -311,16 +311,6 @@ def test_it_converges_to_the_top_of_a_hill(norm):
 
 
 # -- what it costs
-
-
-class Recorded(nn.Module):
-    def __init__(self, body):
-        super().__init__()
-        self.body, self.seen = body, []
-
-    def forward(self, x):
-        self.seen.append(x.detach().clone())
-        return self.body(x)
 
 
 def test_fooled_samples_leave_at_a_few_fixed_steps(hardened, batch):

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from kit import BALLS
+from kit import BALLS, Recorded
 from scipy import stats
 from torch import nn
 
@@ -16,18 +16,6 @@ from atent.rng import Batch, PerSample
 from atent.threat import Threat
 
 NORM = pytest.mark.parametrize("norm", BALLS)
-
-
-class Recorded(nn.Module):
-    """Keeps every input that it is shown."""
-
-    def __init__(self, body):
-        super().__init__()
-        self.body, self.seen = body, []
-
-    def forward(self, x):
-        self.seen.append(x.detach().clone())
-        return self.body(x)
 
 
 def size(norm, d):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from kit import BALLS
+from kit import BALLS, Recorded
 from torch import nn
 
 from atent.attacks import APGD, FAB, PGD, AutoAttack, Square, Transfer
@@ -19,18 +19,6 @@ from atent.threat import Threat
 NORM = pytest.mark.parametrize("norm", BALLS)
 EPS = {"linf": 0.08, "l2": 0.5}
 SMALL = {"steps": 10, "targets": 4, "queries": 60}
-
-
-class Recorded(nn.Module):
-    """Keeps every input that it is shown."""
-
-    def __init__(self, body):
-        super().__init__()
-        self.body, self.seen = body, []
-
-    def forward(self, x):
-        self.seen.append(x.detach().clone())
-        return self.body(x)
 
 
 @NORM

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import gaussian_run
 
 from atent import Threat
 from atent.certify.rows import read_rows
@@ -20,11 +21,7 @@ from atent.folded import Folded
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    root = tmp_path_factory.mktemp("runs")
-    args = ["--train.epochs", "2", "--data.limit", "200", "--evaluate.attacks", "FGSM", "--evaluate.limit", "20"]
-    quick = ["--runs", str(root), "--train.device", "cpu", "--quiet", "--train.validate_limit", "20"]
-    assert main(["train", "digits-l2-gaussian", *args, *quick]) == 0
-    return root / "digits-l2-gaussian"
+    return gaussian_run(tmp_path_factory.mktemp("runs"))
 
 
 def test_the_command_certifies_resumes_shards_and_merges(run, capsys, tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from kit import BALLS, Syncs
+from kit import BALLS, Recorded, Syncs
 from scipy.optimize import brentq, linprog
 from torch import nn
 
@@ -315,16 +315,6 @@ def test_stopping_at_eps_changes_no_success(norm, conv_net, batch):
     assert (early.forwards[fell] < whole.forwards[fell]).all()
     assert int(early.forwards[fell].min()) == 2 + 2 * 3 * 10
     assert early.forwards[~right].unique().tolist() == [2]
-
-
-class Recorded(nn.Module):
-    def __init__(self, body):
-        super().__init__()
-        self.body, self.seen = body, []
-
-    def forward(self, x):
-        self.seen.append(x.detach().clone())
-        return self.body(x)
 
 
 def test_groups_of_rows_are_exact_and_no_larger_than_the_batch(conv_net, batch, monkeypatch):

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from command_line import gaussian_run
 from scipy import stats
 from torch import nn
 
@@ -284,11 +285,7 @@ def test_the_summary_counts_right_wrong_and_abstained():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    root = tmp_path_factory.mktemp("runs")
-    args = ["--train.epochs", "2", "--data.limit", "200", "--evaluate.attacks", "FGSM", "--evaluate.limit", "20"]
-    quick = ["--runs", str(root), "--train.device", "cpu", "--quiet", "--train.validate_limit", "20"]
-    assert main(["train", "digits-l2-gaussian", *args, *quick]) == 0
-    return root / "digits-l2-gaussian"
+    return gaussian_run(tmp_path_factory.mktemp("runs"))
 
 
 def test_the_command_decides_one_radius(run, capsys, tmp_path):

@@ -9,6 +9,7 @@ import sys
 import numpy
 import pytest
 import torch
+from command_line import gaussian_run
 from processes import environment, until
 from torch import nn
 
@@ -36,11 +37,7 @@ TIMES = ("seconds", "seconds_per_image", "provenance")
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    root = tmp_path_factory.mktemp("runs")
-    args = ["--train.epochs", "4", "--data.limit", "300", "--evaluate.attacks", "FGSM", "--evaluate.limit", "20"]
-    quick = ["--runs", str(root), "--train.device", "cpu", "--quiet", "--train.validate_limit", "20"]
-    assert main(["train", "digits-l2-gaussian", *args, *quick]) == 0
-    return root / "digits-l2-gaussian"
+    return gaussian_run(tmp_path_factory.mktemp("runs"), epochs=4, limit=300)
 
 
 def untimed(content):
