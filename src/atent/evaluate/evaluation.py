@@ -20,7 +20,7 @@ from atent.evaluate.hints import Hints
 from atent.evaluate.outcomes import bits
 from atent.evaluate.samples import Checked
 from atent.messages import deprecated
-from atent.precision import SearchDtype
+from atent.precision import SearchDtype, without_callers_modes
 from atent.probe import Auto
 from atent.progress import Advance
 from atent.stats import percent, share
@@ -177,6 +177,7 @@ def radii_costs(attacks: Mapping[str, Attack], radii: Sequence[float | str]) -> 
     return [cost for name in attacks for cost in costs({name: attacks[name]}, False) * len(radii)]
 
 
+@without_callers_modes()
 def evaluate(
     model: nn.Module,
     x: Tensor | Checked,
@@ -299,6 +300,7 @@ def evaluate(
     )
 
 
+@without_callers_modes()
 def evaluate_shard(
     model: nn.Module,
     x: Tensor | Checked,

@@ -20,6 +20,7 @@ from atent.checks import check_threat
 from atent.evaluate import gradients
 from atent.evaluate.samples import Checked
 from atent.evaluate.subject import Subject, gained, subject, weaker
+from atent.precision import without_callers_modes
 from atent.progress import Advance
 from atent.threat import COUNTS, Threat
 
@@ -232,6 +233,7 @@ CHECKS: dict[str, tuple[Callable[[Subject], gradients.Verdict], str]] = {
 """Name -> check, and the meaning of a failure; in the order in which they are run."""
 
 
+@without_callers_modes()
 def masking_checks(
     model: nn.Module,
     x: Tensor | Checked,

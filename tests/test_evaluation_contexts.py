@@ -1,0 +1,72 @@
+"""The modes of torch that enclose an evaluation, a study or a certificate do not change it."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from atent import Threat
+from atent.attacks import DDN, FGSM, PGD, AutoAttack
+from atent.certify import Sampling, certify_run, verified
+from atent.evaluate import (
+    evaluate,
+    fourier_map,
+    masking_checks,
+    measure_bands,
+    measure_corruptions,
+    measure_flips,
+    measure_transfer,
+    sweep,
+)
+from atent.evaluate.craft import craft
+
+LINF, L2 = Threat("linf", 0.05), Threat("l2", 0.5)
+rng = torch.Generator().manual_seed(0)
+X = torch.rand(12, 1, 8, 8, generator=rng)
+Y = torch.arange(12) % 3
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)).eval()
+
+
+OTHER = network()
+
+
+def passed(net):
+    return [check.passed for check in masking_checks(net, X, Y, LINF)]
+
+
+WORK = {
+    "evaluate": lambda net: evaluate(net, X, Y, [FGSM(LINF), PGD(LINF, steps=3)], cascade=False).outcomes,
+    "AutoAttack": lambda net: evaluate(net, X, Y, [AutoAttack(LINF, version="rand")]).outcomes,
+    "minimum norm": lambda net: evaluate(net, X, Y, [DDN(L2, steps=5)]).outcomes,
+    "sweep": lambda net: [row["robust"] for row in sweep(net, X, Y, [PGD(LINF, steps=2)], [0.01, 0.1])],
+    "masking": passed,
+    "craft": lambda net: craft(net, X, Y, PGD(LINF, steps=2))["x_adv"].tolist(),
+    "bands": lambda net: measure_bands(net, X, Y, FGSM(LINF), cut=3).robust["low"].tolist(),
+    "corruptions": lambda net: measure_corruptions(net, X, Y, names=["contrast"]).wrong.tolist(),
+    "flips": lambda net: measure_flips(net, X, Y, names=["brightness"]).rates.tolist(),
+    "fourier": lambda net: fourier_map(net, X, Y).errors.tolist(),
+    "transfer": lambda net: measure_transfer({"a": net, "b": OTHER}, X, Y, FGSM(LINF)).robust.tolist(),
+    "smoothing": lambda net: [
+        r.radius for r in certify_run(net, X[:3], Y[:3], Sampling(0.25, n0=10, n=50, alpha=0.05)).rows
+    ],
+    "bounds": lambda net: verified(net, X, Y, Threat("linf", 0.001)).tolist(),
+}
+MODES = {
+    "no_grad": torch.no_grad,
+    "inference": torch.inference_mode,
+    "autocast": partial(torch.autocast, "cpu", torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("work", WORK)
+def test_the_modes_of_the_caller_do_not_change_what_is_measured(work):
+    expected = WORK[work](network())
+    for name, mode in MODES.items():
+        net = network()
+        with mode():
+            assert WORK[work](net) == expected, name
