@@ -38,7 +38,8 @@ def beside(root: str | Path, name: str, new: Path) -> str | None:
 
 def note_unfinished(run: Path) -> None:
     """One line, once, if a run that is evaluated, compared or shown is a training that was interrupted."""
-    if is_interrupted(run):
+    # Curves are drawn at the end of the epochs, before the evaluation.
+    if not (run / folder.CURVES).exists() and is_interrupted(run):
         once(f"{_unfinished(run)}; its epochs so far are used")
 
 
