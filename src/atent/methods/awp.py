@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,8 @@ from atent.checks import Settings, check_number
 from atent.distributed import shared, summed
 from atent.guard import Values
 from atent.methods.base import METHODS, Method, Metrics, State, in_force
+from atent.methods.wrapper import Wrapper
 from atent.rng import fresh
-from atent.threat import Threat
-
-if TYPE_CHECKING:
-    from atent.data import Data
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ class Perturbation(metaclass=Settings):
 
 
 @dataclass(frozen=True)
-class AWP(Method):
+class AWP(Wrapper):
     """min over w of max over v of the mean loss of ``method`` at w + v, ||v_l|| <= gamma ||w_l|| in each layer l.
 
     Three parts (Wu et al. 2020, with one step of v as in their code): ``method`` attacks at w; v is along the gradient
@@ -97,9 +94,6 @@ class AWP(Method):
     ['loss', 'robust', 'sharpness']
     """
 
-    # A class attribute without annotation is not a dataclass field. The perturbation depends on the full batch.
-    divisible = False
-
     method: Method
     """The method whose weights are perturbed: any that does not override `Method.backward`."""
     gamma: float = 5e-3
@@ -111,47 +105,17 @@ class AWP(Method):
 
     def __post_init__(self) -> None:
         _check(self.gamma, self.warmup)
-        object.__setattr__(self, "gathers", self.method.divisible or self.method.gathers)
-        object.__setattr__(self, "alike", self.method.alike)
+        super().__post_init__()
+        # The perturbation depends on the full batch.
+        self._set(divisible=False, gathers=self.method.divisible or self.method.gathers)
         if not may_perturb(type(self.method)):
             raise ValueError(
                 f"AWP does not support {type(self.method).__name__}, which overrides backward: use another method"
             )
 
-    @property
-    def threat(self) -> Threat | None:
-        """The threat of ``method``, if it has one."""
-        return getattr(self.method, "threat", None)
-
-    def init(self, n_train: int, shape: tuple[int, ...], device: torch.device) -> State:
-        return self.method.init(n_train, shape, device)
-
-    def prepare(self, data: Data) -> State:
-        return self.method.prepare(data)
-
-    def rows(self, state: State, x: Tensor, part: slice) -> State:
-        return self.method.rows(state, x, part)
-
-    def adversary(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator,
-        ids: Tensor | None = None, progress: float = 1.0, state: State | None = None,
-    ) -> Any:  # fmt: skip
-        return self.method.adversary(model, x, y, rng=rng, ids=ids, progress=progress, state=state)
-
-    def loss(
-        self, model: nn.Module, x: Tensor, y: Tensor, aux: Any, *, progress: float = 1.0, state: State | None = None
-    ) -> tuple[Tensor, Metrics]:
-        return self.method.loss(model, x, y, aux, progress=progress, state=state)
-
     def settings_at(self, progress: float) -> Hashable:
         inner = in_force(self.method, progress)
         return None if inner is None else (inner, self.gamma, progress < self.warmup)
-
-    def points(self, x: Tensor, aux: Any) -> Tensor | None:
-        return self.method.points(x, aux)
-
-    def diverged(self, state: State | None) -> str | None:
-        return self.method.diverged(state)
 
     def backward(
         self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator | None = None, ids: Tensor | None = None,

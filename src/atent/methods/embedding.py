@@ -17,8 +17,8 @@ from atent.messages import unknown
 from atent.methods.awp import AWP, buffers_kept, may_perturb
 from atent.methods.base import Method, Metrics, State, warm
 from atent.methods.divergence import CHANCE, Discriminator, mmd, multiquadrics, rbf
+from atent.methods.wrapper import Wrapper
 from atent.rng import PerSample
-from atent.threat import Threat
 
 _DIVERGED = 1e4
 """Loss above which a discriminator has diverged; that of output one half everywhere is `CHANCE`, 1.39."""
@@ -86,7 +86,7 @@ class EmbeddingTerm(metaclass=Settings):
 
 
 @dataclass(frozen=True)
-class EmbeddingRegularised(Method):
+class EmbeddingRegularised(Wrapper):
     """The loss of ``method`` plus lambda D(Q_Z, N(0, sigma^2 I)), Q_Z the law of embeddings (after Li et al. 2021).
 
     Z is the input of the network's last Linear, or the output of ``term.layer``, flattened. D is one of two:
@@ -131,9 +131,6 @@ class EmbeddingRegularised(Method):
     ['embedding', 'loss', 'robust']
     """
 
-    # A class attribute without annotation is not a dataclass field. The divergence depends on the full batch.
-    divisible = False
-
     method: Method
     """The method to whose loss the term is added: any that does not override `Method.backward`."""
     term: EmbeddingTerm = EmbeddingTerm()
@@ -156,26 +153,15 @@ class EmbeddingRegularised(Method):
                 f"embedding regularisation does not support {name}, which trains without labels: use it in the"
                 " fine-tuning"
             )
-        # The term does not change whether the method may overfit catastrophically.
-        object.__setattr__(self, "single_step", self.method.single_step)
-        object.__setattr__(self, "gathers", self.method.divisible or self.method.gathers)
-        object.__setattr__(self, "alike", (*self.method.alike, "discriminator"))
-
-    @property
-    def threat(self) -> Threat | None:
-        """The threat of ``method``, if it has one."""
-        return getattr(self.method, "threat", None)
+        super().__post_init__()
+        # The divergence depends on the full batch.
+        gathers, alike = self.method.divisible or self.method.gathers, (*self.method.alike, "discriminator")
+        self._set(divisible=False, gathers=gathers, alike=alike)
 
     @property
     def is_one_loss(self) -> bool:
         """As for the method inside; False with a discriminator, which is trained at each step."""
-        return self.method.is_one_loss and not (self.term.weight and self.term.divergence == "discriminator")
-
-    def init(self, n_train: int, shape: tuple[int, ...], device: torch.device) -> State:
-        return self.method.init(n_train, shape, device)
-
-    def rows(self, state: State, x: Tensor, part: slice) -> State:
-        return self.method.rows(state, x, part)
+        return super().is_one_loss and not (self.term.weight and self.term.divergence == "discriminator")
 
     def adversary(
         self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator,

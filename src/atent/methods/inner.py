@@ -9,19 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from atent.guard import dtype_of
-from atent.methods.awp import AWP, may_perturb
-from atent.methods.base import Method, Metrics, State
+from atent.methods.awp import may_perturb
+from atent.methods.base import Method, State
+from atent.methods.wrapper import Wrapper
 from atent.precision import Lowered
-from atent.threat import Threat
 
 if TYPE_CHECKING:
-    from atent.data import Data
+    pass
 
 InnerPrecision = Literal["float32", "bfloat16", "auto"]
 
 
 @dataclass(frozen=True)
-class LowInner(Method):
+class LowInner(Wrapper):
     """``method`` with an adversary that evaluates the network under bfloat16 autocast.
 
     The forward passes of the inner chain up to the logits, and their gradients with respect to the input, are in
@@ -41,8 +41,8 @@ class LowInner(Method):
 
     def __post_init__(self) -> None:
         name, reason = type(self.method).__name__, None
-        if isinstance(self.method, AWP):
-            reason = "a bfloat16 inner chain must be inside AWP"
+        if isinstance(self.method, Wrapper):
+            reason = f"a bfloat16 inner chain must be inside {name}"
         elif not may_perturb(type(self.method)):
             reason = f"{name} overrides backward"
         elif not self.method.labelled:
@@ -53,22 +53,7 @@ class LowInner(Method):
             raise ValueError(
                 f"inner_precision bfloat16 does not support this method, {reason}: use inner_precision float32"
             )
-        for fact in ("single_step", "divisible", "replays", "gathers", "alike"):
-            object.__setattr__(self, fact, getattr(self.method, fact))
-
-    @property
-    def threat(self) -> Threat | None:
-        """The threat of ``method``, if it has one."""
-        return getattr(self.method, "threat", None)
-
-    def init(self, n_train: int, shape: tuple[int, ...], device: torch.device) -> State:
-        return self.method.init(n_train, shape, device)
-
-    def prepare(self, data: Data) -> State:
-        return self.method.prepare(data)
-
-    def rows(self, state: State, x: Tensor, part: slice) -> State:
-        return self.method.rows(state, x, part)
+        super().__post_init__()
 
     def adversary(
         self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator,
@@ -79,23 +64,6 @@ class LowInner(Method):
             raise ValueError(f"inner_precision bfloat16 needs a float32 network, this one is {own}: omit it")
         low = Lowered(model, "bfloat16")
         return self.method.adversary(low, x, y, rng=rng, ids=ids, progress=progress, state=state)
-
-    def loss(
-        self, model: nn.Module, x: Tensor, y: Tensor, aux: Any, *, progress: float = 1.0, state: State | None = None
-    ) -> tuple[Tensor, Metrics]:
-        return self.method.loss(model, x, y, aux, progress=progress, state=state)
-
-    def descend(
-        self, model: nn.Module, x: Tensor, y: Tensor, aux: Any, *, progress: float = 1.0, weight: float = 1.0,
-        state: State | None = None,
-    ) -> Metrics:  # fmt: skip
-        return self.method.descend(model, x, y, aux, progress=progress, weight=weight, state=state)
-
-    def points(self, x: Tensor, aux: Any) -> Tensor | None:
-        return self.method.points(x, aux)
-
-    def diverged(self, state: State | None) -> str | None:
-        return self.method.diverged(state)
 
 
 def lowered(method: Method, precision: InnerPrecision) -> Method:
