@@ -17,6 +17,7 @@ from atent.methods import Method
 from atent.optim import Optimizer, Schedule
 from atent.train import Callback, Interrupted, TrainSettings, fit
 from atent.train.best import Best
+from atent.train.meter import Meter
 from atent.train.validation import Validation
 from atent.train.watch import STOP
 
@@ -59,7 +60,9 @@ def train(data, schedule, run=None, stop=None, resume=False, **changes):
     net, record, method = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), Record(stop), Fall()
     for p in net.parameters():
         nn.init.zeros_(p)
-    settings = TrainSettings(epochs=EPOCHS, batch_size=32, validate_attack="none", device="cpu", select="last", **changes)
+    settings = TrainSettings(
+        epochs=EPOCHS, batch_size=32, validate_attack="none", device="cpu", select="last", **changes
+    )
     try:
         net = fit(
             net, data, method, optimizer=Optimizer(lr=1.0, momentum=0.0, weight_decay=0.0), schedule=schedule,
@@ -190,3 +193,22 @@ def test_the_best_epoch_recounted(select, weights, average):
         if average != "none":
             assert kept["raw"] == (-max(cells["raw"])[1], "raw")
             assert kept["ema"] == (-max(cells["average"])[1], "average")
+
+
+# ---- the figures of an epoch
+
+
+def test_the_figures_of_an_epoch_weigh_samples_and_not_batches():
+    """A mean over batches of unlike size, and quantiles of all samples: the nearest of their order."""
+    meter = Meter()
+    for value, each in ((1.0, [9.0, 3.0, 5.0]), (4.0, [7.0])):
+        meter.add({"loss": torch.tensor(value), "distance": torch.tensor(each)}, len(each))
+    assert meter.summary() == {
+        "loss": (3 * 1.0 + 4.0) / 4, "distance_q10": 3.0, "distance_median": 7.0, "distance_q90": 9.0,
+    }  # fmt: skip
+    again = Meter.restore(meter.state())
+    meter.add({"loss": torch.tensor(0.0), "distance": torch.arange(6.0)}, 6)
+    again.add({"loss": torch.tensor(0.0), "distance": torch.arange(6.0)}, 6)
+    # 0 1 2 3 3 4 5 5 7 9: places 0.9, 4.5 (to even) and 8.1.
+    assert meter.summary() == again.summary()
+    assert meter.summary() == {"loss": 0.7, "distance_q10": 1.0, "distance_median": 3.0, "distance_q90": 7.0}
