@@ -45,7 +45,7 @@ class Record(Callback):
         self.weights, self.stop = [], stop
 
     def step(self, progress):
-        self.weights.append(float(progress.model[1].bias[0]))
+        self.weights.append(progress.model[1].bias[0].item())
         if len(self.weights) == self.stop:
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -142,7 +142,7 @@ def test_the_average_is_that_of_the_weights_on_the_way(kind, start, digits):
         for t, w in enumerate(kept[1:], 1):
             d = min(decay, (1 + t) / (10 + t))
             expected = d * expected + (1 - d) * w
-    assert float(net[1].bias[0]) == pytest.approx(expected, abs=FLOAT32)
+    assert net[1].bias[0].item() == pytest.approx(expected, abs=FLOAT32)
 
 
 # ---- the best epoch
