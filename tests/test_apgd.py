@@ -12,7 +12,7 @@ from atent.attacks import APGD, PGD, EoT
 from atent.attacks.loops import side_by_side
 from atent.attacks.spec import label, parse
 from atent.attacks.starts import start
-from atent.attacks.step_rules import checkpoints
+from atent.attacks.step_rules import Halving, Sparse, checkpoints, stages
 from atent.losses import dlr_targeted
 from atent.rng import PerSample
 from atent.stats import sign_test
@@ -204,6 +204,31 @@ def test_checkpoints_are_the_published_ones():
         places = sorted(set(places))
         assert list(found) == places[1:]
         assert list(found.values()) == [b - a for a, b in pairwise(places)]
+
+
+def test_an_equal_loss_is_no_increase():
+    """f(x_{i+1}) > f(x_i) strictly (Croce and Hein 2020, condition 1)."""
+    x, zero = torch.zeros(3, 2), torch.zeros(3)
+    rule = Halving.begin(Threat("linf", 0.1), x, zero, zero, 100, 0.75)
+    rule.see(torch.tensor([0.0, 1.0, -1.0]))
+    rule.see(torch.tensor([0.0, 1.0, 0.0]))
+    assert rule.raised.tolist() == [0, 1, 1]
+
+
+def test_the_stages_and_the_sparse_rule_are_the_published_ones():
+    """Croce and Hein 2021: 30, 30 and 40 % of the steps, shares rounded up; the step restarts at eps where the number
+    of coordinates falls by more than 5 %, and is divided by 1.5 to eps / 10 at least elsewhere."""
+    assert stages(100) == [(3, 30), (2, 30), (1, 40)]
+    assert stages(11) == [(3, 4), (2, 4), (1, 3)]
+    assert stages(1) == [(1, 1)]
+    x, eps = torch.zeros(4, 100), torch.full((4,), 6.0)
+    best = torch.zeros(4, 100)
+    for row, count in enumerate((94, 95, 100, 60)):
+        best[row, :count] = 0.5
+    rule = Sparse({4: 4}, eps, torch.tensor([3.0, 3.0, 0.7, 3.0]), torch.zeros(4), torch.full((4,), 100.0))
+    assert rule.check(4, x, best, torch.zeros(4)).tolist() == [True, False, False, True]
+    assert rule.size.tolist() == pytest.approx([6, 2, 0.6, 6])
+    assert rule.share.tolist() == pytest.approx([0.94 / 1.5, 0.95 / 1.5, 1 / 1.5, 0.6 / 1.5])
 
 
 @NORM

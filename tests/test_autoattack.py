@@ -35,6 +35,15 @@ def test_the_parts_are_the_published_ones(norm):
         "APGD-CE": APGD(threat, 100, 1, "ce", eot=20),
         "APGD-DLR": APGD(threat, 100, 1, "dlr", eot=20),
     }
+    for name, value in {"alpha_max": 0.1, "eta": 1.05, "beta": 0.9}.items():
+        assert getattr(AutoAttack(threat).parts()["FAB-T"], name) == value
+    sparse = Threat("l1", 1.0)
+    assert AutoAttack(sparse).parts() == {
+        "APGD-CE": APGD(sparse, 100, 5, "ce", radii="shrinking"),
+        "APGD-T": APGD(sparse, 100, 1, "dlr-targeted", targets=5, radii="shrinking"),
+        "FAB-T": FAB(sparse, 100, 1, targets=9, stop_at_eps=True),
+        "Square": Square(sparse, 5000, p_init=0.8, restarts=1),
+    }
     assert [label(AutoAttack(threat)), label(AutoAttack(threat, "rand"))] == ["AutoAttack", "AutoAttack rand"]
 
 

@@ -1,5 +1,6 @@
 """Bounds of further layers and functions: copies, convolutions, activations."""
 
+import copy
 import itertools
 
 import mpmath
@@ -75,6 +76,50 @@ def layers():
 @NORM
 def test_layers_of_one_and_two_dimensions(norm, method):
     encloses(shuffled(layers()), inputs((2, 10)), Threat(norm, EPS[norm]), method, 50)
+
+
+UNUSUAL = {
+    "average, padded": nn.AvgPool2d(3, 2, 1),
+    "average of a rectangle": nn.AvgPool2d((1, 3), (2, 1), (0, 1)),
+    "average with gaps": nn.AvgPool2d(2, 3),
+    "average by another divisor": nn.AvgPool2d(2, divisor_override=3),
+    "maximum, padded": nn.MaxPool2d(3, 2, 1),
+    "maximum of a rectangle": nn.MaxPool2d((2, 3), (1, 2), (1, 1)),
+    "maximum, dilated": nn.MaxPool2d(2, 1, dilation=2),
+    "batch norm without affine": nn.BatchNorm2d(4, affine=False, eps=0.5),
+    "convolution of a rectangle": nn.Conv2d(4, 6, (1, 3), (2, 1), (0, 2), (1, 2), groups=2),
+    "convolution with gaps": nn.Conv2d(4, 4, 1, 3),
+    "transposed, dilated groups": nn.ConvTranspose2d(4, 4, (2, 3), (3, 2), (1, 0), (1, 0), groups=4, dilation=(2, 1)),
+}
+
+
+@METHOD
+@pytest.mark.parametrize("layer", UNUSUAL.values(), ids=UNUSUAL)
+def test_unusual_windows_are_bounded(layer, method):
+    layers = nn.Conv2d(2, 4, 3, padding=1), copy.deepcopy(layer), nn.ReLU(), nn.Flatten()
+    x = inputs((2, 6, 6), n=2)
+    width = nn.Sequential(*layers).double().eval()(x).shape[1]
+    encloses(shuffled(nn.Sequential(*layers, nn.Linear(width, 3))), x, Threat("linf", EPS["linf"]), method, 20)
+
+
+@pytest.mark.parametrize("layer", UNUSUAL.values(), ids=UNUSUAL)
+def test_intervals_of_an_unusual_window_are_exact(layer):
+    """An entry of the layer is smallest where each pixel is at the end of its interval that its derivative asks for."""
+    layer = shuffled(copy.deepcopy(layer))
+    x, threat = inputs((4, 5, 5), n=1), Threat("linf", 0.07)
+    low, high = (x - 0.07).clamp(0, 1), (x + 0.07).clamp(0, 1)
+    flat = nn.Sequential(layer, nn.Flatten()).eval()
+    lower, upper = bounds(flat, x, threat, "ibp")
+    if isinstance(layer, nn.MaxPool2d):
+        ends = flat(low), flat(high)
+    else:
+        slope = torch.autograd.functional.jacobian(flat, x)[0, :, 0]
+        ends = [
+            torch.cat([flat(torch.where(each > 0, one, other))[:, k] for k, each in enumerate(slope)])[None]
+            for one, other in ((low, high), (high, low))
+        ]
+    assert (lower - ends[0]).abs().max() < 1e-12
+    assert (upper - ends[1]).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

@@ -10,8 +10,19 @@ from atent import plots, stats
 from atent import runs as run
 from atent.experiments import migrate
 from atent.experiments.collect import seed_result
-from atent.experiments.comparison import INTERVAL, accuracy, caveat, draw, draw_pareto, markdown, measure, winner
+from atent.experiments.comparison import (
+    INTERVAL,
+    accuracy,
+    caveat,
+    draw,
+    draw_pareto,
+    markdown,
+    measure,
+    paired_lines,
+    winner,
+)
 from atent.experiments.results import ComparisonFile, EvaluationFile, LastEpoch, Share, Spread
+from atent.experiments.results.comparison import Difference, PairResult
 
 BEFORE = Path(__file__).parent / "before_subsets"
 
@@ -117,6 +128,27 @@ def test_markdown_marks_the_certain_best_alone():
 
 
 BARE = {"epoch": 1, "validation_clean": 0.5}
+
+
+@pytest.mark.parametrize("p", [0.03, None])
+def test_differences_are_those_of_the_best_row_and_not_corrected_for_several(p):
+    """Row 1 is the best: the difference of rows 0 and 2 is not shown, and that of 0 and 1 has its sign turned."""
+    found = made_up((0.5, 0.4, 0.6), (0.7, 0.6, 0.8), (0.6, 0.5, 0.7))
+    gaps = {(0, 1): (-0.2, -0.3, -0.1), (0, 2): (-0.1, -0.2, 0.0), (1, 2): (0.1, 0.0, 0.2)}
+    pairs = [
+        PairResult(f"r{i}", f"r{j}", Difference(*gap, p), Difference(*gap, p), "over 2 seeds")
+        for (i, j), gap in gaps.items()
+    ]
+    *lines, note = paired_lines(replace(found, pairs=pairs))
+    end = ", p 0.03" if p else ""
+    first, second = f"+20.0 [+10.0, +30.0]{end}", f"+10.0 [+0.0, +20.0]{end}"
+    assert lines == [
+        f"r1 less r0: clean {first}, robust {first}", f"r1 less r2: clean {second}, robust {second}",
+    ]  # fmt: skip
+    assert "no correction for 2 differences" in note
+    assert ("McNemar" in note) == bool(p)
+    two = replace(found, rows=found.rows[:2], pairs=pairs[:1])
+    assert "correction" not in paired_lines(two)[-1]
 
 
 def test_the_last_epoch_is_shown_beside_the_best(monkeypatch, tmp_path):

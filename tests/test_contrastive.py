@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from atent import Threat
+from atent.attacks.starts import start
 from atent.data.views import Views, _hue
 from atent.losses import nt_xent
 from atent.methods import ACL, TRADES, DistilledTRADES
@@ -17,6 +18,7 @@ from atent.models import ModelSettings, build, make
 from atent.models.contrastive import Contrastive, Frozen, last_linear
 from atent.models.dual import DualBatchNorm, branch, doubled
 from atent.optim import LARS, Optimizer
+from atent.rng import Batch, seed_from
 from atent.testing.networks import Snapshot, same
 
 LINF = Threat("linf", 0.1)
@@ -480,6 +482,55 @@ def test_the_adversary_is_a_guest_and_never_lowers_the_loss(variant, threat):
         assert value(moved) >= start
         if step_size is None:
             assert value(moved) > start + 1e-3
+
+
+@pytest.mark.parametrize("threat", [LINF, Threat("l2", 0.8)], ids=str)
+@pytest.mark.parametrize("variant", ["A2S", "A2A"])
+def test_the_adversary_equals_a_slow_transcription(variant, threat):
+    """Ascent on the loss of all pairs at once, from a random start in ball and box; of all iterates and the views
+    themselves the one with the highest loss."""
+    model, x, (k, step) = contrastive(), batch()[0], (4, 0.06)
+    n, clean = len(x), torch.cat([x, x.flip(3)])
+    # Pixels at the walls of the box, where the start is cut.
+    clean = torch.where(clean < 0.2, 0.0, torch.where(clean > 0.8, 1.0, clean))
+    found = ACL(threat, variant, steps=k, step_size=step, temperature=0.3).perturb(model, clean, rng=stream())
+
+    twin, origin = copy.deepcopy(model).eval(), clean[:n] if variant == "A2S" else clean
+    with torch.no_grad(), branch(twin, "n"):
+        anchor = twin.embed(clean[n:])
+
+    def loss(z):
+        with branch(twin, "a"):
+            moved = twin.embed(z)
+        a, b = (moved, anchor) if variant == "A2S" else (moved[:n], moved[n:])
+        views = F.normalize(torch.cat([a, b]), dim=1)
+        total = 0.0
+        for i in range(2 * n):
+            others = [math.inf if j == i else views[i] @ views[j] / 0.3 for j in range(2 * n)]
+            terms = torch.stack([o for j, o in enumerate(others) if j != i])
+            total = total + terms.logsumexp(0) - others[(i + n) % (2 * n)]
+        return total / (2 * n)
+
+    rng = stream()
+    seed_from(rng)  # the random numbers of the network's own layers
+    z = start(threat, "uniform", origin, Batch(rng)).clamp(0, 1)
+    candidates = [origin]
+    for _ in range(k):
+        candidates.append(z)
+        z = z.detach().requires_grad_()
+        (grad,) = torch.autograd.grad(loss(z), z)
+        if threat.norm == "linf":
+            d = (z.detach() + step * grad.sign() - origin).clamp(-0.1, 0.1)
+        else:
+            length = grad.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+            d = z.detach() + step * grad / length - origin
+            d = d * (0.8 / d.flatten(1).norm(dim=1)).clamp_max(1).view(-1, 1, 1, 1)
+        z = (origin + d).clamp(0, 1)
+    candidates.append(z)
+    with torch.no_grad():
+        values = [float(loss(c)) for c in candidates]
+    assert values.index(max(values)) > 1
+    assert (found - candidates[values.index(max(values))]).abs().max() <= 1e-9
 
 
 def test_networks_without_a_head_give_embeddings_by_their_logits():

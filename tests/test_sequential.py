@@ -1,5 +1,6 @@
 """Certification at one radius by a sequential test: error and power, samples, files and command."""
 
+import itertools
 import json
 import re
 
@@ -12,7 +13,7 @@ from torch import nn
 
 from atent.certify import ABSTAIN, Certificate, Sampling, Smoothed, certify_run, merge
 from atent.certify.rows import Row, read_rows
-from atent.certify.sequential import Plan, binomial, plan, threshold
+from atent.certify.sequential import Plan, binomial, choose, decide, plan, threshold
 from atent.certify.smoothing import _SELECTION
 from atent.cli import main
 
@@ -28,6 +29,48 @@ class Coin(nn.Module):
 
 def trials(margin, count):
     return torch.full((count, 1), margin, dtype=torch.float64)
+
+
+class Told:
+    """Votes of given classes: (n, samples)."""
+
+    def __init__(self, classes, of):
+        self.x, self.of = torch.as_tensor(classes), of
+
+    def count(self, rows, start, stop, *, first=0):
+        return torch.stack([torch.bincount(self.x[row, start:stop], minlength=self.of) for row in rows])
+
+    def check(self):
+        pass
+
+
+@pytest.mark.parametrize("n0", [1, 2, 5, 6])
+def test_the_class_is_that_of_all_votes(n0):
+    """By enumeration: half of the noise samples are enough only where the others could not change the class."""
+    every = np.array(list(itertools.product(range(3), repeat=n0)))
+    top, taken = choose(Told(every, 3), n0, 0)
+    assert top.tolist() == [int(np.bincount(votes, minlength=3).argmax()) for votes in every]
+    for votes, count in zip(every, taken):
+        ranked = np.sort(np.bincount(votes[: n0 // 2 + 1], minlength=3))
+        assert count == (n0 // 2 + 1 if ranked[-1] - ranked[-2] > n0 - n0 // 2 - 1 else n0)
+
+
+def test_the_test_ends_at_the_first_analysis_that_decides():
+    test = plan(0.8, 400, 0.01)
+    rng = np.random.default_rng(0)
+    shares = np.repeat([0.5, 0.7, 0.78, 0.82, 0.9, 0.99], 40)
+    wins = (rng.random((len(shares), 400)) < shares[:, None]).astype(int)
+    certified, taken = decide(Told(wins, 2), np.ones(len(shares), int), test)
+    ends = set()
+    for row, (sure, count) in enumerate(zip(certified, taken)):
+        for analysis, most, least in zip(test.analyses, test.certify, test.abandon):
+            failures = analysis - wins[row, :analysis].sum()
+            if failures <= most or failures >= least or analysis == 400:
+                break
+        assert (bool(sure), int(count)) == (failures <= most, analysis)
+        ends.add((bool(sure), int(count) < 400, failures in (most, least)))
+    # Both decisions, early ones, and some on the edge of each.
+    assert {(True, True, True), (False, True, True), (False, True, False)} <= ends
 
 
 # ---- the error, exactly

@@ -113,6 +113,8 @@ def test_certificates_and_predictions_are_those_of_the_paper():
         assert int(voted[i]) == (int(order[0]) if test <= 0.02 else ABSTAIN)
         seen |= {want[0] == ABSTAIN, test <= 0.02}
     assert seen == {True, False}
+    # PREDICT abstains where p exceeds alpha, not where they are equal: 10 of 10 have p = 2^-9.
+    assert predictions(torch.tensor([[0, 10], [1, 9]]), 2.0**-9).tolist() == [1, ABSTAIN]
     assert (classes.dtype, radii.dtype) == (torch.int64, torch.float64)
 
 

@@ -76,6 +76,9 @@ def test_pairing_sees_what_two_intervals_do_not():
     one = stats.paired([0.5], [0.25], 4, (["1100"], ["1000"]))
     half = reference.t.ppf(0.975, 5) * stats.image_error([0, 1, 0, 0])
     assert (one.low, one.high) == pytest.approx((0.25 - half, 0.25 + half))
+    # Gaps that agree by chance are known to one image only: t(1) x 0.01 / sqrt(2).
+    equal = stats.paired([0.5, 0.6], [0.4, 0.5], 100)
+    assert equal.high - 0.1 == pytest.approx(reference.t.ppf(0.975, 1) * 0.01 / math.sqrt(2))
     with pytest.raises(ValueError, match="outcomes by image"):
         stats.paired([0.5], [0.25], 4)
     with pytest.raises(ValueError, match="of each side"):
@@ -142,6 +145,42 @@ def test_a_ratio_is_paired_by_round():
     for sides in (([1.0, 2.0], [1.0]), ([1.0, 0.0], [1.0, 1.0])):
         with pytest.raises(ValueError, match="positive"):
             stats.ratio(*sides)
+
+
+def test_a_mean_of_shares_is_agrestis_and_coulls():
+    """Of outcomes 0 and 1: the middle (k + 2) / (n + 4) with the t quantile of n + 3; of shares, with their spread."""
+    for k, n in ((0, 10), (3, 10), (250, 300)):
+        found, middle = stats.bounded_mean([1.0] * k + [0.0] * (n - k)), (k + 2) / (n + 4)
+        half = reference.t.ppf(0.975, n + 3) * math.sqrt(middle * (1 - middle) / (n + 4))
+        assert found.value == pytest.approx(k / n)
+        assert (found.low, found.high) == pytest.approx((max(0, middle - half), min(1, middle + half)), rel=1e-12)
+    values = [0.2, 0.25, 0.9, 1.0, 0.4]
+    more = [*values, 0, 0, 1, 1]
+    half = reference.t.ppf(0.95, 8) * np.std(more) / 3
+    found = stats.bounded_mean(values, level=0.9)
+    assert (found.low, found.high) == pytest.approx((np.mean(more) - half, np.mean(more) + half), rel=1e-12)
+    for bad in ([], [1.1]):
+        with pytest.raises(ValueError, match=r"in \[0, 1\]"):
+            stats.bounded_mean(bad)
+
+
+def test_a_mean_of_ratios_has_the_error_of_the_infinitesimal_jackknife():
+    """The influence of a sample is the derivative by its weight, here a difference quotient."""
+    rng = np.random.default_rng(3)
+    top, bottom = rng.integers(0, 6, (3, 40)), rng.integers(0, 6, (3, 40))
+    bottom[1] = 0  # a row without a ratio
+
+    def value(weights):
+        return np.mean([(weights * top[i]).sum() / (weights * bottom[i]).sum() for i in (0, 2)])
+
+    found = stats.mean_of_ratios(top, bottom)
+    assert found.value == pytest.approx(value(np.ones(40)), rel=1e-12)
+    steps = 1e-6 * np.eye(40)
+    influence = 40 * np.array([(value(1 + s) - value(1 - s)) / 2e-6 for s in steps])
+    half = reference.t.ppf(0.975, 39) * influence.std(ddof=1) / math.sqrt(40)
+    # The quotient's error is of the order of 1e-16 / 1e-6.
+    assert (found.value - found.low, found.high - found.value) == pytest.approx((half, half), rel=1e-6)
+    assert stats.mean_of_ratios(top, 0 * bottom) is None
 
 
 # ---- growth

@@ -114,6 +114,9 @@ def test_a_rare_class_keeps_a_sample_of_what_is_carved():
     assert plain.tolist() == [18, 2, 0, 0]
     assert kept.tolist() == [16, 2, 1, 1]
     assert stratified(y, 3, (0,), least=1).shape == (3,)
+    # the last sample of a class is never taken, however many are
+    y = np.repeat(np.arange(3), [1, 20, 2])
+    assert np.bincount(y[stratified(y, 20, (0,), keep=1)], minlength=3).tolist() == [0, 19, 1]
     # where no class is rare, nothing moves
     y = np.repeat(np.arange(4), 50)
     assert np.array_equal(stratified(y, 20, (5,)), stratified(y, 20, (5,), least=1))

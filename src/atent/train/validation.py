@@ -85,8 +85,8 @@ class Validation:
         return row, hint
 
     def score(self, row: dict[str, Any], prefix: str = "") -> tuple[float, float]:
-        """The score that the best epoch maximises; ties are decided by the other accuracy, then by the earlier
-        epoch."""
+        """The score that the best epoch maximises; ties in robust accuracy are decided by clean accuracy, all others by
+        the earlier epoch."""
         if self.select == "last":
             return row["epoch"], 0.0
         kinds = ("robust", "clean") if self.select == "robust" else ("clean", "robust")

@@ -57,7 +57,10 @@ def motion_blur(x: Tensor, level: tuple[int, float], streams: PerSample) -> Tens
 
 @corruption("blur", (0.06, 0.11, 0.16, 0.21, 0.26))
 def zoom_blur(x: Tensor, level: float, streams: PerSample) -> Tensor:
-    """Mean of the image and of its enlargements by 1, 1.01, 1.02 ... below 1 + level."""
+    """Mean of the image and of its enlargements by 1, 1.01, 1.02 ... below 1 + level.
+
+    In the authors' code rounding adds the enlargement by 1 + level at severities 1 and 2 (numpy's ``arange``).
+    """
     count = round(100 * level)
     total = x + sum(zoomed(x, 1 + i / 100) for i in range(count))
     return (total / (count + 1)).clamp(0, 1)
