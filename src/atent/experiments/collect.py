@@ -14,7 +14,7 @@ from atent import stats
 from atent.attacks.spec import relabelled
 from atent.evaluate.outcomes import FOOLED
 from atent.experiments import migrate
-from atent.experiments.comparison import INTERVAL, accuracy, caveat_of, measure, winner
+from atent.experiments.comparison import INTERVAL, accuracy, attributed, caveat_of, measure, remarks, winner
 from atent.experiments.plan import Plan
 from atent.experiments.results import (
     COMPARISON_VERSION,
@@ -79,6 +79,7 @@ def assembled(rows: list[Row], **head: Any) -> ComparisonFile:
         provenance=folder.provenance(device=made[0].seeds[0].provenance["device"]),
         cascade=evaluation.cascade,
         pairs=pairs(rows),
+        remarks=attributed({r.label: [line for e in r.evaluations for line in remarks(e.attacks)] for r in rows}),
         **head,
     )
 
