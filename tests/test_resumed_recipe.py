@@ -158,10 +158,15 @@ def test_a_new_training_reports_the_interrupted_one_beside_it(here, capsys, monk
     for others in (["evaluate", run, "--attacks", "FGSM", "--limit", "5"], ["report", run, "--images", "0"]):
         once.cache_clear()
         assert f"atent: {run} is unfinished: `atent train --resume {run}` continues it" in said(capsys, *others)[1]
+    shown = f"{run} is unfinished: <code>atent train --resume {run}</code> continues it"
+    assert shown in Path(f"{run}/report.html").read_text()
+    assert f"{run} is unfinished: `atent train --resume {run}`" in Path("runs/compare/comparison.md").read_text()
     assert f"{run} is unfinished" in said(capsys, *words)[1]
 
     said(capsys, "train", "--resume", run, "--quiet")
     assert "unfinished" not in said(capsys, *words)[1], "all are finished"
+    said(capsys, "report", run, "--images", "0", "--out", "finished.html")
+    assert "is unfinished" not in Path("finished.html").read_text()
 
 
 def test_a_training_without_the_test_set_is_finished(here, capsys):

@@ -91,7 +91,8 @@ def masked():
 
 def test_comparison_and_report_show_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    data, how = load(DataSettings("digits", limit=200)), TrainSettings(epochs=1, batch_size=64, device="cpu", validate_limit=20)
+    data = load(DataSettings("digits", limit=200))
+    how = TrainSettings(epochs=1, batch_size=64, device="cpu", validate_limit=20)
     for build in (plain, masked):
         own = f"{__name__}:{build.__name__}"
         fit(build(), data, Standard(), settings=how, run=build.__name__, builder=own, progress=False)

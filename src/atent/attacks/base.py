@@ -274,8 +274,9 @@ class Attack(metaclass=Settings):
         if rng is None:
             x = as_inputs(x, model)
         x_adv, success, forwards, backwards = self._guarded(
-            model, x, y, seed, ids, rng, mode, targeted, callback, part, search_dtype, channels_last, remark, verdict=True
-        )
+            model, x, y, seed, ids, rng, mode, targeted, callback, part, search_dtype, channels_last, remark,
+            verdict=True,
+        )  # fmt: skip
         threat: Threat = self.threat
         return Outcome(x_adv, success, threat.distance(x_adv, threat.clamp(x.detach())), forwards, backwards)
 

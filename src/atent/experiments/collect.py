@@ -43,6 +43,8 @@ class Row:
     seeds: list[SeedResult]
     evaluations: list[EvaluationFile]
     """One for each seed."""
+    unfinished: Sequence[str] = ()
+    """A line for each run whose training is unfinished."""
 
 
 def collect(plan: Plan, path: Path, at_once: int = 1) -> ComparisonFile:
@@ -79,7 +81,10 @@ def assembled(rows: list[Row], **head: Any) -> ComparisonFile:
         provenance=folder.provenance(device=made[0].seeds[0].provenance["device"]),
         cascade=evaluation.cascade,
         pairs=pairs(rows),
-        remarks=attributed({r.label: [line for e in r.evaluations for line in remarks(e.attacks)] for r in rows}),
+        remarks=[
+            *attributed({r.label: [line for e in r.evaluations for line in remarks(e.attacks)] for r in rows}),
+            *(f"{line}." for r in rows for line in r.unfinished),
+        ],
         **head,
     )
 

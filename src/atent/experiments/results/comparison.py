@@ -115,4 +115,5 @@ class ComparisonFile(Result):
     pairs: list[PairResult] = field(default_factory=list)
     """Every row less every later one; none for a single seed without outcomes by image."""
     remarks: list[str] = field(default_factory=list)
-    """Remarks on the attacks, with the rows that they concern unless they concern all."""
+    """Remarks on the attacks, with the rows that they concern unless they concern all, and a line for each run whose
+    training is unfinished."""
