@@ -7,7 +7,7 @@ import pytest
 
 from atent.cli import main
 from atent.experiments import pipeline
-from atent.experiments.recipe_changes import file_of
+from atent.experiments.recipe_changes import file_of, in_run
 from atent.messages import once
 from atent.train.trainer import Trainer
 
@@ -65,10 +65,42 @@ def test_a_recipe_edited_to_the_settings_of_the_run_is_no_change(here, capsys):
     assert "has changed" not in said(capsys, "train", "--resume", "runs/my", "--quiet")[1]
 
 
-def test_the_record_of_a_recipe_is_json():
+def test_a_recipe_is_found_from_another_working_folder(here, capsys, monkeypatch):
+    Path("project").mkdir()
+    Path("elsewhere").mkdir()
+    recipe = Path("project/my.toml")
+    recipe.write_text(RECIPE.format(lr=0.01))
+    monkeypatch.chdir("project")
+    said(capsys, "train", "my.toml", *QUICK, "--quiet")
+    monkeypatch.chdir(here / "elsewhere")
+    resume = ["train", "--resume", "../project/runs/my", "--quiet"]
+
+    Path("my.toml").write_text(RECIPE.format(lr=0.1))
+    assert "has changed" not in said(capsys, *resume)[1], "another file of that name"
+
+    (here / recipe).write_text(RECIPE.format(lr=0.003))
+    assert "optimizer.lr 0.01, the file now has 0.003" in said(capsys, *resume)[1]
+
+    # A project is moved with its runs.
+    (here / "project").rename(here / "moved")
+    monkeypatch.chdir(here / "moved" / "runs")
+    assert "my.toml has changed" in said(capsys, "train", "--resume", "my", "--quiet")[1]
+
+    # Configurations of earlier versions have the path from the working folder.
+    file = Path("my/config.json")
+    config = json.loads(file.read_text())
+    config["about"]["recipe_file"]["path"] = "../my.toml"
+    del config["about"]["recipe_file"]["from_run"]
+    file.write_text(json.dumps(config))
+    said(capsys, "show", "my", "--accept", "config.json")
+    assert "my.toml has changed" in said(capsys, "train", "--resume", "my", "--quiet")[1]
+
+
+def test_the_record_of_a_recipe_is_json(here):
     tables = {"about": "x", "evaluate": {"eps": float("inf"), "attacks": ["FGSM"]}}
     found = file_of("my.toml", tables)
-    assert found == {"path": "my.toml", "settings": {"evaluate": {"eps": "inf", "attacks": ["FGSM"]}}}
+    assert found == {"path": f"{here}/my.toml", "settings": {"evaluate": {"eps": "inf", "attacks": ["FGSM"]}}}
+    assert in_run(found, Path("runs/my")) == {"from_run": "../../my.toml", "settings": found["settings"]}
     assert found["settings"]["evaluate"] is not tables["evaluate"]
     assert file_of("digits-linf-standard", tables) is None
 
