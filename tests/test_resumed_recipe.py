@@ -1,12 +1,15 @@
 """A training that is resumed or repeated: what the commands report about the recipe file and the run folders."""
 
+import importlib
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
 from atent.cli import main
 from atent.experiments import pipeline
+from atent.experiments.finished import compare_runs
 from atent.experiments.recipe_changes import file_of, in_run
 from atent.messages import once
 from atent.train.trainer import Trainer
@@ -205,3 +208,43 @@ def test_a_training_without_the_test_set_is_finished(here, capsys):
     words = ["train", "digits-linf-standard", *QUICK, "--validation-only", "--quiet"]
     said(capsys, *words)
     assert "unfinished" not in said(capsys, *words)[1]
+
+
+OWN = """
+from dataclasses import dataclass
+
+from atent.attacks import Attack
+
+
+@dataclass(frozen=True)
+class Shift(Attack):
+    passes = 1
+    needs_gradient = False
+
+    def search(self, oracle, x, y, streams):
+        return self.threat.project(x {sign} 1.0, x)
+"""
+
+
+def test_an_evaluation_by_an_edited_attack_is_made_again(here, capsys, monkeypatch, request):
+    request.addfinalizer(lambda: sys.modules.pop("own_of_resume", None))
+    monkeypatch.syspath_prepend(str(here))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def write(sign):
+        Path("own_of_resume.py").write_text(OWN.replace("{sign}", sign))
+        sys.modules.pop("own_of_resume", None)
+        importlib.invalidate_caches()
+
+    words = [*QUICK[:-1], "own_of_resume:Shift", "--quiet"]
+    write("+")
+    for name, lr in (("one", "0.01"), ("two", "0.02")):
+        said(capsys, "train", "digits-linf-standard", "--name", name, *words, "--optimizer.lr", lr)
+    runs = {"one": "runs/one", "two": "runs/two"}
+    assert "code" not in "".join(compare_runs(runs).differs)
+    resume = ["train", "--resume", "runs/one", "--quiet"]
+    assert "is finished" in said(capsys, *resume)[0]
+    write("-")
+    assert "is finished" not in said(capsys, *resume)[0]
+    assert "is finished" in said(capsys, *resume)[0]
+    assert "the code of the attack Shift" in compare_runs(runs).differs

@@ -22,6 +22,7 @@ from atent.evaluate.outcomes import flags
 from atent.evaluate.search import Search
 from atent.independence import dependence_hint
 from atent.memory import Batches
+from atent.origins import code_of
 from atent.progress import Advance
 from atent.rng import narrow
 from atent.stats import share
@@ -109,6 +110,7 @@ class Trial:
             "attack": spell(attack),
             "threat": attack.threat.plain(),
             "settings": plain(attack),
+            **({"code": code} if (code := code_of([type(attack)])) else {}),
             # A sample that several parts attacked counts once.
             **self._summary(total, remaining) | {"attacked": int(before.sum())},
         }

@@ -13,6 +13,7 @@ from atent.data.described import described
 from atent.experiments import migrate
 from atent.experiments.results import Adversary, EvaluationFile
 from atent.experiments.target import EvaluateSettings
+from atent.origins import code_of
 from atent.runs import manifest
 from atent.train.result import Fitted
 
@@ -27,8 +28,8 @@ def kept(
 ) -> EvaluationFile | None:
     """The evaluation.json of a run, if it is all that its training would write now; None if it must be made (again).
 
-    It must be of the best and the last epoch, by these attacks against these threats on these test images, with the
-    parts that ``settings`` ask for. A damaged file is not used.
+    It must be of the best and the last epoch, by these attacks, in the present version of the user's code, against
+    these threats on these test images, with the parts that ``settings`` ask for. A damaged file is not used.
     """
     file = run / folder.EVALUATION
     if not file.is_file():
@@ -44,8 +45,8 @@ def kept(
         and found.epoch == fitted.best["epoch"]
         and found.seed == settings.seed
         and found.data.ids == samples["ids"]
-        and {name: (result.attack, result.threat) for name, result in found.attacks.items()}
-        == {name: (spell(attack), Adversary.of(attack.threat)) for name, attack in attacks.items()}
+        and {name: (result.attack, result.threat, result.code) for name, result in found.attacks.items()}
+        == {name: (spell(a), Adversary.of(a.threat), code_of([type(a)])) for name, a in attacks.items()}
         and (last == fitted.history[-1]["epoch"] or not settings.last)
         and (bool(found.checks) or not settings.checks)
         and (found.union is not None or not settings.threats)
