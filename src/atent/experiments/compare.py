@@ -16,6 +16,7 @@ from atent.experiments.backends.base import reason
 from atent.experiments.collect import collect
 from atent.experiments.comparison import draw, draw_pareto, markdown
 from atent.experiments.comparison_csv import TABLE_CSV, as_csv
+from atent.experiments.comparison_tex import TABLE_TEX, as_tex
 from atent.experiments.measured import asked, choice
 from atent.experiments.pipeline import Say
 from atent.experiments.plan import NAME, PLAN, Build, Plan, Run, agree, place, seeded, state
@@ -103,6 +104,7 @@ def _write(path: Path, found: ComparisonFile, other: ComparisonFile | None) -> N
     folder.write_json(path / RESULT, found.to_json())
     folder.write_atomic(path / TABLE, markdown(found))
     folder.write_atomic(path / TABLE_CSV, as_csv(found))
+    folder.write_atomic(path / TABLE_TEX, as_tex(found))
     draw(path, found)
     draw_pareto(path, [other, found] if other else [found])
 
