@@ -197,6 +197,8 @@ def test_a_new_training_reports_the_interrupted_one_beside_it(here, capsys, monk
     assert shown in Path(f"{run}/report.html").read_text()
     assert f"{run} is unfinished: `atent train --resume {run}`" in Path("runs/compare/comparison.md").read_text()
     assert f"{run} is unfinished" in said(capsys, *words)[1]
+    said(capsys, "export", run, "--format", "hub", "--out", "card")
+    assert "training of these weights was interrupted" in Path("card/README.md").read_text()
 
     said(capsys, "train", "--resume", run, "--quiet")
     assert "unfinished" not in said(capsys, *words)[1], "all are finished"
