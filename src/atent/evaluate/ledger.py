@@ -61,7 +61,6 @@ class Result(NamedTuple):
         return functools.reduce(Result.then, sorted(several, key=lambda result: int(result.rows[0])), NO_RESULT)
 
 
-_COUNTS = Result._fields[4:7]
 NO_RESULT = Result(
     torch.zeros(0).long(), torch.zeros(0).bool(), torch.zeros(0).double(), torch.zeros(0).long(), 0, 0, 0.0
 )
@@ -92,7 +91,9 @@ class Ledger:
                 torch.tensor([flag == "1" for flag in row["fooled"]]),
                 torch.tensor(row["distance"], dtype=torch.float64),
                 _classes(row),
-                *(row[key] for key in _COUNTS),
+                row["forwards"],
+                row["backwards"],
+                row["seconds"],
                 tuple(row.get("remarks", ())),
             )
             # Where a row was damaged, its new measurement comes after later rows.
