@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from atent import Threat
+from atent.attacks import EoT
 from atent.cli import main
+from atent.evaluate.ledger import code_of_attack
 from atent.experiments import pipeline
 from atent.experiments.finished import compare_runs
 from atent.experiments.recipe_changes import file_of, in_run
@@ -250,3 +253,26 @@ def test_an_evaluation_by_an_edited_attack_is_made_again(here, capsys, monkeypat
     assert "is finished" not in said(capsys, *resume)[0]
     assert "is finished" in said(capsys, *resume)[0]
     assert "the code of the attack Shift" in compare_runs(runs).differs
+
+    # A comparison that is repeated evaluates the finished runs again.
+    words = ["compare", "digits-linf-standard", "digits-linf-pgdat", "--seeds", "1", *words]
+    files = [Path(f"runs/compare/digits-linf-{name}-seed0/evaluation.json") for name in ("standard", "pgdat")]
+    codes = []
+    for sign in ("+", "+", "-"):
+        write(sign)
+        said(capsys, *words)
+        codes.append([file.read_text() for file in files])
+    assert codes[0] == codes[1]
+    first, last = ([json.loads(text)["attacks"]["Shift"] for text in texts] for texts in codes[1:])
+    assert first[0]["code"] == first[1]["code"] != last[0]["code"] == last[1]["code"]
+
+
+def test_the_code_of_an_attack_inside_another_counts(here, monkeypatch, request):
+    request.addfinalizer(lambda: sys.modules.pop("own_of_resume", None))
+    monkeypatch.syspath_prepend(str(here))
+    Path("own_of_resume.py").write_text(OWN.replace("{sign}", "+").replace("needs_gradient = False", "pass"))
+    importlib.invalidate_caches()
+    threat = Threat("linf", 0.1)
+    own = importlib.import_module("own_of_resume").Shift(threat)
+    assert code_of_attack(own) == code_of_attack(EoT(threat, attack="own_of_resume:Shift()", samples=2)) != []
+    assert code_of_attack(EoT(threat, attack="PGD(steps=2)", samples=2)) == []

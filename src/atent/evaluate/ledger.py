@@ -196,7 +196,13 @@ def fingerprint(
 def _settings(attack: Attack) -> list[Any]:
     """All that the results of an attack depend on; it may contain a model, such as the source of a transfer."""
     models = [_hash(*_contents(model)) for model in _models(attack)]
-    return [spell(attack, threat=True), list(_box(attack)), *models, *code_of([type(attack)])]
+    return [spell(attack, threat=True), list(_box(attack)), *models, *code_of_attack(attack)]
+
+
+def code_of_attack(attack: Attack) -> list[str]:
+    """`code_of` of an attack, its parts, and the attack that it repeats or transfers."""
+    inner = getattr(attack, "inner", None)
+    return code_of(map(type, [attack, *attack.parts().values(), *([inner] if isinstance(inner, Attack) else [])]))
 
 
 def _models(attack: Attack) -> list[nn.Module]:

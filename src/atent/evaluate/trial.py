@@ -17,12 +17,11 @@ from atent.distributed import SINGLE, World
 from atent.distributed.shards import Shard
 from atent.evaluate.answers import predict
 from atent.evaluate.hints import Hints, collapse_hint, normalisation_hint, one_class_hint
-from atent.evaluate.ledger import NO_RESULT, Ledger, Result
+from atent.evaluate.ledger import NO_RESULT, Ledger, Result, code_of_attack
 from atent.evaluate.outcomes import flags
 from atent.evaluate.search import Search
 from atent.independence import dependence_hint
 from atent.memory import Batches
-from atent.origins import code_of
 from atent.progress import Advance
 from atent.rng import narrow
 from atent.stats import share
@@ -110,7 +109,7 @@ class Trial:
             "attack": spell(attack),
             "threat": attack.threat.plain(),
             "settings": plain(attack),
-            **({"code": code} if (code := code_of([type(attack)])) else {}),
+            **({"code": code} if (code := code_of_attack(attack)) else {}),
             # A sample that several parts attacked counts once.
             **self._summary(total, remaining) | {"attacked": int(before.sum())},
         }

@@ -131,7 +131,7 @@ def _compared(groups: dict[str, list[_Made]], command: str) -> ComparisonFile:
     return assembled(
         [_row(name, row) for name, row in groups.items()], command=command, at_once=1, model=" and ".join(networks),
         epochs=_common(every, "epochs"), minutes=_common(every, "minutes"), batch_size=_common(every, "batch_size"),
-        differs=[*_differing(groups), *_edited(every)],
+        differs=_differing(groups),
     )  # fmt: skip
 
 
@@ -284,13 +284,6 @@ def _row(name: str, row: list[_Made]) -> Row:
     plain = Threat(**threat).plain() if threat else None
     unfinished = [made.unfinished for made in row if made.unfinished]
     return Row(name, row[0].title, plain, seeds, [made.evaluation for made in row], unfinished)
-
-
-def _edited(every: list[_Made]) -> list[str]:
-    """The user's attacks whose code differs between the evaluations."""
-    first = every[0].evaluation.attacks
-    odd = [name for name in first if any(m.evaluation.attacks[name].code != first[name].code for m in every)]
-    return [f"the code of the attack {name}" for name in odd]
 
 
 def _differing(groups: dict[str, list[_Made]]) -> list[str]:

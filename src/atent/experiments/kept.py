@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from atent import runs as folder
@@ -10,10 +10,10 @@ from atent.attacks import Attack
 from atent.attacks.spec import spell
 from atent.data import Data
 from atent.data.described import described
+from atent.evaluate.ledger import code_of_attack
 from atent.experiments import migrate
 from atent.experiments.results import Adversary, EvaluationFile
 from atent.experiments.target import EvaluateSettings
-from atent.origins import code_of
 from atent.runs import manifest
 from atent.train.result import Fitted
 
@@ -21,6 +21,13 @@ from atent.train.result import Fitted
 def best_sum(run: Path) -> manifest.Sum | None:
     """The recorded sum of the best weights, which a training that resumes may change; None without a record."""
     return (manifest.sums(run) or {}).get(folder.BEST)
+
+
+def outdated(run: Path, attacks: Iterable[Attack]) -> bool:
+    """Whether the evaluation.json of a run is by another version of the user's code than that of ``attacks``."""
+    present = [code_of_attack(attack) for attack in attacks]
+    found = manifest.read_json(run / folder.EVALUATION).get("attacks", {}).values()
+    return any(result["code"] not in present for result in found if result.get("code"))
 
 
 def kept(
@@ -46,7 +53,7 @@ def kept(
         and found.seed == settings.seed
         and found.data.ids == samples["ids"]
         and {name: (result.attack, result.threat, result.code) for name, result in found.attacks.items()}
-        == {name: (spell(a), Adversary.of(a.threat), code_of([type(a)])) for name, a in attacks.items()}
+        == {name: (spell(a), Adversary.of(a.threat), code_of_attack(a)) for name, a in attacks.items()}
         and (last == fitted.history[-1]["epoch"] or not settings.last)
         and (bool(found.checks) or not settings.checks)
         and (found.union is not None or not settings.threats)
