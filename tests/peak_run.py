@@ -1,5 +1,8 @@
 """A short training whose best epoch is known, its folder, and damage to its files."""
 
+import shutil
+
+import pytest
 import torch
 from torch import nn
 
@@ -73,3 +76,17 @@ def finished(path):
     fitted = trained(path)
     manifest.write_json(path / folder.EVALUATION, {"accuracy": 0.5})
     return fitted, path
+
+
+# Modules that import these fixtures have them as `whole` and `run`.
+@pytest.fixture(scope="module", name="whole")
+def whole_run(tmp_path_factory):
+    """A training to its end, and its folder."""
+    return finished(tmp_path_factory.mktemp("manifest") / "whole")
+
+
+@pytest.fixture(name="run")
+def run_to_change(whole, tmp_path):
+    """A copy of that folder to change."""
+    shutil.copytree(whole[1], tmp_path / "copy")
+    return tmp_path / "copy"

@@ -37,6 +37,15 @@ def test_help_of_train_shows_the_recipes_values(capsys):
     assert first <= 24, "more than a screen before the first option"
 
 
+def test_help_of_train_for_one_section(capsys):
+    status, out, _ = said(capsys, "train", "mnist-l2-atent", "--method.steps", "3", "--help", "optimizer", "schedule")
+    assert status == 0
+    options = re.findall(r"^ *--([a-z]+)\.", out, re.MULTILINE)
+    assert set(options) == {"optimizer", "schedule"}
+    assert said(capsys, "train", "--help", "mnist-l2-atent", "schedule")[1].count("--schedule.") > 1
+    assert "did you mean 'optimizer'" in refused(capsys, "train", "mnist-l2-atent", "--help", "optimzer")
+
+
 def test_help_of_train_without_a_recipe_is_light(capsys):
     code = "import sys; from atent.cli import main; main(['train', '--help']); sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

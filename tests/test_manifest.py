@@ -7,7 +7,7 @@ import threading
 
 import pytest
 from kit import unsealed
-from peak_run import CPU, STATE, content, finished, flip, net, trained
+from peak_run import CPU, STATE, content, flip, net, run_to_change, trained, whole_run  # noqa: F401 - fixtures
 from safetensors.torch import save_file
 
 from atent import runs as folder
@@ -18,19 +18,6 @@ from atent.runs.checkpoint import check_best, find_state, load_state, load_weigh
 from atent.runs.manifest import Damaged, check, seal, states
 
 FLIPS = 30
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A training to its end, and its folder."""
-    return finished(tmp_path_factory.mktemp("manifest") / "whole")
-
-
-@pytest.fixture
-def run(whole, tmp_path):
-    """A copy to change."""
-    shutil.copytree(whole[1], tmp_path / "copy")
-    return tmp_path / "copy"
 
 
 # ---- damage is found

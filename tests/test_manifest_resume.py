@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 from kit import unsealed
-from peak_run import BEST_EPOCH, CPU, EPOCHS, PREVIOUS, STATE, content, finished, flip, net, trained
+from peak_run import BEST_EPOCH, CPU, EPOCHS, PREVIOUS, STATE, content, flip, net, run_to_change, trained, whole_run  # noqa: F401 - fixtures
 
 from atent import runs as folder
 from atent.methods import Standard
@@ -17,19 +17,6 @@ from atent.runs.manifest import Damaged, record, states
 from atent.train import Callback, TrainSettings
 from atent.train.fingerprint import difference
 from atent.train.run_files import Keeper
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A training to its end, and its folder."""
-    return finished(tmp_path_factory.mktemp("manifest") / "whole")
-
-
-@pytest.fixture
-def run(whole, tmp_path):
-    """A copy to change."""
-    shutil.copytree(whole[1], tmp_path / "copy")
-    return tmp_path / "copy"
 
 
 class Stops(Callback):

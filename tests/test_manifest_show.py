@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from peak_run import data, finished, flip, net
+from peak_run import data, flip, net, run_to_change, whole_run  # noqa: F401 - fixtures
 
 from atent import runs as folder
 from atent.cli import main
@@ -20,19 +20,6 @@ from atent.runs.manifest import Damaged, states
 from atent.train import TrainSettings, fit
 
 BEFORE = Path(__file__).parent / "before_subsets"
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A training to its end, and its folder."""
-    return finished(tmp_path_factory.mktemp("manifest") / "whole")
-
-
-@pytest.fixture
-def run(whole, tmp_path):
-    """A copy to change."""
-    shutil.copytree(whole[1], tmp_path / "copy")
-    return tmp_path / "copy"
 
 
 def test_an_exported_copy_has_its_sums(run, tmp_path):

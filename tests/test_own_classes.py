@@ -212,6 +212,47 @@ def test_an_error_in_code_of_the_user_names_the_line(refused):
     assert "--debug" in line
 
 
+NETWORK = """
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(64, 10)
+
+    def forward(self, x):
+        if {when}:
+            {fails}
+        return self.layer(x.flatten(1))
+
+
+def net():
+    return Net()
+"""
+COMMANDS = {
+    "evaluate": ["--norm", "linf", "--eps", "0.1", "--attacks", "FGSM"],
+    "attack": ["--norm", "linf", "--eps", "0.1", "--attack", "FGSM"],
+    "certify": ["--sigma", "0.25", "--n", "20", "--n0", "5"],
+    "train": ["--train.epochs", "1", "--data.limit", "64", "--train.device", "cpu"],
+}
+FAILURES = {
+    "type, at the check": ("True", "self.layer(x, 3)", 2, "TypeError"),
+    "sizes, at a batch": ("len(x) > 2", "torch.nn.Linear(7, 3)(x)", 2, "shapes cannot be multiplied"),
+    "own ValueError": ("len(x) > 2", "raise ValueError('mine')", 2, "mine"),
+    "own KeyError": ("len(x) > 2", "{}['weight']", 1, "KeyError: 'weight'"),
+}
+
+
+@pytest.mark.parametrize(("when", "fails", "status", "part"), FAILURES.values(), ids=FAILURES)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_error_in_a_network_of_the_user_names_the_line(refused, command, when, fails, status, part):
+    source = NETWORK.replace("{when}", when).replace("{fails}", fails)
+    number = 1 + (HEAD + source).splitlines().index(f"            {fails}")
+    first = ["digits-linf-standard", "--model", "own_of_user:net"] if command == "train" else ["own_of_user:net"]
+    data = [] if command == "train" else ["--data", "digits", "--limit", "4"]
+    line = refused(source, [command, *first, *data, *COMMANDS[command], "--quiet"], status=status)
+    assert part in line
+    assert line.count(f"own_of_user.py, line {number}, in forward") == 1
+
+
 METHODS = {
     "loss": (FROZEN + "class T(Method):\n    a: int = 1\n", ["T has no loss", "loss(self, model, x, y, aux"]),
     "signature": (

@@ -1,13 +1,19 @@
 """A training that is resumed or repeated: what the commands report about the recipe file and the run folders."""
 
+import importlib
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
+from atent import Threat
+from atent.attacks import EoT
 from atent.cli import main
+from atent.evaluate.ledger import code_of_attack
 from atent.experiments import pipeline
-from atent.experiments.recipe_changes import file_of
+from atent.experiments.finished import compare_runs
+from atent.experiments.recipe_changes import file_of, in_run
 from atent.messages import once
 from atent.train.trainer import Trainer
 
@@ -65,10 +71,42 @@ def test_a_recipe_edited_to_the_settings_of_the_run_is_no_change(here, capsys):
     assert "has changed" not in said(capsys, "train", "--resume", "runs/my", "--quiet")[1]
 
 
-def test_the_record_of_a_recipe_is_json():
+def test_a_recipe_is_found_from_another_working_folder(here, capsys, monkeypatch):
+    Path("project").mkdir()
+    Path("elsewhere").mkdir()
+    recipe = Path("project/my.toml")
+    recipe.write_text(RECIPE.format(lr=0.01))
+    monkeypatch.chdir("project")
+    said(capsys, "train", "my.toml", *QUICK, "--quiet")
+    monkeypatch.chdir(here / "elsewhere")
+    resume = ["train", "--resume", "../project/runs/my", "--quiet"]
+
+    Path("my.toml").write_text(RECIPE.format(lr=0.1))
+    assert "has changed" not in said(capsys, *resume)[1], "another file of that name"
+
+    (here / recipe).write_text(RECIPE.format(lr=0.003))
+    assert "optimizer.lr 0.01, the file now has 0.003" in said(capsys, *resume)[1]
+
+    # A project is moved with its runs.
+    (here / "project").rename(here / "moved")
+    monkeypatch.chdir(here / "moved" / "runs")
+    assert "my.toml has changed" in said(capsys, "train", "--resume", "my", "--quiet")[1]
+
+    # Configurations of earlier versions have the path from the working folder.
+    file = Path("my/config.json")
+    config = json.loads(file.read_text())
+    config["about"]["recipe_file"]["path"] = "../my.toml"
+    del config["about"]["recipe_file"]["from_run"]
+    file.write_text(json.dumps(config))
+    said(capsys, "show", "my", "--accept", "config.json")
+    assert "my.toml has changed" in said(capsys, "train", "--resume", "my", "--quiet")[1]
+
+
+def test_the_record_of_a_recipe_is_json(here):
     tables = {"about": "x", "evaluate": {"eps": float("inf"), "attacks": ["FGSM"]}}
     found = file_of("my.toml", tables)
-    assert found == {"path": "my.toml", "settings": {"evaluate": {"eps": "inf", "attacks": ["FGSM"]}}}
+    assert found == {"path": f"{here}/my.toml", "settings": {"evaluate": {"eps": "inf", "attacks": ["FGSM"]}}}
+    assert in_run(found, Path("runs/my")) == {"from_run": "../../my.toml", "settings": found["settings"]}
     assert found["settings"]["evaluate"] is not tables["evaluate"]
     assert file_of("digits-linf-standard", tables) is None
 
@@ -158,13 +196,83 @@ def test_a_new_training_reports_the_interrupted_one_beside_it(here, capsys, monk
     for others in (["evaluate", run, "--attacks", "FGSM", "--limit", "5"], ["report", run, "--images", "0"]):
         once.cache_clear()
         assert f"atent: {run} is unfinished: `atent train --resume {run}` continues it" in said(capsys, *others)[1]
+    shown = f"{run} is unfinished: <code>atent train --resume {run}</code> continues it"
+    assert shown in Path(f"{run}/report.html").read_text()
+    assert f"{run} is unfinished: `atent train --resume {run}`" in Path("runs/compare/comparison.md").read_text()
     assert f"{run} is unfinished" in said(capsys, *words)[1]
+    said(capsys, "export", run, "--format", "hub", "--out", "card")
+    assert "training of these weights was interrupted" in Path("card/README.md").read_text()
 
     said(capsys, "train", "--resume", run, "--quiet")
     assert "unfinished" not in said(capsys, *words)[1], "all are finished"
+    said(capsys, "report", run, "--images", "0", "--out", "finished.html")
+    assert "is unfinished" not in Path("finished.html").read_text()
 
 
 def test_a_training_without_the_test_set_is_finished(here, capsys):
     words = ["train", "digits-linf-standard", *QUICK, "--validation-only", "--quiet"]
     said(capsys, *words)
     assert "unfinished" not in said(capsys, *words)[1]
+
+
+OWN = """
+from dataclasses import dataclass
+
+from atent.attacks import Attack
+
+
+@dataclass(frozen=True)
+class Shift(Attack):
+    passes = 1
+    needs_gradient = False
+
+    def search(self, oracle, x, y, streams):
+        return self.threat.project(x {sign} 1.0, x)
+"""
+
+
+def test_an_evaluation_by_an_edited_attack_is_made_again(here, capsys, monkeypatch, request):
+    request.addfinalizer(lambda: sys.modules.pop("own_of_resume", None))
+    monkeypatch.syspath_prepend(str(here))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def write(sign):
+        Path("own_of_resume.py").write_text(OWN.replace("{sign}", sign))
+        sys.modules.pop("own_of_resume", None)
+        importlib.invalidate_caches()
+
+    words = [*QUICK[:-1], "own_of_resume:Shift", "--quiet"]
+    write("+")
+    for name, lr in (("one", "0.01"), ("two", "0.02")):
+        said(capsys, "train", "digits-linf-standard", "--name", name, *words, "--optimizer.lr", lr)
+    runs = {"one": "runs/one", "two": "runs/two"}
+    assert "code" not in "".join(compare_runs(runs).differs)
+    resume = ["train", "--resume", "runs/one", "--quiet"]
+    assert "is finished" in said(capsys, *resume)[0]
+    write("-")
+    assert "is finished" not in said(capsys, *resume)[0]
+    assert "is finished" in said(capsys, *resume)[0]
+    assert "the code of the attack Shift" in compare_runs(runs).differs
+
+    # A comparison that is repeated evaluates the finished runs again.
+    words = ["compare", "digits-linf-standard", "digits-linf-pgdat", "--seeds", "1", *words]
+    files = [Path(f"runs/compare/digits-linf-{name}-seed0/evaluation.json") for name in ("standard", "pgdat")]
+    codes = []
+    for sign in ("+", "+", "-"):
+        write(sign)
+        said(capsys, *words)
+        codes.append([file.read_text() for file in files])
+    assert codes[0] == codes[1]
+    first, last = ([json.loads(text)["attacks"]["Shift"] for text in texts] for texts in codes[1:])
+    assert first[0]["code"] == first[1]["code"] != last[0]["code"] == last[1]["code"]
+
+
+def test_the_code_of_an_attack_inside_another_counts(here, monkeypatch, request):
+    request.addfinalizer(lambda: sys.modules.pop("own_of_resume", None))
+    monkeypatch.syspath_prepend(str(here))
+    Path("own_of_resume.py").write_text(OWN.replace("{sign}", "+").replace("needs_gradient = False", "pass"))
+    importlib.invalidate_caches()
+    threat = Threat("linf", 0.1)
+    own = importlib.import_module("own_of_resume").Shift(threat)
+    assert code_of_attack(own) == code_of_attack(EoT(threat, attack="own_of_resume:Shift()", samples=2)) != []
+    assert code_of_attack(EoT(threat, attack="PGD(steps=2)", samples=2)) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, is_dataclass, replace
 from functools import partialmethod
@@ -36,9 +37,9 @@ from atent.threat import Threat, per_sample
 _PAGE = "docs/add-attack.md"
 _PASSES = "define the most forwards and backwards of one sample, such as passes = 10 or a property"
 
-_UNDEFINED = (
-    "met NaN or infinite input gradients, so its failures do not show robustness: correct the backward pass (sqrt or"
-    " log at 0, masked by where), or use an attack without gradients, such as Square"
+_UNDEFINED = "met NaN or infinite input gradients, so its failures do not show robustness"
+_DEFINED = (
+    "correct the backward pass (sqrt or log at 0, masked by where), or use an attack without gradients, such as Square"
 )
 
 
@@ -239,6 +240,7 @@ class Attack(metaclass=Settings):
         channels_last: bool = False,
         targeted: bool = False,
         callback: Callback | None = None,
+        remark: Callable[[str], None] | None = None,
     ) -> Outcome:
         """As the call, with success, distance and number of passes of each sample.
 
@@ -253,6 +255,9 @@ class Attack(metaclass=Settings):
         channels_last
             Pass images in that memory format: equal up to rounding, and faster or slower depending on network and
             machine. A model that does not support it gets the usual format, with a warning. Default: False.
+        remark
+            ``remark(clause)`` receives what the search found about the model that its failures depend on: NaN or
+            infinite input gradients. One line on stderr reports it in any case. Default: None.
 
         Returns
         -------
@@ -269,15 +274,17 @@ class Attack(metaclass=Settings):
         if rng is None:
             x = as_inputs(x, model)
         x_adv, success, forwards, backwards = self._guarded(
-            model, x, y, seed, ids, rng, mode, targeted, callback, part, search_dtype, channels_last, verdict=True
-        )
+            model, x, y, seed, ids, rng, mode, targeted, callback, part, search_dtype, channels_last, remark,
+            verdict=True,
+        )  # fmt: skip
         threat: Threat = self.threat
         return Outcome(x_adv, success, threat.distance(x_adv, threat.clamp(x.detach())), forwards, backwards)
 
     def _guarded(
         self, model: nn.Module, x: Tensor, y: Tensor | None, seed: int, ids: Tensor | None,
         rng: torch.Generator | None, mode: Mode, targeted: bool, callback: Callback | None, part: str | None = None,
-        search_dtype: SearchDtype | None = None, channels_last: bool = False, *, verdict: bool = False,
+        search_dtype: SearchDtype | None = None, channels_last: bool = False,
+        remark: Callable[[str], None] | None = None, *, verdict: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
         """`run` without the distances; ``success`` is empty without ``verdict``."""
         threat: Threat = self.threat
@@ -324,7 +331,9 @@ class Attack(metaclass=Settings):
             else:
                 x_adv = self._checked(self.search(oracle, clean, y, streams), clean).detach()
             if undefined is not None and undefined:
-                once(f"{type(self).__name__} {_UNDEFINED}")
+                once(f"{type(self).__name__} {_UNDEFINED}: {_DEFINED}")
+                if remark is not None:
+                    remark(_UNDEFINED)
             if not verdict:
                 return x_adv, torch.empty(0), *counters
             # The logits are checked as those of the first pass: NaN would count as misclassified.

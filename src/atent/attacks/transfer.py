@@ -95,7 +95,9 @@ class Transfer(Attack):
         model = self.model.to(x) if isinstance(self.source, str) else self.model
         counters = torch.zeros(2, len(x), dtype=torch.int64, device=x.device)
         with guard(model):
-            seen = Oracle(model, *counters, check=True, targeted=oracle.targeted, watch=oracle.watch)
+            seen = Oracle(
+                model, *counters, check=True, targeted=oracle.targeted, watch=oracle.watch, undefined=oracle.undefined
+            )
             return self.inner.bounded(seen, x, y, streams)
 
 

@@ -205,10 +205,12 @@ def _message(error: Exception) -> tuple[str, int]:
 
 
 def _located(error: Exception) -> str:
-    """The message of an error, with its place if the user's own code, or what it called, raised it."""
-    from atent.cli.places import raised_by_user
+    """The message of an error, with its place if the user's own code, or what it called, raised it or its cause."""
+    from atent.cli.places import place_of_error, raised_by_user
 
-    place = raised_by_user(error)
+    place, cause = raised_by_user(error), error.__cause__
+    if place is None and cause is not None and ".py, line " not in str(error):
+        place = place_of_error(cause)
     return f"{error} ({place})" if place else str(error)
 
 

@@ -36,11 +36,14 @@ def _with_present_values(words: list[str]) -> list[str]:
     return out
 
 
-def recipe_job(recipe: str, words: list[str], *, prog: str, allow_large_eps: bool = False) -> tuple[Job, bool]:
+def recipe_job(
+    recipe: str, words: list[str], *, prog: str, allow_large_eps: bool = False, shown: tuple[str, ...] = ()
+) -> tuple[Job, bool]:
     """The job of a recipe with the fields that ``words`` set (``--train.epochs 5``), and whether the recipe also trains
     a baseline.
 
-    UsageError, with one line per mistake. Raises SystemExit after help.
+    ``shown``: the sections that help describes; default: all. UsageError, with one line per mistake. Raises SystemExit
+    after help.
     """
     from atent.experiments.recipe_changes import file_of
 
@@ -50,12 +53,13 @@ def recipe_job(recipe: str, words: list[str], *, prog: str, allow_large_eps: boo
     file = file_of(recipe, tables)
     words = _switched(tables, words)
     default = job(tables, recipe if not recipe.endswith(".toml") else Path(recipe).stem)
-    starts = {s: getattr(default, s) for s in SECTIONS}
+    starts = {s: getattr(default, s) for s in shown or SECTIONS}
     fields: list[Any] = [(s, type(start), dataclasses.field(default=start)) for s, start in starts.items()]
     sections = dataclasses.make_dataclass("sections", fields, frozen=True)
     known = options_of(sections)
     words = spelled(_with_present_values(words), known, sections=True, renamed=_MOVED)
     about = f"Recipe {recipe}: {tables.get('about', 'no description')}. Other options: `atent train --help`."
+    about += " One section: --help optimizer."
     classes = [type(start) for start in starts.values()]
 
     def parse() -> Any:

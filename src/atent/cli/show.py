@@ -141,7 +141,7 @@ def accuracies(models: dict[str, EvaluationFile]) -> None:
     """Print accuracies with their intervals, one row per attack and one column per model."""
     from rich.table import Table
 
-    from atent.experiments.comparison import caveat_of, remarks
+    from atent.experiments.comparison import attributed, caveat_of, remarks
 
     first = next(iter(models.values()))
     # A table's own title breaks at the width of the table.
@@ -173,7 +173,7 @@ def accuracies(models: dict[str, EvaluationFile]) -> None:
             print(f"hint: {found.hint}")
         if found.union is not None:
             print_union(found.union, name if len(models) > 1 else "")
-    for line in (*remarks(first.attacks), caveat_of(first)):
+    for line in (*attributed({name: remarks(found.attacks) for name, found in models.items()}), caveat_of(first)):
         if line:
             print(line)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 import shutil
@@ -17,6 +18,7 @@ from atent.cli.jobs import recipe_job
 from atent.cli.parse import Name, Place, arg, read
 from atent.cli.words import SAME, help_wanted, split_sections
 from atent.experiments.recipe_files import SECTIONS, UsageError
+from atent.messages import unknown
 from atent.torchrun import restarted
 
 if TYPE_CHECKING:
@@ -44,10 +46,10 @@ def train(
     """Train a model from a recipe, evaluate it once on the test set, and write a run folder.
 
     RECIPE is a name that `atent recipes` lists, or a .toml file. Every field of a recipe is also an option: `atent
-    train RECIPE --help` lists them. Common options: --train.epochs 5, --train.seed 1, --train.device cuda,
-    --train.threads auto, --data.limit 2000, --data.root PATH, --model resnet18, --method TRADES, --method.threat.eps
-    4/255, --evaluate.attacks FGSM "PGD(steps=40)" AutoAttack. Exit status: 0 success, 1 failure, or with --baseline not
-    shown to be more robust, 2 invalid usage.
+    train RECIPE --help` lists them, and `atent train RECIPE --help optimizer` those of one section. Common options:
+    --train.epochs 5, --train.seed 1, --train.device cuda, --train.threads auto, --data.limit 2000, --data.root PATH,
+    --model resnet18, --method TRADES, --method.threat.eps 4/255, --evaluate.attacks FGSM "PGD(steps=40)" AutoAttack.
+    Exit status: 0 success, 1 failure, or with --baseline not shown to be more robust, 2 invalid usage.
 
     Parameters
     ----------
@@ -159,9 +161,19 @@ def run_words(words: list[str], command: Callable[..., int]) -> int:
     if help_wanted(own):
         own = [word for word in own if word not in ("-h", "--help")]
         if own and not own[0].startswith("-"):
-            recipe_job(own[0], [*fields, "--help"], prog=f"{prog} {own[0]}")
+            recipe_job(own[0], [*fields, "--help"], prog=f"{prog} {own[0]}", shown=_sections(words, own[0]))
         own.append("--help")
     return command(**read(command, own, prog, meant=_MEANT), fields=tuple(fields))
+
+
+def _sections(words: list[str], recipe: str) -> tuple[str, ...]:
+    """The sections of the recipe that follow --help, beside its name; UsageError for another word."""
+    after = words[next(i for i, word in enumerate(words) if word in ("-h", "--help")) + 1 :]
+    after = [word for word in itertools.takewhile(lambda word: not word.startswith("-"), after) if word != recipe]
+    for name in after:
+        if name not in SECTIONS:
+            raise UsageError(unknown("section", name, SECTIONS))
+    return tuple(after)
 
 
 def _check_resumed(words: list[str]) -> None:

@@ -58,12 +58,13 @@ class Evaluation:
     worst: dict[str, Any]
     """Share of the samples that are classified correctly without an attack and under every attack."""
     attacks: dict[str, dict[str, Any]]
-    """By name, in the order in which they ran: attack (as text), threat, settings; attacked, the number of samples that
-    were attacked; robust, the share of all n that remain correctly classified after it (in a cascade after it and those
-    before it, otherwise after it alone); fooled (ids); remarks, where the model has fewer classes than the attack
-    needs: what it does instead; distance (q10, median and q90 over the fooled samples, in the threat's norm; None
-    without any), forwards, backwards, seconds. A composite attack has parts: the same keys from attacked on, by name of
-    the part, each on the samples that are robust to the parts before it."""
+    """By name, in the order in which they ran: attack (as text), threat, settings; code, hashes of the files that
+    define an attack of the user; attacked, the number of samples that were attacked; robust, the share of all n that
+    remain correctly classified after it (in a cascade after it and those before it, otherwise after it alone); fooled
+    (ids); remarks, where the model has fewer classes than the attack needs: what it does instead, and where its search
+    met NaN or infinite input gradients; distance (q10, median and q90 over the fooled samples, in the threat's norm;
+    None without any), forwards, backwards, seconds. A composite attack has parts: the same keys from attacked on, by
+    name of the part, each on the samples that are robust to the parts before it."""
     wrong: list[int]
     """Ids of the samples that are misclassified without an attack."""
     cascade: bool | Literal["threat"] = False
@@ -99,6 +100,7 @@ class Evaluation:
         width = max(map(len, shares))
         lines = [f"accuracy of {self.n:,} samples, 95 % interval"]
         lines += [f"{name:{width}}  {percent(each)}" for name, each in shares.items()]
+        lines += [f"{name}: {'; '.join(each['remarks'])}" for name, each in self.attacks.items() if each.get("remarks")]
         return "\n".join(lines + ([f"hint: {self.hint}"] if self.hint else []))
 
     @property

@@ -41,12 +41,19 @@ class Result(NamedTuple):
     """Backward passes of samples."""
     seconds: float
     """Wall-clock time."""
+    remarks: tuple[str, ...] = ()
+    """What the search found about the model that its failures depend on, each clause once."""
 
     def then(self, more: Result) -> Result:
         """Both, concatenated."""
         tensors = [torch.cat([a, b]) for a, b in zip(self[:4], more[:4])]
         counts = self.forwards + more.forwards, self.backwards + more.backwards, self.seconds + more.seconds
-        return Result(tensors[0], tensors[1], tensors[2], tensors[3], *counts)
+        remarks = tuple(dict.fromkeys(self.remarks + more.remarks))
+        return Result(tensors[0], tensors[1], tensors[2], tensors[3], *counts, remarks)
+
+    def of_part(self, part: str) -> Result:
+        """The result of that part of an attack, with remarks that name it."""
+        return self._replace(remarks=tuple(f"{part} {clause}" for clause in self.remarks))
 
     @staticmethod
     def joined(several: Iterable[Result]) -> Result:
@@ -54,7 +61,6 @@ class Result(NamedTuple):
         return functools.reduce(Result.then, sorted(several, key=lambda result: int(result.rows[0])), NO_RESULT)
 
 
-_COUNTS = Result._fields[4:]
 NO_RESULT = Result(
     torch.zeros(0).long(), torch.zeros(0).bool(), torch.zeros(0).double(), torch.zeros(0).long(), 0, 0, 0.0
 )
@@ -74,7 +80,7 @@ class Ledger:
         names = {(name, part) for name, a in (attacks or {}).items() for part in (a.parts() or [None])}
 
         def valid(row: dict[str, Any]) -> bool:
-            known = row.keys() | {"predicted"} == _KEYS and _is_result(row, n)
+            known = row.keys() | _LATER == _KEYS and _is_result(row, n)
             return known and (row["attack"], row["part"]) in names
 
         self._lines = Lines(path, "evaluation", fingerprint, valid=valid, rank=world.rank)
@@ -85,7 +91,10 @@ class Ledger:
                 torch.tensor([flag == "1" for flag in row["fooled"]]),
                 torch.tensor(row["distance"], dtype=torch.float64),
                 _classes(row),
-                *(row[key] for key in _COUNTS),
+                row["forwards"],
+                row["backwards"],
+                row["seconds"],
+                tuple(row.get("remarks", ())),
             )
             # Where a row was damaged, its new measurement comes after later rows.
             self._results.setdefault((row["attack"], row["part"]), {})[int(result.rows[0])] = result
@@ -117,10 +126,14 @@ class Ledger:
         """Write the result of one more batch."""
         row = result._asdict() | {"rows": spans(result.rows.tolist()), "fooled": bits(result.fooled)}
         row["predicted"] = result.predicted[result.fooled]
+        if not row["remarks"]:
+            del row["remarks"]
         self._lines.add({"attack": attack, "part": part, **row})
 
 
 _KEYS = {"attack", "part", *Result._fields}
+# Rows of earlier versions have no classes, and rows without remarks have no such key.
+_LATER = {"predicted", "remarks"}
 
 
 def _classes(row: dict[str, Any]) -> Tensor:
@@ -136,7 +149,7 @@ def _is_result(row: dict[str, Any], n: int) -> bool:
     m = _places(row["rows"], n)
     if not m or not isinstance(row["attack"], str) or not isinstance(row["part"], str | None):
         return False
-    fooled, counts = row["fooled"], Values("count")
+    fooled, counts, remarks = row["fooled"], Values("count"), row.get("remarks", [])
     return (
         isinstance(fooled, str)
         and len(fooled) == m
@@ -146,6 +159,8 @@ def _is_result(row: dict[str, Any], n: int) -> bool:
         and counts.fit(row["forwards"])
         and counts.fit(row["backwards"])
         and Values("real").fit(row["seconds"])
+        and isinstance(remarks, list)
+        and all(isinstance(clause, str) for clause in remarks)
     )
 
 
@@ -181,7 +196,13 @@ def fingerprint(
 def _settings(attack: Attack) -> list[Any]:
     """All that the results of an attack depend on; it may contain a model, such as the source of a transfer."""
     models = [_hash(*_contents(model)) for model in _models(attack)]
-    return [spell(attack, threat=True), list(_box(attack)), *models, *code_of([type(attack)])]
+    return [spell(attack, threat=True), list(_box(attack)), *models, *code_of_attack(attack)]
+
+
+def code_of_attack(attack: Attack) -> list[str]:
+    """`code_of` of an attack, its parts, and the attack that it repeats or transfers."""
+    inner = getattr(attack, "inner", None)
+    return code_of(map(type, [attack, *attack.parts().values(), *([inner] if isinstance(inner, Attack) else [])]))
 
 
 def _models(attack: Attack) -> list[nn.Module]:

@@ -58,15 +58,16 @@ class Search:
     """Batch norms folded in ``network``."""
 
     def attacked(
-        self, attack: Attack, x: Tensor, y: Tensor, *, seed: int, ids: Tensor, part: str | None = None
-    ) -> Outcome:
+        self, attack: Attack, x: Tensor, y: Tensor, *, seed: int, ids: Tensor, part: str | None = None,
+        remark: Callable[[str], None] | None = None,
+    ) -> Outcome:  # fmt: skip
         """As `outcomes.attacked`, with verdicts of the model itself.
 
         Samples whose verdict the precision of the search could have decided are attacked a second time.
         """
         kinds = (attack.parts()[part],) if part is not None else (attack, *attack.parts().values())
         dtype = None if any(kind.minimum_norm for kind in kinds) else self.dtype
-        how: dict[str, Any] = {"seed": seed, "part": part, "channels_last": self.channels_last}
+        how: dict[str, Any] = {"seed": seed, "part": part, "channels_last": self.channels_last, "remark": remark}
         out = attacked(attack, self.network, x, y, ids=ids, search_dtype=dtype, **how)
         _check_passes(attack, kinds[0].passes, out)
         if not len(x) or (self.network is self.model and dtype is None):

@@ -17,7 +17,7 @@ from atent.distributed import SINGLE, World
 from atent.distributed.shards import Shard
 from atent.evaluate.answers import predict
 from atent.evaluate.hints import Hints, collapse_hint, normalisation_hint, one_class_hint
-from atent.evaluate.ledger import NO_RESULT, Ledger, Result
+from atent.evaluate.ledger import NO_RESULT, Ledger, Result, code_of_attack
 from atent.evaluate.outcomes import flags
 from atent.evaluate.search import Search
 from atent.independence import dependence_hint
@@ -87,7 +87,7 @@ class Trial:
             chain: Threat | None = attack.threat if cascade == "threat" else None
             before = left.get(chain, right) if cascade else right
             results[name], outcomes[name], left[chain], total = self.attack(name, attack, before)
-            remarks = attack.remarks(classes)
+            remarks = [*attack.remarks(classes), *total.remarks]
             results[name] |= {"remarks": remarks} if remarks else {}
             fooled = total.fooled & remaining[total.rows]
             turned[total.rows[fooled]] = total.predicted[fooled]
@@ -100,6 +100,7 @@ class Trial:
         remaining, total, parts = before.clone(), NO_RESULT, {}
         for part in attack.parts() or [None]:
             found = self._results(name, attack, part, remaining)
+            found = found if part is None else found.of_part(part)
             remaining[found.rows[found.fooled]] = False
             total = total.then(found)
             if part is not None:
@@ -108,6 +109,7 @@ class Trial:
             "attack": spell(attack),
             "threat": attack.threat.plain(),
             "settings": plain(attack),
+            **({"code": code} if (code := code_of_attack(attack)) else {}),
             # A sample that several parts attacked counts once.
             **self._summary(total, remaining) | {"attacked": int(before.sum())},
         }
@@ -146,13 +148,15 @@ class Trial:
 
         def run_batch(chosen: slice) -> Result:
             begun, at = time.perf_counter(), run[chosen].to(self.x.device)
+            remarks: list[str] = []
             outcome = self.search.attacked(
-                attack.of(at), self.x[at], self.y[at], seed=self.seed, ids=self.ids[at], part=part
-            )
+                attack.of(at), self.x[at], self.y[at], seed=self.seed, ids=self.ids[at], part=part,
+                remark=remarks.append,
+            )  # fmt: skip
             return Result(
                 run[chosen], outcome.success.cpu(), outcome.norm.double().cpu(),
                 self.search.classes(outcome, self.seed), int(outcome.forwards.sum()), int(outcome.backwards.sum()),
-                time.perf_counter() - begun,
+                time.perf_counter() - begun, tuple(dict.fromkeys(remarks)),
             )  # fmt: skip
 
         return (result for _, result in self.batches.over(len(run), self.batch, run_batch))

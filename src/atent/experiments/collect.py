@@ -14,7 +14,7 @@ from atent import stats
 from atent.attacks.spec import relabelled
 from atent.evaluate.outcomes import FOOLED
 from atent.experiments import migrate
-from atent.experiments.comparison import INTERVAL, accuracy, caveat_of, measure, winner
+from atent.experiments.comparison import INTERVAL, accuracy, attributed, caveat_of, measure, remarks, winner
 from atent.experiments.plan import Plan
 from atent.experiments.results import (
     COMPARISON_VERSION,
@@ -43,6 +43,8 @@ class Row:
     seeds: list[SeedResult]
     evaluations: list[EvaluationFile]
     """One for each seed."""
+    unfinished: Sequence[str] = ()
+    """A line for each run whose training is unfinished."""
 
 
 def collect(plan: Plan, path: Path, at_once: int = 1) -> ComparisonFile:
@@ -63,7 +65,7 @@ def collect(plan: Plan, path: Path, at_once: int = 1) -> ComparisonFile:
     )  # fmt: skip
 
 
-def assembled(rows: list[Row], **head: Any) -> ComparisonFile:
+def assembled(rows: list[Row], *, differs: Sequence[str] = (), **head: Any) -> ComparisonFile:
     """The comparison of these rows; ``head``: the fields of `ComparisonFile` that do not follow from them."""
     seeds = [found.seed for found in rows[0].seeds]
     evaluation = rows[-1].evaluations[-1]
@@ -79,8 +81,20 @@ def assembled(rows: list[Row], **head: Any) -> ComparisonFile:
         provenance=folder.provenance(device=made[0].seeds[0].provenance["device"]),
         cascade=evaluation.cascade,
         pairs=pairs(rows),
+        differs=[*differs, *_edited(rows)],
+        remarks=[
+            *attributed({r.label: [line for e in r.evaluations for line in remarks(e.attacks)] for r in rows}),
+            *(f"{line}." for r in rows for line in r.unfinished),
+        ],
         **head,
     )
+
+
+def _edited(rows: list[Row]) -> list[str]:
+    """The user's attacks whose code differs between the evaluations."""
+    every = [evaluation.attacks for row in rows for evaluation in row.evaluations]
+    odd = [name for name in every[0] if any(attacks[name].code != every[0][name].code for attacks in every)]
+    return [f"the code of the attack {name}" for name in odd]
 
 
 def evaluation_of(path: Path) -> EvaluationFile:

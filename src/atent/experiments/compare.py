@@ -16,10 +16,13 @@ from atent.experiments.backends.base import reason
 from atent.experiments.collect import collect
 from atent.experiments.comparison import draw, draw_pareto, markdown
 from atent.experiments.comparison_csv import TABLE_CSV, as_csv
+from atent.experiments.comparison_tex import TABLE_TEX, as_tex
+from atent.experiments.kept import outdated
 from atent.experiments.measured import asked, choice
 from atent.experiments.pipeline import Say
-from atent.experiments.plan import NAME, PLAN, Build, Plan, Run, agree, place, seeded, state
+from atent.experiments.plan import NAME, PLAN, Build, Plan, Run, agree, evaluated_under, place, seeded, state
 from atent.experiments.results import ComparisonFile
+from atent.experiments.target import recipe_attacks
 from atent.messages import first_only
 from atent.progress import bar
 from atent.runs.locks import InUse, held
@@ -62,7 +65,7 @@ def compare(
             if run.path.is_dir():
                 with held(run.path / folder.LOCK, "compare", wait=first_only(say)):
                     pass  # the lock is acquired only to wait for its holder, and released at once
-        todo = {run.path: state(run, build) for run in plan.runs(path)}
+        todo = {run.path: _stage(run, build) for run in plan.runs(path)}
         jobs = {job.recipe: seeded(job, plan.seeds[0]).sections() for job in plan.jobs.values()}
         folder.write_json(path / PLAN, {"command": plan.command, "seeds": plan.seeds, "jobs": jobs})
         counts = {kind: list(todo.values()).count(kind) for kind in ("finished", "started")}
@@ -103,8 +106,17 @@ def _write(path: Path, found: ComparisonFile, other: ComparisonFile | None) -> N
     folder.write_json(path / RESULT, found.to_json())
     folder.write_atomic(path / TABLE, markdown(found))
     folder.write_atomic(path / TABLE_CSV, as_csv(found))
+    folder.write_atomic(path / TABLE_TEX, as_tex(found))
     draw(path, found)
     draw_pareto(path, [other, found] if other else [found])
+
+
+def _stage(run: Run, build: Build) -> str:
+    """`state`, but "started" for a run whose evaluation an earlier version of the user's attacks made."""
+    found, given = state(run, build), run.job.evaluate
+    # Several threats bring attacks of their own.
+    attacks = [] if given.threats else recipe_attacks(given, evaluated_under(run.job))
+    return "started" if found == "finished" and attacks and outdated(run.path, attacks) else found
 
 
 def _train(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -105,8 +105,17 @@ def against(attack: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def remarks(attacks: Mapping[str, AttackResult]) -> list[str]:
-    """Deviations of attacks from their definitions, one line each."""
+    """Deviations of attacks from their definitions, and what their searches met, one line each."""
     return [f"{name}: {'; '.join(found.remarks)}." for name, found in attacks.items() if found.remarks]
+
+
+def attributed(lines: Mapping[str, Iterable[str]]) -> list[str]:
+    """The lines of several runs or rows, each once, with the names of those that it concerns unless it concerns all."""
+    about: dict[str, list[str]] = {}
+    for name, own in lines.items():
+        for line in dict.fromkeys(own):
+            about.setdefault(line, []).append(name)
+    return [line if len(of) == len(lines) else f"{', '.join(of)}: {line}" for line, of in about.items()]
 
 
 # ---- the table -------------------------------------------------------------------------------------------
@@ -186,6 +195,7 @@ def caption(found: ComparisonFile) -> list[str]:
         lines.append("Each attack met the images that remained correctly classified after those before it.")
     if found.differs:
         lines.append(f"Beside the method the runs differ in {', '.join(found.differs)}.")
+    lines += found.remarks
     return [*lines, found.caveat] if found.caveat else lines
 
 

@@ -35,6 +35,8 @@ class _Made:
     path: Path
     config: dict[str, Any]
     evaluation: EvaluationFile
+    unfinished: str | None
+    """A line if its training is unfinished."""
 
     @property
     def seed(self) -> int:
@@ -156,11 +158,11 @@ def _made(run: Any, how: dict[str, Any], progress: bool) -> _Made:
         raise FileNotFoundError(f"{path} is not a run folder (no {folder.CONFIG}): give a folder that training wrote")
     folder.admit(path)
     config = folder.read_config(path / folder.CONFIG)
-    note_unfinished(path)
+    unfinished = note_unfinished(path)
     if not (path / folder.EVALUATION).is_file():
         found = evaluate_target(load_target(str(path), **how), cascade=False, progress=progress)
         write_json(path / folder.EVALUATION, found.to_json())
-    made = _Made(path, config, evaluation_of(path))
+    made = _Made(path, config, evaluation_of(path), unfinished)
     _check_attacks(made, how["attacks"])
     _check_limit(made, how["limit"])
     return made
@@ -280,7 +282,8 @@ def _row(name: str, row: list[_Made]) -> Row:
     seeds = [seed_result(made.path, made.seed, made.evaluation, last=last) for made in row]
     threat = row[0].config["method"].get("threat")
     plain = Threat(**threat).plain() if threat else None
-    return Row(name, row[0].title, plain, seeds, [made.evaluation for made in row])
+    unfinished = [made.unfinished for made in row if made.unfinished]
+    return Row(name, row[0].title, plain, seeds, [made.evaluation for made in row], unfinished)
 
 
 def _differing(groups: dict[str, list[_Made]]) -> list[str]:

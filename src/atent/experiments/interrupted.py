@@ -36,11 +36,15 @@ def beside(root: str | Path, name: str, new: Path) -> str | None:
     return f"{_unfinished(found)}; this is a new training in {new}"
 
 
-def note_unfinished(run: Path) -> None:
-    """One line, once, if a run that is evaluated, compared or shown is a training that was interrupted."""
+def note_unfinished(run: Path) -> str | None:
+    """One line if a run that is evaluated, compared or shown is a training that was interrupted, and the same line on
+    stderr, once; None for any other run."""
     # Curves are drawn at the end of the epochs, before the evaluation.
-    if not (run / folder.CURVES).exists() and is_interrupted(run):
-        once(f"{_unfinished(run)}; its epochs so far are used")
+    if (run / folder.CURVES).exists() or not is_interrupted(run):
+        return None
+    line = f"{_unfinished(run)}; its epochs so far are used"
+    once(line)
+    return line
 
 
 def _unfinished(run: Path) -> str:

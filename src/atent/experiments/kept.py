@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from atent import runs as folder
@@ -10,6 +10,7 @@ from atent.attacks import Attack
 from atent.attacks.spec import spell
 from atent.data import Data
 from atent.data.described import described
+from atent.evaluate.ledger import code_of_attack
 from atent.experiments import migrate
 from atent.experiments.results import Adversary, EvaluationFile
 from atent.experiments.target import EvaluateSettings
@@ -22,13 +23,20 @@ def best_sum(run: Path) -> manifest.Sum | None:
     return (manifest.sums(run) or {}).get(folder.BEST)
 
 
+def outdated(run: Path, attacks: Iterable[Attack]) -> bool:
+    """Whether the evaluation.json of a run is by another version of the user's code than that of ``attacks``."""
+    present = [code_of_attack(attack) for attack in attacks]
+    found = manifest.read_json(run / folder.EVALUATION).get("attacks", {}).values()
+    return any(result["code"] not in present for result in found if result.get("code"))
+
+
 def kept(
     run: Path, fitted: Fitted, data: Data, attacks: Mapping[str, Attack], settings: EvaluateSettings
 ) -> EvaluationFile | None:
     """The evaluation.json of a run, if it is all that its training would write now; None if it must be made (again).
 
-    It must be of the best and the last epoch, by these attacks against these threats on these test images, with the
-    parts that ``settings`` ask for. A damaged file is not used.
+    It must be of the best and the last epoch, by these attacks, in the present version of the user's code, against
+    these threats on these test images, with the parts that ``settings`` ask for. A damaged file is not used.
     """
     file = run / folder.EVALUATION
     if not file.is_file():
@@ -44,8 +52,8 @@ def kept(
         and found.epoch == fitted.best["epoch"]
         and found.seed == settings.seed
         and found.data.ids == samples["ids"]
-        and {name: (result.attack, result.threat) for name, result in found.attacks.items()}
-        == {name: (spell(attack), Adversary.of(attack.threat)) for name, attack in attacks.items()}
+        and {name: (result.attack, result.threat, result.code) for name, result in found.attacks.items()}
+        == {name: (spell(a), Adversary.of(a.threat), code_of_attack(a)) for name, a in attacks.items()}
         and (last == fitted.history[-1]["epoch"] or not settings.last)
         and (bool(found.checks) or not settings.checks)
         and (found.union is not None or not settings.threats)

@@ -23,6 +23,7 @@ from atent.distributed import alone, current, entered
 from atent.experiments.evaluation import evaluate_model
 from atent.experiments.introduction import introduction
 from atent.experiments.kept import best_sum, kept
+from atent.experiments.recipe_changes import in_run
 from atent.experiments.recipe_files import read_recipe
 from atent.experiments.results import EvaluationFile
 from atent.experiments.target import EvaluateSettings, attacks_of, data_of, recipe_attacks, threat_of
@@ -181,7 +182,7 @@ def _fitted(
     model = saved.model if saved else _network(job, data, resume)
     check_attacks(model, data, {f"evaluate.attacks {name}": attack for name, attack in attacks.items()})
     import_module("matplotlib.figure")  # the curves are drawn at the end
-    config = saved.config if saved else _config(job, model, data, attacks.values())
+    config = saved.config if saved else _config(job, path, model, data, attacks.values())
     for line in introduction(path, data, config, job.train.validate_limit, job.evaluate.limit):
         (introduce or say)(line)
     fitted = fit(
@@ -234,9 +235,9 @@ def _network(job: Job, data: Data, resume: bool) -> nn.Module:
     return model
 
 
-def _config(job: Job, model: nn.Module, data: Data, attacks: Iterable[Attack]) -> dict[str, Any]:
-    """The content of config.json for the job, the network and the data."""
-    file = {"recipe_file": job.recipe_file} if job.recipe_file else {}
+def _config(job: Job, path: Path, model: nn.Module, data: Data, attacks: Iterable[Attack]) -> dict[str, Any]:
+    """The content of the config.json at ``path`` for the job, the network and the data."""
+    file = {"recipe_file": in_run(job.recipe_file, path)} if job.recipe_file else {}
     return {
         **job.sections(),
         "about": {**_with_plugins(facts(model, data, job.method), job, attacks), **file},

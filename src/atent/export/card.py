@@ -13,6 +13,7 @@ from atent.experiments import migrate
 from atent.experiments.certificate import fingerprint
 from atent.experiments.comparison import caveat_of, remarks
 from atent.experiments.gate import certificates
+from atent.experiments.interrupted import note_unfinished
 from atent.experiments.results import BoundsFile, CertificateFile, EvaluationFile, SequentialFile, Share, SmoothingFile
 from atent.experiments.target import Target
 from atent.report import words
@@ -149,6 +150,8 @@ def _certified(found: CertificateFile, file: str) -> list[Figure]:
 def _limits(target: Target, found: Results) -> list[str]:
     """The limitations of the figures."""
     out = []
+    if target.origin is not None and note_unfinished(target.origin):
+        out.append("The training of these weights was interrupted: they are those of its epochs so far.")
     best = found.headline
     if best is None:
         out.append("The folder of these weights has no evaluation: nothing is known of their accuracy.")

@@ -63,6 +63,8 @@ class Run:
     """The network as the user named it, if the run does not record it."""
     data: str | None = None
     """The data as the user named them, likewise."""
+    interrupted: str | None = None
+    """A line if the training is unfinished."""
 
     @property
     def headline(self) -> str | None:

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from atent import plots
 from atent.attacks.spec import show
-from atent.experiments.comparison import caption, caveat_of, layout, winner
+from atent.experiments.comparison import attributed, caption, caveat_of, layout, winner
 from atent.experiments.results import ComparisonFile, EvaluationFile, Spread
 from atent.report import words
 from atent.report.collect import Comparison, Run
@@ -51,13 +51,8 @@ def several(runs: Mapping[str, Run]) -> Markup:
 
 def _caveats(runs: Mapping[str, Run], evaluated: Mapping[str, EvaluationFile]) -> str | None:
     """The caveats of the evaluations, each once, with the runs that it concerns unless it concerns all."""
-    about: dict[str, list[str]] = {}
-    for title, found in evaluated.items():
-        text = caveat_of(found)
-        if text is not None:
-            about.setdefault(text, []).append(title)
-    said = [text if len(of) == len(runs) else f"{', '.join(of)}: {text}" for text, of in about.items()]
-    return " ".join(said) or None
+    caveats = {title: caveat_of(evaluated[title]) if title in evaluated else None for title in runs}
+    return " ".join(attributed({title: [text] if text else [] for title, text in caveats.items()})) or None
 
 
 def _row(title: str, run: Run) -> Row:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from atent import runs as folder
@@ -52,9 +53,9 @@ def _page(
     alone = len(titled) == 1
     for number, (title, each) in enumerate(titled.items()):
         if isinstance(each, Run):
-            note_unfinished(each.path)
-            pictures = gallery(each, images, root=root, progress=progress)
-            content = sections.of_run(each, pictures, level=2 if alone else 3, prefix="" if alone else f"{number}-")
+            run = replace(each, interrupted=note_unfinished(each.path))
+            pictures = gallery(run, images, root=root, progress=progress)
+            content = sections.of_run(run, pictures, level=2 if alone else 3, prefix="" if alone else f"{number}-")
         else:
             content = compared.over_seeds(each) if isinstance(each, Comparison) else swept.of_sweep(each)
         parts.append({"title": title, "content": content})

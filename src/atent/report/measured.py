@@ -20,7 +20,7 @@ from atent.threat import COUNTS
 def headline(run: Run) -> dict[str, Any]:
     """The headline robust accuracy, the clean accuracy, and their context."""
     if run.leading is None:
-        return {"found": None, "command": command(run, "evaluate")}
+        return {"found": None, "command": command(run, "evaluate"), "interrupted": run.interrupted}
     found = run.evaluations[run.leading]
     others = []
     best = run.evaluations[run.headline or run.leading]
@@ -37,7 +37,8 @@ def headline(run: Run) -> dict[str, Any]:
         alike = any(f.threats == found.threats for f in run.evaluations.values() if title_of(f) in stronger)
         caveat = None if alike else caveat
     under = " and ".join(found.threats) or "no threat"
-    return {"found": found, "under": under, "worst": _worst(found), "others": others, "warning": caveat}
+    lines = {"others": others, "warning": caveat, "interrupted": run.interrupted}
+    return {"found": found, "under": under, "worst": _worst(found), **lines}
 
 
 def _worst(found: EvaluationFile) -> str:

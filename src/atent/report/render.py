@@ -70,6 +70,7 @@ def _environment() -> Environment:
     made.filters |= {
         "base64": lambda data: base64.b64encode(data).decode(),
         "caveat": caveat_of,
+        "code": lambda text: Markup(re.sub("`([^`]*)`", r"<code>\1</code>", str(escape(text)))),
         "distances": words.distances,
         "form": lambda value, spec="": "" if value is None else format(value, spec),
         "interval": interval,

@@ -114,3 +114,6 @@ class ComparisonFile(Result):
     """Settings, other than the method's, in which finished runs differ."""
     pairs: list[PairResult] = field(default_factory=list)
     """Every row less every later one; none for a single seed without outcomes by image."""
+    remarks: list[str] = field(default_factory=list)
+    """Remarks on the attacks, with the rows that they concern unless they concern all, and a line for each run whose
+    training is unfinished."""

@@ -41,6 +41,8 @@ class AttackResult(Part):
     """The attack, written as a call."""
     threat: Adversary
     settings: dict[str, Any]
+    code: list[str] = field(default_factory=list)
+    """Hashes of the files that define an attack of the user."""
     remarks: list[str] = field(default_factory=list)
     parts: dict[str, Part] = field(default_factory=dict)
 
