@@ -1,6 +1,7 @@
 """The printed table of a comparison at widths of the terminal, and the names of its rows."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -72,3 +73,13 @@ def test_rows_of_one_recipe_are_named_by_their_methods():
     # The same method twice: by the settings.
     assert list(_grouped([made("ATENT", steps=1), made("ATENT", steps=2)])) == ["one (steps 1)", "one (steps 2)"]
     assert list(_grouped([made("ATENT", 0), made("ATENT", 1)])) == ["one"]
+
+
+def test_no_run_of_a_comparison_is_lost_to_another_of_the_same_name():
+    # `atent train` writes a baseline under the same recipe.
+    runs = [made("ATENT", steps=8), made("ATENT", steps=3), made("Standard", eps=0.15)]
+    assert list(_grouped(runs)) == ["one (steps 8) (ATENT)", "one (steps 3) (ATENT)", "one (Standard)"]
+    # More settings than a name shows.
+    runs = [replace(made("ATENT", a=1, b=1, c=1, d=d), path=Path(f"runs/{d}")) for d in (1, 2)]
+    runs.append(replace(made("ATENT", a=2, b=2, c=2, d=1), path=Path("runs/3")))
+    assert [row[0].path.name for row in _grouped(runs).values()] == ["1", "2", "3"]
