@@ -1,6 +1,7 @@
 """The printed table of a comparison at widths of the terminal, and the names of its rows."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,8 +9,9 @@ import pytest
 from rich.console import Console
 
 from atent.cli.compare import tables
-from atent.experiments.comparison import Entry
+from atent.experiments.comparison import Entry, paired_lines
 from atent.experiments.finished import _grouped, _Made
+from atent.experiments.results import Difference, PairResult
 
 HEADINGS = ["clean (%)", "FGSM (%)", "PGD-20 (%)", "PGD-100 x 5 margin (%)", "worst of these (%)", "s / epoch"]
 
@@ -72,3 +74,22 @@ def test_rows_of_one_recipe_are_named_by_their_methods():
     # The same method twice: by the settings.
     assert list(_grouped([made("ATENT", steps=1), made("ATENT", steps=2)])) == ["one (steps 1)", "one (steps 2)"]
     assert list(_grouped([made("ATENT", 0), made("ATENT", 1)])) == ["one"]
+
+
+def test_no_run_of_a_comparison_is_lost_to_another_of_the_same_name():
+    # `atent train` writes a baseline under the same recipe.
+    runs = [made("ATENT", steps=8), made("ATENT", steps=3), made("Standard", eps=0.15)]
+    assert list(_grouped(runs)) == ["one (steps 8) (ATENT)", "one (steps 3) (ATENT)", "one (Standard)"]
+    # More settings than a name shows.
+    runs = [replace(made("ATENT", a=1, b=1, c=1, d=d), path=Path(f"runs/{d}")) for d in (1, 2)]
+    runs.append(replace(made("ATENT", a=2, b=2, c=2, d=1), path=Path("runs/3")))
+    assert [row[0].path.name for row in _grouped(runs).values()] == ["1", "2", "3"]
+
+
+def test_a_difference_that_rounds_to_zero_has_no_minus():
+    same = Difference(-1e-17, -0.0004, 0.01, 1.0)
+    found = SimpleNamespace(
+        rows=[SimpleNamespace(recipe=name, worst=SimpleNamespace(mean=0.5)) for name in "ab"],
+        pairs=[PairResult("a", "b", same, same, "over 2 seeds")],
+    )
+    assert paired_lines(found)[0] == "a less b: clean +0.0 [+0.0, +1.0], p 1, robust +0.0 [+0.0, +1.0], p 1"

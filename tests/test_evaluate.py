@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -161,6 +162,9 @@ def test_an_evaluation_prints_its_accuracies(cascade, conv_net, batch):
     attacks = [PGD(Threat("linf", eps), steps=2) for eps in (0.02, 0.1)]
     found = evaluate(conv_net(), *batch(n=12), attacks, cascade=cascade)
     first, *lines = str(found).splitlines()
+    cell = []
+    found._repr_pretty_(SimpleNamespace(text=cell.append), False)  # of a notebook
+    assert cell == [str(found)]
     assert f"{found.n}" in first
     shown = [found.clean, *(attack["robust"] for attack in found.attacks.values())]
     after = "after " if cascade is True else ""

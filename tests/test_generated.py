@@ -141,5 +141,5 @@ def test_what_cannot_be_is_one_line(files, tmp_path, made, more, parts):
     assert "\n" not in str(error.value)
     for part in parts:
         assert part in str(error.value)
-    with pytest.raises(FileNotFoundError, match=r"data\.generated"):
+    with pytest.raises(FileNotFoundError, match=r"data\.generated: .*absent\.npz .*; set it to"):
         load(DataSettings("npz", files[0], generated=str(tmp_path / "absent.npz")))

@@ -1,6 +1,7 @@
 """What results print, and remedies that fit where they are read."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from command_line import refused
@@ -18,6 +19,9 @@ def test_a_fitted_prints_its_best_epoch_and_not_its_history():
         "stopped early: no progress",
         "run folder: runs/a",
     ]
+    shown = []
+    fitted._repr_pretty_(SimpleNamespace(text=shown.append), False)  # a notebook's cell
+    assert shown == [text]
     assert repr(fitted).count("validation_robust") == 4
     assert str(Fitted(None, rows[:1], {"epoch": 1}, None)) == "1 epoch, best 1"
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -161,6 +162,20 @@ def dtype_of(model: nn.Module) -> torch.dtype | None:
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
 
 
+def check_model(model: Any) -> None:
+    """ValueError for a path, a state dict, a class or anything else in place of a network."""
+    if isinstance(model, nn.Module):
+        return
+    fix, given = "", f"a {type(model).__name__}"
+    if isinstance(model, str | Path):
+        given, fix = repr(str(model)), f": load it by atent.load({str(model)!r})"
+    elif isinstance(model, Mapping):
+        fix = ": load it into a network by load_state_dict"
+    elif isinstance(model, type):
+        given, fix = f"the class {model.__name__}", f": construct it, {model.__name__}(...)"
+    raise ValueError(f"the model must be a torch.nn.Module, got {given}{fix}")
+
+
 def check_weights(model: nn.Module) -> None:
     """ValueError for weights or buffers created under ``torch.inference_mode``, which autograd never accepts."""
     for named in (model.named_parameters(), model.named_buffers()):
@@ -182,8 +197,9 @@ def guard(model: nn.Module, *, mode: Mode = "eval", seed: int | None = None) -> 
     generators inside, so that a random model gives the same results at each call. Autograd works inside also if the
     caller is in inference mode.
 
-    ValueError for a model that was created under ``torch.inference_mode``.
+    ValueError for a model that was created under ``torch.inference_mode``, and for what is not a model.
     """
+    check_model(model)
     # Traversing a deep network takes time: each traversal is done once.
     modules, parameters, buffers = list(model.modules()), list(model.parameters()), list(model.buffers())
     tensors: list[Tensor] = [*parameters, *buffers]

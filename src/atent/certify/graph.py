@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from atent.certify import affine, copies
 from atent.certify.operators import LAYERS, NORMS, TIMES_MINUS_1, Fork, Kind, Known, function
 from atent.certify.tracing import AUGMENTED, Tracer, known_layer
-from atent.guard import guard
+from atent.guard import check_model, guard
 
 SUPPORTED = (
     "Linear, convolutions, BatchNorm, pooling, ReLU, LeakyReLU, clamp, sigmoid, tanh, SiLU, GELU, ELU, slices, padding,"
@@ -113,6 +113,7 @@ def read(model: nn.Module, *, training: bool = False) -> Graph:
     [torch.Size([5]), torch.Size([5])]
     """
     model = getattr(model, "_orig_mod", model)  # compiled: the same code
+    check_model(model)
     refuse_training(model, allowed=training)
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         raise ValueError("bounds read Python code, not TorchScript: give the network itself, not a scripted one")

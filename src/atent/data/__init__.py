@@ -78,6 +78,9 @@ def load(settings: DataSettings) -> Data:
     >>> load(DataSettings("digits", limit=100, test_limit=20))
     Data('digits', 10 classes, shape (1, 8, 8), 100 train, 200 validation, 20 test)
     """
+    if not isinstance(settings, DataSettings):
+        more = f": write load(DataSettings({settings!r}))" if isinstance(settings, str) else ""
+        raise ValueError(f"settings must be DataSettings(...), got a {type(settings).__name__}{more}")
     augment(settings.augment)
     loader = SOURCES.find(settings.name)
     for name in ("validation", "limit", "test_limit"):

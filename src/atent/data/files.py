@@ -16,7 +16,7 @@ LIMIT = "ATENT_DATA_LIMIT"
 # Memory that unpacking may need; the strongest setting of xz needs 65 MiB.
 _DICTIONARY = 2**28
 _PART = 2**20
-FIX = f"set --data.root or {ROOT}"
+FIX = f"set --data.root (in Python root=) or {ROOT}"
 
 
 def data_root(root: str | None) -> Path:

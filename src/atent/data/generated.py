@@ -9,7 +9,7 @@ import torch
 
 from atent.data import checks
 from atent.data.arrays import arrays
-from atent.data.files import FIX, record
+from atent.data.files import record
 from atent.data.settings import DataSettings
 from atent.data.split import Data, Split, split
 from atent.data.stored import Stored
@@ -47,7 +47,9 @@ def mixed(data: Data, settings: DataSettings) -> Data:
         return data
     path = Path(settings.generated)
     if not path.is_file():
-        raise FileNotFoundError(f"data.generated: wanted an .npz file, {path} does not exist; {FIX} to the file's path")
+        raise FileNotFoundError(
+            f"data.generated: wanted an .npz file, {path} does not exist; set it to the file's path"
+        )
     if isinstance(data.train.x, Stored):
         raise ValueError("data.generated needs the training images in memory: set data.resident true")
     if data.train.scale != 255 or len(data.shape) != 3:

@@ -103,6 +103,10 @@ class Evaluation:
         lines += [f"{name}: {'; '.join(each['remarks'])}" for name, each in self.attacks.items() if each.get("remarks")]
         return "\n".join(lines + ([f"hint: {self.hint}"] if self.hint else []))
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """A cell of a notebook shows the lines of `str`."""
+        printer.text(str(self))
+
     @property
     def natural(self) -> dict[str, Any]:
         """The former name of `clean`."""

@@ -218,7 +218,7 @@ def paired_lines(found: ComparisonFile) -> list[str]:
 def _points(found: Difference, sign: int) -> str:
     low, high = sorted((100 * sign * found.low, 100 * sign * found.high))
     p = "" if found.p is None else f", p {found.p:.2g}"
-    return f"{100 * sign * found.value:+.1f} [{low:+.1f}, {high:+.1f}]{p}"
+    return f"{100 * sign * found.value:+z.1f} [{low:+z.1f}, {high:+z.1f}]{p}"  # z: never -0.0
 
 
 def _length(found: ComparisonFile) -> str:

@@ -212,18 +212,18 @@ def _grouped(made: list[_Made]) -> dict[str, list[_Made]]:
         alike.setdefault(json.dumps(run.settings(), sort_keys=True), []).append(run)
     rows = list(alike.values())
     names = [str(row[0].config.get("recipe") or row[0].title) for row in rows]
-    out: dict[str, list[_Made]] = {}
-    for name, row in zip(names, rows):
-        alikes = [other[0] for other, theirs in zip(rows, names) if theirs == name]
-        if len({run.title for run in alikes}) == len(alikes) > 1:
-            out[f"{name} ({row[0].title})"] = row
-            continue
-        others = [run.settings() for run in alikes]
-        own = row[0].settings()
-        keys = [key for key in own if any(other.get(key) != own[key] for other in others)]
-        more = ", ".join(f"{key.partition('.')[2]} {own[key]}" for key in keys[:3])
-        out[f"{name} ({more})" if more else name] = row
-    return out
+    labels = [_label(name, row[0], [r[0] for r, n in zip(rows, names) if n == name]) for name, row in zip(names, rows)]
+    # A label that two rows share would hide one of them: the folders differ always.
+    return {label if labels.count(label) == 1 else f"{label} ({row[0].path})": row for label, row in zip(labels, rows)}
+
+
+def _label(name: str, run: _Made, alikes: list[_Made]) -> str:
+    """The name of the row of ``run`` among all ``alikes`` of the same name."""
+    same = [other.settings() for other in alikes if other.title == run.title]
+    own = run.settings()
+    keys = [key for key in own if any(other.get(key) != own[key] for other in same)]
+    more = ", ".join(f"{key.partition('.')[2]} {own[key]}" for key in keys[:3])
+    return f"{name}{f' ({more})' if more else ''}{f' ({run.title})' if len(same) < len(alikes) else ''}"
 
 
 def _check(groups: dict[str, list[_Made]]) -> None:

@@ -260,7 +260,22 @@ def _misfit(own: State, states: Mapping[str, State], path: Path, name: str | Non
     more = f" and {count - 1} more" if count > 1 else ""
     where = f" (at {place})" if place and len(states) > 1 else ""
     than = f" than {name}" if name else ""
-    return f"{path} has another architecture{than}{where}: {first}{more}; {nearest(states)}"
+    classes = next(filter(None, (_classes(own, named) for named in _candidates(own, states[place]))), None)
+    if classes:
+        fix = (
+            f"the file is of {classes[0]} classes, the model of {classes[1]}: give data of {classes[0]} classes, or"
+            " your own network as module:function that loads all layers of the file but the last"
+        )
+    return f"{path} has another architecture{than}{where}: {first}{more}; {fix if classes else nearest(states)}"
+
+
+def _classes(own: State, state: State) -> tuple[int, int] | None:
+    """The classes of a state and of the model where nothing but the last layer differs, else None."""
+    odd = [(state[k].shape, own[k].shape) for k in own if k in state and state[k].shape != own[k].shape]
+    if len(odd) > 2 or any(not a or not b or a[1:] != b[1:] for a, b in odd) or not set(own) <= set(state):
+        return None
+    pairs = {(a[0], b[0]) for a, b in odd}
+    return pairs.pop() if len(pairs) == 1 else None
 
 
 def _lines(own: State, state: State) -> Iterator[list[str]]:

@@ -71,3 +71,7 @@ class Fitted:
         if self.stopped:
             lines.append(f"stopped early: {self.stopped}")
         return "\n".join(lines + ([f"run folder: {self.run}"] if self.run is not None else []))
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """A cell of a notebook shows the lines of `str`."""
+        printer.text(str(self))
