@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from atent.guard import ask, guard, outside_inference
+from atent.losses import magnitude
 from atent.precision import full_precision, twin
 
 FEW, OTHERS = 4, 8
@@ -90,7 +91,7 @@ def _compare(model: nn.Module, x: Tensor, seed: int, *, size: int = 0, rough: bo
         others = [_crowded(model, batch, size)[rows]] if size else _fewer(model, batch, rows)
         # A network may use a lower precision inside, so that its rounding is not that of its output's dtype.
         moved = ask(model, batch * (1 + torch.finfo(torch.float32).eps)) if rough else beside
-    scale = float(beside.double().abs().max().clamp_min(torch.finfo(torch.float64).tiny))
+    scale = float(magnitude(unmasked(beside.double())).max().clamp_min(torch.finfo(torch.float64).tiny))
     noise = float((beside.double() - again.double()).abs().max())
     roughness = float((beside.double() - moved.double()).abs().max())
     here, classes = beside[rows], [z.argmax(1) for z in others]
@@ -101,6 +102,13 @@ def _compare(model: nn.Module, x: Tensor, seed: int, *, size: int = 0, rough: bo
     change = max(apart - 3 * noise, 0.0) / scale
     tolerance = max(torch.finfo(beside.dtype).eps ** 0.5, 8 * roughness / scale)
     return Dependence(change, tolerance, flips, len(rows), size or len(batch), beside.dtype)
+
+
+def unmasked(logits: Tensor) -> Tensor:
+    """The columns of logits (n, classes) that differ between samples, or all if fewer than two do: a masked class has
+    a constant logit, such as -1e9, which would hide changes of the others."""
+    varying = (logits != logits[:1]).any(0)
+    return logits[:, varying] if int(varying.sum()) > 1 else logits
 
 
 def _crowded(model: nn.Module, batch: Tensor, size: int) -> Tensor:
