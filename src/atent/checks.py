@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from atent.contracts import check_dense, in_units, paired, undeclared
 from atent.fields import LARGEST, defaults, fitting, mistyped, shown
-from atent.guard import check_shape
+from atent.guard import check_module, check_shape
 from atent.messages import deprecated, unknown
 from atent.threat import Box, Threat
 
@@ -182,6 +182,8 @@ def as_inputs(x: Any, model: nn.Module | None = None) -> Tensor:
     """
     if isinstance(x, Tensor) and x.dtype not in _HALVES:
         return x
+    if model is not None:
+        check_module(model)
     own = next((p for p in model.parameters() if p.is_floating_point()), None) if model is not None else None
     wide = torch.float32 if own is None else own.dtype
     if not isinstance(x, Tensor):

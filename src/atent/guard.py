@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, cast
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+
+from atent.contracts import kind_of
 
 Mode = Literal["eval", "train", "as-is"]
 
@@ -161,15 +165,34 @@ def dtype_of(model: nn.Module) -> torch.dtype | None:
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
 
 
+def check_module(model: Any) -> None:
+    """ValueError, in one line, for anything but a torch module."""
+    if not isinstance(model, nn.Module):
+        fix = "call it in the forward() of a module" if callable(model) else "build or load the network first"
+        if isinstance(model, type):
+            fix = f"give an instance, {model.__name__}()"
+        raise ValueError(f"the model must be a torch.nn.Module, got {kind_of(model)}: {fix}")
+
+
 def check_weights(model: nn.Module) -> None:
-    """ValueError for weights or buffers created under ``torch.inference_mode``, which autograd never accepts."""
+    """ValueError for weights or buffers created under ``torch.inference_mode``, which autograd never accepts, or
+    without values."""
     for named in (model.named_parameters(), model.named_buffers()):
         for name, t in named:
+            if t.is_meta:
+                raise ValueError(
+                    f"the model's {name} is on the meta device, without values: build it on another device"
+                )
             if not is_lazy(t) and t.is_inference():
                 raise ValueError(
                     f"the model's {name} was made under torch.inference_mode: make or load the model outside (for no"
                     " gradients use torch.no_grad)"
                 )
+
+
+_ENTERING = threading.Lock()
+_IN_USE: WeakValueDictionary[int, Any] = WeakValueDictionary()
+"""Lock of each model that a thread uses, by the model's id."""
 
 
 @contextmanager
@@ -180,17 +203,22 @@ def guard(model: nn.Module, *, mode: Mode = "eval", seed: int | None = None) -> 
     ``requires_grad`` and ``.grad``, each buffer (including batch-norm statistics), the global random states (Python,
     numpy, torch, the model's CUDA devices), and torch's gradient mode and default dtype. ``seed`` seeds the torch
     generators inside, so that a random model gives the same results at each call. Autograd works inside also if the
-    caller is in inference mode.
+    caller is in inference mode. Another thread that uses the same model waits.
 
-    ValueError for a model that was created under ``torch.inference_mode``.
+    ValueError for a model that is no torch module, was created under ``torch.inference_mode``, or has no values.
     """
+    check_module(model)
     # Traversing a deep network takes time: each traversal is done once.
     modules, parameters, buffers = list(model.modules()), list(model.parameters()), list(model.buffers())
     tensors: list[Tensor] = [*parameters, *buffers]
-    if any([not is_lazy(t) and t.is_inference() for t in tensors]):
+    if any([t.is_meta or (not is_lazy(t) and t.is_inference()) for t in tensors]):
         check_weights(model)
     devices = sorted({t.device for t in tensors if t.device.type == "cuda"}, key=str)
     with ExitStack() as stack:
+        # Of two threads the second would store the frozen state of the first, and restore that.
+        with _ENTERING:
+            alone = _IN_USE.setdefault(id(model), threading.RLock())
+        stack.enter_context(alone)
         # Restored in reverse order: the random states, whose restoration cannot fail, come first.
         registered = [(m, dict(m._buffers.items())) for m in modules]
         values = Values([b for b in buffers if not is_lazy(b)])

@@ -31,6 +31,8 @@ class Dependence(NamedTuple):
     """Number of samples in the batch."""
     dtype: torch.dtype
     """The dtype of the comparison: float64 if the model can be copied to it."""
+    noise: float = 0.0
+    """Largest difference of the logits between two passes over the same batch, as a share of the largest logit."""
 
     @property
     def found(self) -> bool:
@@ -51,13 +53,13 @@ def dependence(model: nn.Module, x: Tensor, *, seed: int = 0, size: int = 0) -> 
     x = outside_inference(x.detach())
     try:
         found = _settled(model, x, seed)
-    except (ValueError, RuntimeError, IndexError):
+    except Exception:  # whatever a user's forward raises for other inputs
         return None
     if found.found or size <= found.size:
         return found
     try:
         crowd = _settled(model, x, seed, size)
-    except (ValueError, RuntimeError, IndexError):  # out of memory, in float64
+    except Exception:  # out of memory, in float64
         return found
     return crowd if crowd.found else found
 
@@ -101,7 +103,7 @@ def _compare(model: nn.Module, x: Tensor, seed: int, *, size: int = 0, rough: bo
     # A random layer has other random numbers alone and in a batch: a multiple of their noise is not chance.
     change = max(apart - 3 * noise, 0.0) / scale
     tolerance = max(torch.finfo(beside.dtype).eps ** 0.5, 8 * roughness / scale)
-    return Dependence(change, tolerance, flips, len(rows), size or len(batch), beside.dtype)
+    return Dependence(change, tolerance, flips, len(rows), size or len(batch), beside.dtype, noise / scale)
 
 
 def unmasked(logits: Tensor) -> Tensor:
@@ -128,7 +130,23 @@ def _fewer(model: nn.Module, batch: Tensor, rows: list[int]) -> list[Tensor]:
 
 def dependence_hint(model: nn.Module, x: Tensor, *, seed: int = 0, size: int = 0) -> str | None:
     """One line if the model's output for a sample depends on its batch, otherwise None; ``size`` as in `dependence`."""
-    found = dependence(model, x, seed=seed, size=size)
+    return batch_hint(dependence(model, x, seed=seed, size=size))
+
+
+def noise_hint(found: Dependence | None) -> str | None:
+    """One line if the model's output differs between two passes over the same batch, otherwise None."""
+    if found is None or not found.noise > found.tolerance:
+        return None
+    return (
+        "the network is random or keeps a state in eval mode: in two passes over the same batch logits differ by"
+        f" {100 * found.noise:.3g} % of the largest, so each verdict is for one sample of its random numbers, and a"
+        " gradient for one sample too: remove the cause (dropout that ignores eval mode), or average with EoT or"
+        " AutoAttack(version=rand)"
+    )
+
+
+def batch_hint(found: Dependence | None) -> str | None:
+    """`dependence_hint` for a comparison."""
     if found is None or not found.found:
         return None
     return (

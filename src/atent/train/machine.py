@@ -13,6 +13,7 @@ from torch import nn
 
 from atent.data import Data
 from atent.distributed import alone
+from atent.guard import check_module
 from atent.models import check_output
 from atent.precision import check_tf32, refuses_channels_last
 from atent.probe import AUTO, bfloat16_pays, gaining, probe
@@ -46,6 +47,7 @@ def placed(
 ) -> tuple[TrainSettings, torch.memory_format]:  # fmt: skip
     """Check the network and move it to the device; returns the settings, with the choices of the run ``before``, and
     the memory format of the network."""
+    check_module(model)
     preflight.check_threat(threat, data)
     preflight.move(model, device, torch.contiguous_format)
     preflight.check_views(model)
