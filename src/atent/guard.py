@@ -165,13 +165,14 @@ def dtype_of(model: nn.Module) -> torch.dtype | None:
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
 
 
-def check_module(model: Any) -> None:
-    """ValueError, in one line, for anything but a torch module."""
+def check_module(model: Any) -> nn.Module:
+    """The model; ValueError, in one line, for anything but a torch module."""
     if not isinstance(model, nn.Module):
         fix = "call it in the forward() of a module" if callable(model) else "build or load the network first"
         if isinstance(model, type):
             fix = f"give an instance, {model.__name__}()"
         raise ValueError(f"the model must be a torch.nn.Module, got {kind_of(model)}: {fix}")
+    return model
 
 
 def check_weights(model: nn.Module) -> None:
