@@ -199,6 +199,33 @@ def test_images_of_a_folder_in_a_class_folder_are_not_left_out(others, tmp_path)
     refused(lambda: load(DataSettings("folder", root=str(tmp_path))), str(tmp_path / "a" / "deep"), "move them")
 
 
+@pytest.mark.parametrize("other", ["a/9.webp", "b/9.TIF", "b/9.gif"])
+def test_images_of_a_kind_that_is_not_read_are_not_left_out(other, tmp_path):
+    images(tmp_path, [f"{c}/{i}.png" for c in "ab" for i in range(4)])
+    (tmp_path / other).write_bytes(b"an image")
+    (tmp_path / "a" / "notes.txt").write_bytes(b"notes")
+    suffix = other[3:].lower()
+    refused(lambda: load(DataSettings("folder", root=str(tmp_path))), f"1 images of {suffix} are not read", "convert")
+
+
+def test_a_link_to_an_image_that_is_not_there_is_not_left_out(tmp_path):
+    images(tmp_path, [f"{c}/{i}.png" for c in "ab" for i in range(4)])
+    (tmp_path / "a" / "9.png").symlink_to(tmp_path / "b" / "0.png")
+    assert len(load(DataSettings("folder", root=str(tmp_path))).about["class_names"]) == 2
+    (tmp_path / "a" / "10.png").symlink_to(tmp_path / "gone.png")
+    refused(lambda: load(DataSettings("folder", root=str(tmp_path))), str(tmp_path / "a" / "10.png"), "link")
+
+
+def test_binary_images_as_bytes_are_not_divided_by_255(tmp_path):
+    """Before: a model was trained on images between 0 and 0.004."""
+    x = (X > 0.5).byte()
+    refused(lambda: from_tensors(x, Y, x, Y), "x_train", "x.astype(np.float32)")
+    path = tmp_path / "data.npz"
+    np.savez(path, x_train=x.numpy(), y_train=Y.numpy(), x_test=x.numpy(), y_test=Y.numpy())
+    refused(lambda: load(DataSettings("npz", root=str(path))), "x_train", "x.astype(np.float32)")
+    assert float(from_tensors(255 * x, Y, 255 * x, Y).train.batch([0])[0].max()) == 1.0
+
+
 # ---- radii ----------------------------------------------------------------------------------------------------
 
 

@@ -276,7 +276,7 @@ def test_resume_refuses_other_settings(digits, tmp_path):
 def test_load_names_the_way_for_an_own_network(digits, tmp_path):
     train(digits, tmp_path / "run", epochs=1)
     with pytest.raises(ValueError, match=r"got a \w+: for your own network use atent.train.load_weights"):
-        load(tmp_path / "run", model=network(0))
+        load_run(tmp_path / "run", model=network(0))
 
 
 def test_resume_needs_something_to_resume(digits, tmp_path):

@@ -83,6 +83,12 @@ def floats(file: object, x: np.ndarray, box: Box) -> None:
         )
 
 
+def levels(file: object, x: np.ndarray) -> None:
+    """uint8 x must not be binary: divided by 255 it would be black. The ValueError names `file`."""
+    if x.dtype == np.uint8 and x.size and int(x.max()) == 1:
+        raise ValueError(f"{file}: uint8 values are 0 and 1 of 255, nearly black: give floats, x.astype(np.float32)")
+
+
 def count(name: str, value: int | None) -> None:
     """A number of samples in the settings must be None or at least 1."""
     if value is not None and value < 1:
