@@ -199,6 +199,33 @@ def test_images_of_a_folder_in_a_class_folder_are_not_left_out(others, tmp_path)
     refused(lambda: load(DataSettings("folder", root=str(tmp_path))), str(tmp_path / "a" / "deep"), "move them")
 
 
+@pytest.mark.parametrize("other", ["a/9.webp", "b/9.TIF", "b/9.gif"])
+def test_images_of_a_kind_that_is_not_read_are_not_left_out(other, tmp_path):
+    images(tmp_path, [f"{c}/{i}.png" for c in "ab" for i in range(4)])
+    (tmp_path / other).write_bytes(b"an image")
+    (tmp_path / "a" / "notes.txt").write_bytes(b"notes")
+    suffix = other[3:].lower()
+    refused(lambda: load(DataSettings("folder", root=str(tmp_path))), f"1 images of {suffix} are not read", "convert")
+
+
+def test_a_link_to_an_image_that_is_not_there_is_not_left_out(tmp_path):
+    images(tmp_path, [f"{c}/{i}.png" for c in "ab" for i in range(4)])
+    (tmp_path / "a" / "9.png").symlink_to(tmp_path / "b" / "0.png")
+    assert len(load(DataSettings("folder", root=str(tmp_path))).about["class_names"]) == 2
+    (tmp_path / "a" / "10.png").symlink_to(tmp_path / "gone.png")
+    refused(lambda: load(DataSettings("folder", root=str(tmp_path))), str(tmp_path / "a" / "10.png"), "link")
+
+
+def test_binary_images_as_bytes_are_not_divided_by_255(tmp_path):
+    """Before: a model was trained on images between 0 and 0.004."""
+    x = (X > 0.5).byte()
+    refused(lambda: from_tensors(x, Y, x, Y), "x_train", "x.astype(np.float32)")
+    path = tmp_path / "data.npz"
+    np.savez(path, x_train=x.numpy(), y_train=Y.numpy(), x_test=x.numpy(), y_test=Y.numpy())
+    refused(lambda: load(DataSettings("npz", root=str(path))), "x_train", "x.astype(np.float32)")
+    assert float(from_tensors(255 * x, Y, 255 * x, Y).train.batch([0])[0].max()) == 1.0
+
+
 # ---- radii ----------------------------------------------------------------------------------------------------
 
 
@@ -243,3 +270,48 @@ def test_a_first_line_that_was_cut_off_is_begun_anew(end, after, tmp_path):
 
 def test_a_shard_is_a_pair():
     refused(lambda: certify_run(net(), X[:3], Y[:3], Sampling(0.25, n0=10, n=100), shard=2), "pair (i, k)", "got 2")
+
+
+# ---- labels and tensors of other kinds --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("y", "fix"),
+    [
+        (nn.functional.one_hot(Y), "y.argmax(1)"),
+        (nn.functional.one_hot(Y).bfloat16(), "y.argmax(1)"),
+        (Y[:, None], "y[:, 0]"),
+        (Y.float(), "y.long()"),
+        (Y > 0, "y.long()"),
+        (np.array(list("abc"))[Y], "np.unique"),
+        (list("abc" * 4), "np.unique"),
+    ],
+)
+def test_labels_of_usual_kinds_have_a_remedy_in_an_evaluation_too(y, fix):
+    refused(lambda: evaluate(net(), X, y, ATTACKS), fix)
+    refused(lambda: ATTACKS[0](net(), X, y), fix)
+
+
+def test_tensors_without_plain_values_have_a_remedy():
+    nested = torch.nested.nested_tensor(list(X))
+    quantized = torch.quantize_per_tensor(X, 1 / 255, 0, torch.quint8)
+    for x, fix in ((nested, "torch.stack(x.unbind())"), (quantized, ".dequantize()")):
+        refused(lambda x=x: evaluate(net(), x, Y, ATTACKS), fix)
+        refused(lambda x=x: Smoothed(net(), 0.25).certify(x, n0=10, n=100, alpha=0.05), fix)
+        refused(lambda x=x: from_tensors(x, Y, x, Y), fix)
+
+
+@pytest.mark.parametrize("x", [1.04 * X, X - 0.04])
+def test_values_that_interpolation_leaves_outside_are_clipped(x):
+    refused(lambda: evaluate(net(), x, Y, ATTACKS), "x.clip(0, 1)")
+    refused(lambda: from_tensors(x, Y, x, Y), "x.clip(0, 1)")
+
+
+def test_a_loader_that_drops_its_last_batch_says_so(capsys):
+    """Before: 10 of 12 samples were evaluated without a word."""
+    parts = torch.utils.data.TensorDataset(X, Y)
+    for size, drop in ((4, True), (5, False)):
+        assert evaluate(net(), torch.utils.data.DataLoader(parts, size, drop_last=drop), attacks={}).n == 12
+    assert "drops" not in capsys.readouterr().err
+    assert evaluate(net(), torch.utils.data.DataLoader(parts, 5, drop_last=True), attacks={}).n == 10
+    assert "10 of 12 samples are used (drop_last=False)" in capsys.readouterr().err

@@ -219,6 +219,18 @@ def test_the_bare_name_is_for_the_standard_settings():
     with pytest.raises(ValueError, match="standard settings, got PGD"):
         check_names({"autoattack": PGD(LINF)})
     check_names({"AutoAttack": AutoAttack(LINF), "weak": weak, label(weak): weak})
+    for name in ("Auto-Attack", "auto attack", "AutoAttack standard", "AutoAttack (Linf)", "Standard AutoAttack"):
+        check_names({name: AutoAttack(LINF)})
+        for attack in (weak, PGD(LINF)):
+            with pytest.raises(ValueError, match="is reserved for AutoAttack"):
+                check_names({name: attack})
+
+
+@pytest.mark.parametrize("name", ["", " ", 1, None, "a\nb", "Auto\u200bAttack"])
+def test_the_name_of_an_attack_is_a_line_of_text(name):
+    with pytest.raises(ValueError, match="name of an attack must be a line of text") as error:
+        check_names({name: PGD(LINF)})
+    assert "name it 'PGD-20'" in str(error.value)
 
 
 def test_a_threat_without_a_limit_has_a_name_too():
@@ -269,6 +281,23 @@ def test_labels_of_a_user_s_attack_keep_every_field_and_leave_the_standard_name_
     assert not is_standard(spell(own))
     changes = ({"version": "b"}, {"queries": 6}, {"momentum": 1}, {"search_steps": 2}, {"restarts": 0}, {"attack": "y"})
     assert len({label(own), *(label(dataclasses.replace(own, **change)) for change in changes)}) == 1 + len(changes)
+
+
+def test_the_bare_name_of_an_attack_is_that_of_its_class_of_the_library():
+    """Before: an attack of a notebook with the name Square was stored as Square, and read as that with 5000 queries."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Square(Attack):
+        passes = 1
+
+        def search(self, oracle, x, y, streams):
+            return x
+
+    own = Square(LINF)
+    assert spell(own).startswith(f"{__name__}:")
+    assert label(own) == spell(own)
+    stored = {label(own): {"attack": spell(own), "threat": LINF.plain()}}
+    assert list(relabelled(stored)) == list(stored)
 
 
 def test_former_names_of_settings_are_read_with_a_line(capsys):

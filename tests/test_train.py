@@ -269,8 +269,14 @@ def test_resume_after_the_end_changes_nothing(digits, tmp_path):
 
 def test_resume_refuses_other_settings(digits, tmp_path):
     train(digits, tmp_path / "run", epochs=1)
-    with pytest.raises(ValueError, match="other settings"):
+    with pytest.raises(ValueError, match=r"other settings \(train.batch_size \d+, not 32\): resume with"):
         train(digits, tmp_path / "run", epochs=1, batch_size=32, resume=True)
+
+
+def test_load_names_the_way_for_an_own_network(digits, tmp_path):
+    train(digits, tmp_path / "run", epochs=1)
+    with pytest.raises(ValueError, match=r"got a \w+: for your own network use atent.train.load_weights"):
+        load_run(tmp_path / "run", model=network(0))
 
 
 def test_resume_needs_something_to_resume(digits, tmp_path):

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from atent.contracts import check_dense, in_units, paired, undeclared
+from atent.contracts import check_dense, in_units, label_remedy, note_dropped, paired, undeclared
 from atent.fields import LARGEST, defaults, fitting, mistyped, shown
-from atent.guard import check_shape
+from atent.guard import check_module, check_shape
 from atent.messages import deprecated, unknown
 from atent.threat import Box, Threat
 
@@ -180,9 +180,10 @@ def as_inputs(x: Any, model: nn.Module | None = None) -> Tensor:
 
     ValueError for a loader, for values that are not numeric, and for half precision with a model in half precision.
     """
+    check_dense("x", x)
     if isinstance(x, Tensor) and x.dtype not in _HALVES:
         return x
-    own = next((p for p in model.parameters() if p.is_floating_point()), None) if model is not None else None
+    own = None if model is None else next((p for p in check_module(model).parameters() if p.is_floating_point()), None)
     wide = torch.float32 if own is None else own.dtype
     if not isinstance(x, Tensor):
         made: Tensor = as_tensor("x", x)
@@ -239,21 +240,22 @@ def collect(batches: Iterable[Any]) -> tuple[Tensor, Tensor]:
     if isinstance(batches, str | bytes | dict) or not (hasattr(batches, "__iter__") or hasattr(batches, "__getitem__")):
         raise ValueError(f"a DataLoader or an iterable of pairs (x, y) is required, got a {type(batches).__name__}")
     xs, ys = [], []
+    kind = type(batches).__name__
     # A Dataset ends with its length; iteration would rely on an IndexError.
     numbered = not hasattr(batches, "__iter__") and hasattr(batches, "__len__")
     for pair in (batches[k] for k in range(len(batches))) if numbered else batches:  # type: ignore[arg-type,index]
-        first, label = paired(type(batches).__name__, pair)
+        first, label = paired(kind, pair)
         x, y = as_tensor("x", first), as_labels(label)
         if not (single := y.ndim == 0) and x.shape[:1] != y.shape[:1]:
             raise ValueError(f"inputs {tuple(x.shape)} come with labels {tuple(y.shape)}: yield one label per input")
         xs.append(x[None] if single else x)
         ys.append(y[None] if single else y)
     if not xs:
-        raise ValueError(f"the {type(batches).__name__} yields no pairs (x, y)")
+        raise ValueError(f"the {kind} yields no pairs (x, y)")
     shapes = {tuple(x.shape[1:]) for x in xs}
     if len(shapes) > 1:
-        one, other, *_ = sorted(shapes)
-        raise ValueError(f"the {type(batches).__name__} yields inputs of shapes {one} and {other}: resize them")
+        raise ValueError(f"the {kind} yields inputs of shapes {min(shapes)} and {max(shapes)}: resize them")
+    note_dropped(batches, sum(map(len, ys)))
     return torch.cat(xs), torch.cat(ys)
 
 
@@ -275,7 +277,8 @@ def as_tensor(name: str, value: Any) -> Tensor:
         return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"{name} cannot be read as numbers ({reason}): give a tensor or an array") from None
+        fix = label_remedy(np.asarray(value)) if name[0] == "y" and np.ndim(value) == 1 else ""
+        raise ValueError(f"{name} cannot be read as numbers ({reason}){fix or ': give a tensor or an array'}") from None
 
 
 # ---- numbers, seeds, batches ---------------------------------------------------------------------------
@@ -336,15 +339,14 @@ def check_ids(ids: Tensor, n: int) -> None:
 
 def check_batch(x: Tensor, y: Tensor, box: Box) -> None:
     """ValueError, in one line, for inputs or labels that are invalid for attacks."""
-    if x.layout != torch.strided or x.is_meta:
-        check_dense("x", x)
+    check_dense("x", x)
     if not x.is_floating_point():
-        interval = f"[{box[0]:g}, {box[1]:g}]" if isinstance(box[0], float) else "the box"
-        raise ValueError(f"inputs must be floats in {interval}, got {x.dtype}: divide pixels by 255")
+        raise ValueError(f"inputs must be floats, got {x.dtype}: divide pixels by 255")
     if x.dim() < 2:
         raise ValueError(f"inputs must be (n, d) or (n, c, h, w), got shape {tuple(x.shape)}")
     if y.shape != x.shape[:1] or y.is_floating_point() or y.dtype == torch.bool:
-        raise ValueError(f"labels must be {len(x)} integers, one per input, got {y.dtype} of shape {tuple(y.shape)}")
+        shape, fix = tuple(y.shape), label_remedy(np.asarray(y.tolist()))
+        raise ValueError(f"labels must be {len(x)} integers, one per input, got {y.dtype} of shape {shape}{fix}")
     if not len(x):
         return
     if not torch.isfinite(x).all():
@@ -364,9 +366,8 @@ def _check_range(x: Tensor, first: float, last: float, what: str) -> None:
     low, high = float(x.detach().min()), float(x.detach().max())
     slack = 1e-5 * (last - first)
     if low < first - slack or high > last + slack:
-        raise ValueError(
-            f"{what} lie in [{low:.4g}, {high:.4g}], outside the box [{first:g}, {last:g}]: {in_units(low, high, last)}"
-        )
+        where = f"[{low:.4g}, {high:.4g}], outside the box [{first:g}, {last:g}]"
+        raise ValueError(f"{what} lie in {where}: {in_units(low, high, first, last)}")
 
 
 def check_labels(y: Tensor, classes: int) -> None:

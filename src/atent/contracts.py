@@ -12,6 +12,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from atent.messages import once
+
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
@@ -42,25 +46,57 @@ def paired(kind: str, pair: Any) -> tuple[Any, Any]:
     raise ValueError(f"a {kind} must yield pairs (x, y), got {what}: {remedy}")
 
 
+def note_dropped(loader: Any, n: int) -> None:
+    """One line on stderr if a loader that gave ``n`` samples drops an incomplete last batch."""
+    total = len(loader.dataset) if hasattr(getattr(loader, "dataset", None), "__len__") else n
+    if getattr(loader, "drop_last", False) and n < total:
+        once(f"the {type(loader).__name__} drops its last batch: {n} of {total} samples are used (drop_last=False)")
+
+
 def check_dense(name: str, value: Any) -> None:
-    """ValueError for a tensor or an array without a value at each place: sparse, masked, or on the meta device."""
+    """ValueError for a tensor or an array without a plain value at each place: sparse, nested, quantized, masked, or on
+    the meta device."""
     if getattr(value, "is_sparse", False) or getattr(value, "is_sparse_csr", False):
         raise ValueError(f"{name} is a sparse tensor, a dense one is required: use .to_dense()")
+    if getattr(value, "is_nested", False):
+        raise ValueError(f"{name} is a nested tensor, a dense one is required: use torch.stack(x.unbind())")
+    if getattr(value, "is_quantized", False):
+        raise ValueError(f"{name} is a quantized tensor, a plain one is required: use .dequantize()")
     if getattr(value, "is_meta", False):
         raise ValueError(f"{name} is on the meta device, without values: create it on another device")
     if getattr(getattr(value, "mask", None), "any", bool)():
         raise ValueError(f"{name} is a masked array with masked values: replace them by .filled(value)")
 
 
-def in_units(low: float, high: float, last: float, verb: str = "attack") -> str:
-    """How to bring inputs that run from ``low`` to ``high`` into a box that ends at ``last``.
+def in_units(low: float, high: float, first: float, last: float, verb: str = "attack") -> str:
+    """How to bring inputs that run from ``low`` to ``high`` into the box from ``first`` to ``last``.
 
     ``verb``: what the caller does with the inputs.
     """
     if last == 1 and low >= 0 and 2 < high <= 65535:
         levels = 255 if high <= 255 else 65535
         return f"divide pixels by {levels}"
+    slack = 0.05 * (last - first)
+    if low >= first - slack and high <= last + slack:
+        return f"clip what interpolation leaves outside, x.clip({first:g}, {last:g})"
     return f"{verb} raw pixels and let the model normalise them (atent.models.Normalize as its first layer)"
+
+
+def label_remedy(y: np.ndarray) -> str:
+    """How to convert labels of a common kind to integers from 0; empty for others."""
+    if y.ndim == 1 and y.dtype.kind in "US":
+        return (
+            ": number them by names, y_train = np.unique(y_train, return_inverse=True), np.searchsorted(names, y_test)"
+        )
+    if y.dtype.kind not in "iufb":
+        return ""
+    if y.ndim == 2 and y.shape[1] == 1:
+        return ": drop the second axis by y[:, 0]"
+    if y.ndim == 2 and ((y == 0) | (y == 1)).all() and (y.sum(1) == 1).all():
+        return ": one-hot rows become classes by y.argmax(1)"
+    if y.ndim == 1 and np.isfinite(y).all() and (y == np.floor(y)).all():
+        return ": convert them by y.astype(np.int64), of a tensor y.long()"
+    return ""
 
 
 def owned(entry: Any) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from atent.guard import ask, dtype_of, guard
+from atent.guard import ask, check_module, dtype_of, guard
 from atent.precision import full_precision, twin
 
 _SAMPLES = 4
@@ -41,6 +41,7 @@ class Folded:
 
 def has_batch_norm(model: nn.Module) -> bool:
     """Whether a network has a batch norm of a kind that can be folded; depends on the types of its modules only."""
+    check_module(model)
     return any(type(m) in _NORMS for m in model.modules())
 
 

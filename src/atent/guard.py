@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+
+from atent.contracts import kind_of
 
 Mode = Literal["eval", "train", "as-is"]
 
@@ -162,29 +166,41 @@ def dtype_of(model: nn.Module) -> torch.dtype | None:
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
 
 
-def check_model(model: Any) -> None:
-    """ValueError for a path, a state dict, a class or anything else in place of a network."""
+def check_module(model: Any) -> nn.Module:
+    """The model; ValueError, in one line, for a path, a state dict, a class or anything else but a torch module."""
     if isinstance(model, nn.Module):
-        return
-    fix, given = "", f"a {type(model).__name__}"
+        return model
+    given, fix = kind_of(model), "build or load the network first"
     if isinstance(model, str | Path):
-        given, fix = repr(str(model)), f": load it by atent.load({str(model)!r})"
+        given, fix = repr(str(model)), f"load it by atent.load({str(model)!r})"
     elif isinstance(model, Mapping):
-        fix = ": load it into a network by load_state_dict"
+        fix = "load it into a network by load_state_dict"
     elif isinstance(model, type):
-        given, fix = f"the class {model.__name__}", f": construct it, {model.__name__}(...)"
-    raise ValueError(f"the model must be a torch.nn.Module, got {given}{fix}")
+        fix = f"construct it, {model.__name__}(...)"
+    elif callable(model):
+        fix = "call it in the forward() of a module"
+    raise ValueError(f"the model must be a torch.nn.Module, got {given}: {fix}")
 
 
 def check_weights(model: nn.Module) -> None:
-    """ValueError for weights or buffers created under ``torch.inference_mode``, which autograd never accepts."""
+    """ValueError for weights or buffers created under ``torch.inference_mode``, which autograd never accepts, or
+    without values."""
     for named in (model.named_parameters(), model.named_buffers()):
         for name, t in named:
+            if t.is_meta:
+                raise ValueError(
+                    f"the model's {name} is on the meta device, without values: build it on another device"
+                )
             if not is_lazy(t) and t.is_inference():
                 raise ValueError(
                     f"the model's {name} was made under torch.inference_mode: make or load the model outside (for no"
                     " gradients use torch.no_grad)"
                 )
+
+
+_ENTERING = threading.Lock()
+_IN_USE: WeakValueDictionary[int, Any] = WeakValueDictionary()
+"""Lock of each model that a thread uses, by the model's id."""
 
 
 @contextmanager
@@ -195,18 +211,22 @@ def guard(model: nn.Module, *, mode: Mode = "eval", seed: int | None = None) -> 
     ``requires_grad`` and ``.grad``, each buffer (including batch-norm statistics), the global random states (Python,
     numpy, torch, the model's CUDA devices), and torch's gradient mode and default dtype. ``seed`` seeds the torch
     generators inside, so that a random model gives the same results at each call. Autograd works inside also if the
-    caller is in inference mode.
+    caller is in inference mode. Another thread that uses the same model waits.
 
-    ValueError for a model that was created under ``torch.inference_mode``, and for what is not a model.
+    ValueError for a model that is no torch module, was created under ``torch.inference_mode``, or has no values.
     """
-    check_model(model)
+    check_module(model)
     # Traversing a deep network takes time: each traversal is done once.
     modules, parameters, buffers = list(model.modules()), list(model.parameters()), list(model.buffers())
     tensors: list[Tensor] = [*parameters, *buffers]
-    if any([not is_lazy(t) and t.is_inference() for t in tensors]):
+    if any([t.is_meta or (not is_lazy(t) and t.is_inference()) for t in tensors]):
         check_weights(model)
     devices = sorted({t.device for t in tensors if t.device.type == "cuda"}, key=str)
     with ExitStack() as stack:
+        # Of two threads the second would store the frozen state of the first, and restore that.
+        with _ENTERING:
+            alone = _IN_USE.setdefault(id(model), threading.RLock())
+        stack.enter_context(alone)
         # Restored in reverse order: the random states, whose restoration cannot fail, come first.
         registered = [(m, dict(m._buffers.items())) for m in modules]
         values = Values([b for b in buffers if not is_lazy(b)])

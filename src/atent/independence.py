@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from atent.guard import ask, guard, outside_inference
+from atent.losses import magnitude
 from atent.precision import full_precision, twin
 
 FEW, OTHERS = 4, 8
@@ -30,6 +31,8 @@ class Dependence(NamedTuple):
     """Number of samples in the batch."""
     dtype: torch.dtype
     """The dtype of the comparison: float64 if the model can be copied to it."""
+    noise: float = 0.0
+    """Largest difference of the logits between two passes over the same batch, as a share of the largest logit."""
 
     @property
     def found(self) -> bool:
@@ -50,13 +53,13 @@ def dependence(model: nn.Module, x: Tensor, *, seed: int = 0, size: int = 0) -> 
     x = outside_inference(x.detach())
     try:
         found = _settled(model, x, seed)
-    except (ValueError, RuntimeError, IndexError):
+    except Exception:  # whatever a user's forward raises for other inputs
         return None
     if found.found or size <= found.size:
         return found
     try:
         crowd = _settled(model, x, seed, size)
-    except (ValueError, RuntimeError, IndexError):  # out of memory, in float64
+    except Exception:  # out of memory, in float64
         return found
     return crowd if crowd.found else found
 
@@ -90,7 +93,7 @@ def _compare(model: nn.Module, x: Tensor, seed: int, *, size: int = 0, rough: bo
         others = [_crowded(model, batch, size)[rows]] if size else _fewer(model, batch, rows)
         # A network may use a lower precision inside, so that its rounding is not that of its output's dtype.
         moved = ask(model, batch * (1 + torch.finfo(torch.float32).eps)) if rough else beside
-    scale = float(beside.double().abs().max().clamp_min(torch.finfo(torch.float64).tiny))
+    scale = float(magnitude(unmasked(beside.double())).max().clamp_min(torch.finfo(torch.float64).tiny))
     noise = float((beside.double() - again.double()).abs().max())
     roughness = float((beside.double() - moved.double()).abs().max())
     here, classes = beside[rows], [z.argmax(1) for z in others]
@@ -100,7 +103,14 @@ def _compare(model: nn.Module, x: Tensor, seed: int, *, size: int = 0, rough: bo
     # A random layer has other random numbers alone and in a batch: a multiple of their noise is not chance.
     change = max(apart - 3 * noise, 0.0) / scale
     tolerance = max(torch.finfo(beside.dtype).eps ** 0.5, 8 * roughness / scale)
-    return Dependence(change, tolerance, flips, len(rows), size or len(batch), beside.dtype)
+    return Dependence(change, tolerance, flips, len(rows), size or len(batch), beside.dtype, noise / scale)
+
+
+def unmasked(logits: Tensor) -> Tensor:
+    """The columns of logits (n, classes) that differ between samples, or all if fewer than two do: a masked class has
+    a constant logit, such as -1e9, which would hide changes of the others."""
+    varying = (logits != logits[:1]).any(0)
+    return logits[:, varying] if int(varying.sum()) > 1 else logits
 
 
 def _crowded(model: nn.Module, batch: Tensor, size: int) -> Tensor:
@@ -120,7 +130,23 @@ def _fewer(model: nn.Module, batch: Tensor, rows: list[int]) -> list[Tensor]:
 
 def dependence_hint(model: nn.Module, x: Tensor, *, seed: int = 0, size: int = 0) -> str | None:
     """One line if the model's output for a sample depends on its batch, otherwise None; ``size`` as in `dependence`."""
-    found = dependence(model, x, seed=seed, size=size)
+    return batch_hint(dependence(model, x, seed=seed, size=size))
+
+
+def noise_hint(found: Dependence | None) -> str | None:
+    """One line if the model's output differs between two passes over the same batch, otherwise None."""
+    if found is None or not found.noise > found.tolerance:
+        return None
+    return (
+        "the network is random or keeps a state in eval mode: in two passes over the same batch logits differ by"
+        f" {100 * found.noise:.3g} % of the largest, so each verdict is for one sample of its random numbers, and a"
+        " gradient for one sample too: remove the cause (dropout that ignores eval mode), or average with EoT or"
+        " AutoAttack(version=rand)"
+    )
+
+
+def batch_hint(found: Dependence | None) -> str | None:
+    """`dependence_hint` for a comparison."""
     if found is None or not found.found:
         return None
     return (

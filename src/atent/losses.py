@@ -52,6 +52,15 @@ def cross_entropy(logits: Tensor, y: Tensor, smoothing: float = 0.0) -> Tensor:
     return F.cross_entropy(wide(logits), y, reduction="none", label_smoothing=smoothing)
 
 
+def magnitude(logits: Tensor) -> Tensor:
+    """The size of each sample's logits, (n,), of which rounding errors are a share: the largest absolute value, but at
+    most 1000 times that of the two largest logits.
+
+    The limit is for classes that a network masks by a large negative constant, such as -1e9.
+    """
+    return logits.abs().amax(1).minimum(1000 * logits.topk(2, dim=1).values.abs().amax(1))
+
+
 def check_smoothing(smoothing: float) -> None:
     """ValueError unless ``smoothing`` is in [0, 1)."""
     if not 0 <= smoothing < 1:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from atent.attacks.oracle import Loss, Oracle
 from atent.checks import check_number
+from atent.losses import magnitude
 from atent.threat import COUNTS, Threat, l2_norm, per_sample
 
 
@@ -61,11 +62,11 @@ def beyond(oracle: Oracle, logits: Tensor, y: Tensor, confidence: float = 0.0) -
     """bool (n,): misclassified by a margin of logits above ``confidence`` and above rounding error.
 
     The smallest perturbation ends where two logits agree, and kernels round differently with the batch size: a margin
-    below 64 units in the last place of the largest logit does not count, so that the final verdict on the returned
-    point agrees with that of the search.
+    below 64 units in the last place of the `magnitude` of the logits does not count, so that the final verdict on the
+    returned point agrees with that of the search.
     """
     gap = oracle.margin(logits, y)
-    rounding = 64 * torch.finfo(gap.dtype).eps * logits.abs().amax(1)
+    rounding = 64 * torch.finfo(gap.dtype).eps * magnitude(logits)
     return gap > rounding.clamp_min(confidence)
 
 

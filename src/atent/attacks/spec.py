@@ -19,6 +19,8 @@ from atent.threat import COUNTS, EXTRA, NORMS, Radii, Threat
 _SYNTAX = "write it as a call, such as PGD(steps=40, step_size=0.01, restarts=5) or FGSM"
 
 
+# AutoAttack, auto-attack standard, AutoAttack (linf) and the like, without signs and spaces.
+_STANDARD = re.compile(r"(standard|full)?autoattack(standard|full|linf|l2|l1)*")
 _APGD = {"ce": "APGD-CE", "dlr": "APGD-DLR", "dlr-targeted": "APGD-T", "margin": "APGD-margin"}
 
 
@@ -158,9 +160,9 @@ def spell(attack: Attack, *, threat: bool = False) -> str:
 
 
 def _called(cls: type[Attack]) -> str:
-    """The name of an attack in texts; the name AutoAttack is reserved for its class."""
+    """The name of an attack in texts; the names of this package's attacks are reserved for their classes."""
     name = ATTACKS.name_of(cls)
-    return f"{cls.__module__}:{name}" if is_standard(name) and cls is not ATTACKS.find("AutoAttack") else name
+    return f"{cls.__module__}:{name}" if ATTACKS.is_built_in(name) and cls is not ATTACKS.find(name) else name
 
 
 def label(attack: Attack) -> str:
@@ -183,8 +185,8 @@ def label(attack: Attack) -> str:
 def _name(attack: Attack) -> tuple[str, set[str]]:
     """A label without its brackets, and the fields that it shows."""
     cls = type(attack).__name__
-    if cls.lower() == "autoattack":  # the bare name is reserved for one class
-        cls = _called(type(attack))
+    if cls.lower() == "autoattack" or (ATTACKS.is_built_in(cls) and type(attack) is not ATTACKS.find(cls)):
+        cls = _called(type(attack))  # bare names are reserved for one class each
     if hasattr(attack, "inner"):
         return f"{cls} {label(attack.inner)}", {"threat", "attack"}
     said = {"threat"}
@@ -228,9 +230,14 @@ def is_standard(text: str) -> bool:
 
 
 def check_names(named: Mapping[str, Attack]) -> None:
-    """ValueError if the name AutoAttack is given to another attack, or to AutoAttack at other settings."""
+    """ValueError if the name AutoAttack, in any spelling, is given to another attack, or to AutoAttack at other
+    settings, and for a name that is not a line of text."""
     for name, attack in named.items():
-        if name.strip().lower() == "autoattack" and not is_standard(spell(attack)):
+        if not isinstance(name, str) or not name.strip() or not name.isprintable():
+            raise ValueError(
+                f"the name of an attack must be a line of text, got {shown(name)}: name it {label(attack)!r}"
+            )
+        if _STANDARD.fullmatch(re.sub(r"[\W_]", "", name.lower())) and not is_standard(spell(attack)):
             raise ValueError(
                 f"the name {name} is reserved for AutoAttack at its standard settings, got {spell(attack)}: name it"
                 f" {label(attack)!r}"

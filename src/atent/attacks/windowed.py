@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from atent.attacks.affected import SLIDING, Affected, affected, apply, constant, graph_of, layer, sliding
 from atent.attacks.oracle import Oracle
+from atent.losses import magnitude
 
 # Largest number of cached elements: 256 MiB in float32.
 _MOST = 2**26
@@ -220,7 +221,7 @@ class Scores:
             if self.windowed is not None:
                 found = self.windowed.logits(z, window.top, window.left)
                 # Parts of layers are summed in another order; any other difference is larger.
-                near = torch.finfo(logits.dtype).eps ** 0.5 * logits.abs().amax()
+                near = torch.finfo(logits.dtype).eps ** 0.5 * magnitude(logits).amax()
                 if not bool((found - logits).abs().amax() <= near):
                     self.graph = self.windowed = None
         except Exception:  # a layer that deviates from its documented behaviour
@@ -231,11 +232,11 @@ class Scores:
         """An upper bound of the rounding difference between the last ``logits`` and the network's own, (n,) or 0.
 
         A query without effect has identical logits from the network, but slightly different ones from cached layers:
-        differences below 16 units in the last place of the largest logit do not count as an improvement.
+        differences below 16 units in the last place of their `magnitude` do not count as an improvement.
         """
         if self.windowed is None:
             return 0.0
-        return 16 * torch.finfo(logits.dtype).eps * logits.abs().amax(1).nan_to_num(0.0, 0.0)
+        return 16 * torch.finfo(logits.dtype).eps * magnitude(logits).nan_to_num(0.0, 0.0)
 
     def commit(self, accepted: Tensor) -> None:
         """Make the points of the last query the best ones where ``accepted`` (n,)."""

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from atent.certify import affine, copies
 from atent.certify.operators import LAYERS, NORMS, TIMES_MINUS_1, Fork, Kind, Known, function
 from atent.certify.tracing import AUGMENTED, Tracer, known_layer
-from atent.guard import check_model, guard
+from atent.guard import check_module, guard
 
 SUPPORTED = (
     "Linear, convolutions, BatchNorm, pooling, ReLU, LeakyReLU, clamp, sigmoid, tanh, SiLU, GELU, ELU, slices, padding,"
@@ -113,10 +113,10 @@ def read(model: nn.Module, *, training: bool = False) -> Graph:
     [torch.Size([5]), torch.Size([5])]
     """
     model = getattr(model, "_orig_mod", model)  # compiled: the same code
-    check_model(model)
-    refuse_training(model, allowed=training)
+    check_module(model)
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         raise ValueError("bounds read Python code, not TorchScript: give the network itself, not a scripted one")
+    refuse_training(model, allowed=training)
     # A single layer would be traced into its own forward pass; in a Sequential it is a leaf.
     root = nn.Sequential(model)
     try:
@@ -126,10 +126,8 @@ def read(model: nn.Module, *, training: bool = False) -> Graph:
         layer = _unsupported(model)
         if layer:
             raise ValueError(f"{layer} is not supported by bounds: use {SUPPORTED}") from None
-        first = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        raise ValueError(
-            f"bounds cannot read the network's forward pass, which must not branch on x: {first[0]}"
-        ) from None
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"bounds cannot read the network's forward pass, which must not branch on x: {why}") from None
     nodes: list[Node] = []
     found: Found = {}
     # The steps that share memory with each step: an in-place change of one changes all.
@@ -367,7 +365,13 @@ def _owner(step: fx.Node) -> str:
 
 
 def _fetch(root: nn.Module, path: str) -> Callable[[], Tensor]:
-    return lambda: operator.attrgetter(path)(root)
+    def get() -> Any:
+        try:
+            return operator.attrgetter(path)(root)
+        except AttributeError:
+            raise ValueError(f"bounds cannot read {path[2:]}, which a forward pass adds: add it in __init__") from None
+
+    return get
 
 
 def _seen(argument: Any, found: Found) -> Any:

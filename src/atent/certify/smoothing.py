@@ -16,7 +16,7 @@ from atent.certify.limits import check_alpha, check_radius, check_sampling
 from atent.certify.sequential import CertifiedAt, choose, decide, plan, threshold
 from atent.certify.votes import Votes, counting
 from atent.checks import Settings, as_inputs, check_batch, check_number, check_seed, numbered, plain
-from atent.guard import check_model, outside_inference
+from atent.guard import check_module, outside_inference
 from atent.independence import FEW, OTHERS, dependence_hint
 from atent.memory import Batches
 from atent.precision import images_last
@@ -83,7 +83,7 @@ class Smoothed(metaclass=Settings):
     faster with it on a CPU. A model that does not support it gets the contiguous format, with a warning."""
 
     def __post_init__(self) -> None:
-        check_model(self.model)
+        check_module(self.model)
         check_number("sigma", self.sigma, 0, above=True)
 
     def certify(

@@ -5,7 +5,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from atent.contracts import in_units
+from atent.contracts import in_units, label_remedy
 from atent.messages import unknown
 from atent.threat import Box
 
@@ -22,7 +22,9 @@ def lookup(registry: Mapping[str, T], name: str, what: str) -> T:
 def labels(file: object, y: np.ndarray, n: int, classes: int | None = None) -> None:
     """y must be n integers, from 0 and below `classes`. The ValueError names `file`."""
     if y.ndim != 1 or y.dtype.kind not in "iu":
-        raise ValueError(f"{file}: labels are {y.dtype} of shape {y.shape}; wanted integers of shape (n,){_remedy(y)}")
+        raise ValueError(
+            f"{file}: labels are {y.dtype} of shape {y.shape}; wanted integers of shape (n,){label_remedy(y)}"
+        )
     if len(y) != n:
         raise ValueError(f"{file}: {len(y)} labels for {n} images")
     if n == 0:
@@ -31,23 +33,6 @@ def labels(file: object, y: np.ndarray, n: int, classes: int | None = None) -> N
     if low < 0 or (classes is not None and high >= classes):
         limit = "0 upwards" if classes is None else f"0 to {classes - 1}"
         raise ValueError(f"{file}: labels run from {low} to {high}; allowed are {limit}")
-
-
-def _remedy(y: np.ndarray) -> str:
-    """How to convert labels of a common kind to integers from 0; empty for others."""
-    if y.ndim == 1 and y.dtype.kind in "US":
-        return (
-            ": number them by names, y_train = np.unique(y_train, return_inverse=True), np.searchsorted(names, y_test)"
-        )
-    if y.dtype.kind not in "iufb":
-        return ""
-    if y.ndim == 2 and y.shape[1] == 1:
-        return ": drop the second axis by y[:, 0]"
-    if y.ndim == 2 and ((y == 0) | (y == 1)).all() and (y.sum(1) == 1).all():
-        return ": one-hot rows become classes by y.argmax(1)"
-    if y.ndim == 1 and np.isfinite(y).all() and (y == np.floor(y)).all():
-        return ": convert them by y.astype(np.int64)"
-    return ""
 
 
 def every_class(file: object, y: np.ndarray, classes: int) -> None:
@@ -92,10 +77,16 @@ def floats(file: object, x: np.ndarray, box: Box) -> None:
         return
     low, high = float(x.min()), float(x.max())
     if low < box[0] or high > box[1]:
-        fix = in_units(low, high, box[1], "give")
+        fix = in_units(low, high, *box, "give")
         raise ValueError(
             f"{file}: values run from {low:g} to {high:g}; floats must be in [{box[0]:g}, {box[1]:g}]: {fix}"
         )
+
+
+def levels(file: object, x: np.ndarray) -> None:
+    """uint8 x must not be binary: divided by 255 it would be black. The ValueError names `file`."""
+    if x.dtype == np.uint8 and x.size and int(x.max()) == 1:
+        raise ValueError(f"{file}: uint8 values are 0 and 1 of 255, nearly black: give floats, x.astype(np.float32)")
 
 
 def count(name: str, value: int | None) -> None:

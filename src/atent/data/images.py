@@ -18,6 +18,7 @@ from atent.data.reading import OFF
 from atent.progress import bar
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
+_UNREAD = (".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jfif", ".jp2", ".avif", ".heic")
 # Allowed contents, whatever the suffix: for other formats, such as PostScript, Pillow starts another program.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
 GREY, COLOUR = ("1", "L"), ("RGB", "RGBA", "P", "LA", "PA", "CMYK", "YCbCr")
@@ -85,7 +86,17 @@ def _images(path: Path) -> tuple[list[os.DirEntry[str]], list[str]]:
     files that macOS puts beside others."""
     with os.scandir(path) as entries:
         seen = [e for e in entries if not e.name.startswith(".")]
-    files = [e for e in seen if os.path.splitext(e.name)[1].lower() in SUFFIXES and e.is_file()]
+    kinds = [os.path.splitext(e.name)[1].lower() for e in seen]
+    files = [e for e, kind in zip(seen, kinds) if kind in SUFFIXES and not e.is_dir()]
+    lost = next((e.name for e in files if not e.is_file()), None)
+    if lost is not None:
+        raise ValueError(f"{path / lost}: a link to a file that is not there: restore the file, or remove the link")
+    others = [kind for kind in kinds if kind in _UNREAD]
+    if others:
+        raise ValueError(
+            f"{path}: {len(others)} images of {', '.join(sorted(set(others)))} are not read: convert them to .png, or"
+            " move them elsewhere"
+        )
     return files, sorted(e.name for e in seen if e.is_dir())
 
 

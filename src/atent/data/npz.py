@@ -61,6 +61,7 @@ def npz(root: str | None = None, reading: Reading = MEMORY) -> Source:
     else:
         found, digest = arrays(path, KEYS)
         x, x_test = (_images(f"{path}: {key}", found[key]) for key in ("x_train", "x_test"))
+        checks.levels(f"{path}: x_train", x)
     y, y_test = found["y_train"], found["y_test"]
     if x.shape[1:] != x_test.shape[1:] or x.dtype != x_test.dtype:
         raise ValueError(f"{path}: x_test is {x_test.dtype} {x_test.shape[1:]}; x_train is {x.dtype} {x.shape[1:]}")

@@ -31,6 +31,7 @@ def tensor_source(given: Mapping[str, Tensor | np.ndarray], box: Box) -> Source:
             if a[key].dtype.kind != "f":
                 raise ValueError(f"{key}: {a[key].dtype}; allowed are uint8 and floats in the box")
             checks.floats(key, a[key], box)
+    checks.levels("x_train", a["x_train"])
     if a["x_train"].shape[1:] != a["x_test"].shape[1:] or a["x_train"].dtype != a["x_test"].dtype:
         test, train = a["x_test"], a["x_train"]
         raise ValueError(f"x_test is {test.dtype} {test.shape}; x_train is {train.dtype} {train.shape}")

@@ -19,7 +19,7 @@ from atent.evaluate.samples import Checked, checked
 from atent.evaluate.search import prepare, resolve, settings_of
 from atent.evaluate.trial import Trial
 from atent.fields import shown
-from atent.guard import check_model, outside_inference
+from atent.guard import check_module, outside_inference
 from atent.precision import SearchDtype
 from atent.probe import Auto
 from atent.progress import Advance
@@ -55,7 +55,7 @@ def begun(
             "attacks is missing: evaluate(model, x, y, [PGD(...)]), evaluate(model, loader, attacks=[PGD(...)]), or {}"
             " as attacks for the clean accuracy alone"
         )
-    check_model(model)
+    check_module(model)
     batch, seed = check_number("batch", batch, 1, whole=True), check_seed(seed)
     named = named_attacks(attacks)
     samples = checked(model, x, y, ids, {a.threat.box for a in named.values()})

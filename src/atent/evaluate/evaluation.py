@@ -286,7 +286,7 @@ def evaluate(
     trial, right = case.trial, case.right
     if blocks:
         trial = replace(trial, blocks=case.blocks())
-    hint = trial.hint(case.predicted, hints or Hints())
+    hint = trial.hint(case.predicted, hints or Hints(), case.attacks.values())
     results, outcomes, remaining, turned = trial.attacks(case.attacks, right, cascade, case.classes)
     n, ids = len(trial.x), trial.ids
     return Evaluation(

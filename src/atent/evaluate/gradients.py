@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from atent.attacks.pgd import PGD
 from atent.evaluate.subject import Subject, forward, gradient, looks_like_probabilities
 from atent.guard import ask, guard
-from atent.independence import dependence
+from atent.independence import dependence, unmasked
 from atent.losses import cross_entropy, margin
 from atent.precision import full_precision, twin
 from atent.rng import PerSample
@@ -42,6 +42,7 @@ def _twice(subject: Subject) -> tuple[Tensor, Tensor]:
 
 
 def _spread(z: Tensor) -> float:
+    z = unmasked(z)
     return float(z.max() - z.min())
 
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from atent.attacks.base import Attack
 from atent.data.split import spread
+from atent.losses import cross_entropy, margin
 from atent.stats import share
 
 _SAMPLES = 1000
@@ -56,7 +58,10 @@ def normalisation_hint(right: Tensor, x: Tensor, predict: Callable[[Tensor], Ten
     std, mean = torch.std_mean(x.double(), (0, 2, 3), correction=0)
     std = torch.where(std > 0, std, torch.ones_like(std))
     standard = ((x - mean.to(x)[:, None, None]) / std.to(x)[:, None, None]).to(x.dtype)
-    found = share(int((predict(standard) == y).sum()), len(x))
+    try:
+        found = share(int((predict(standard) == y).sum()), len(x))
+    except Exception:  # a network that checks the range of its inputs, or looks values up in a table
+        return None
     if found["low"] < raw["high"] + _GAIN:
         return None
     values = [", ".join(f"{v:.3g}" for v in t.tolist()) for t in (mean, std)]
@@ -90,4 +95,31 @@ def one_class_hint(y: Tensor, hints: Hints) -> str | None:
     return (
         f"all {len(y)} {hints.samples} are of class {hints.class_of(int(y[0]))}, so a network that gives every input"
         " that class has 100 %: evaluate a class-stratified sample (Data.sample, or --subset stratified)"
+    )
+
+
+def gradient_hint(
+    attacks: Sequence[Attack], flat: Callable[[Callable[[Tensor, Tensor], Tensor]], Tensor]
+) -> str | None:
+    """One line where a tenth of the correctly classified samples or more have an input gradient of exactly zero and
+    all ``attacks`` need gradients, else None.
+
+    ``flat(loss)`` (n,) bool: which samples have none. Layers that round have no other gradient, and the cross-entropy
+    of a network whose logits are far apart is constant in float32.
+    """
+    each = [part for attack in attacks for part in (attack.parts().values() or [attack])]
+    if not each or not all(part.needs_gradient for part in each):
+        return None
+    entropy = any(getattr(part, "loss", "margin" if part.minimum_norm else "ce") == "ce" for part in each)
+    name, loss = ("cross-entropy", cross_entropy) if entropy else ("margin", margin)
+    try:
+        found = flat(loss)
+    except Exception:  # the attacks report what the network lacks
+        return None
+    k, n = int(found.sum()), len(found)
+    if not k or k < _GAIN * n:
+        return None
+    return (
+        f"the input gradient of the {name} is exactly zero at {k} of {n} correctly classified samples, where attacks by"
+        " gradients do not move, so their failures do not show robustness: use AutoAttack or Square"
     )

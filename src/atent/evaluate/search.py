@@ -31,7 +31,7 @@ from atent.evaluate.outcomes import attacked
 from atent.fields import shown
 from atent.folded import fold, has_batch_norm
 from atent.guard import ask, guard
-from atent.losses import margin
+from atent.losses import magnitude, margin
 from atent.messages import first_only, note, once
 from atent.precision import Lowered, SearchDtype, full_precision, images_last
 from atent.probe import AUTO, Auto, probe
@@ -105,7 +105,7 @@ class Search:
         with guard(self.model, mode="eval", seed=narrow(seed)), full_precision(x.device):
             logits = ask(self.model, x)
         check_logits(logits, y)
-        spread = (logits - logits.mean(1, keepdim=True)).abs().amax(1)
+        spread = (logits - logits.mean(1, keepdim=True)).abs().amax(1).minimum(2 * magnitude(logits))
         return logits.argmax(1) != y, margin(logits, y).abs() <= NEAR * unit * spread
 
 

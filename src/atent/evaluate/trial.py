@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from atent.attacks.base import Attack
+from atent.attacks.eot import EoT
+from atent.attacks.oracle import Loss
 from atent.attacks.spec import plain, spell
 from atent.distributed import SINGLE, World
 from atent.distributed.shards import Shard
 from atent.evaluate.answers import predict
-from atent.evaluate.hints import Hints, collapse_hint, normalisation_hint, one_class_hint
+from atent.evaluate.hints import Hints, collapse_hint, gradient_hint, normalisation_hint, one_class_hint
 from atent.evaluate.ledger import NO_RESULT, Ledger, Result, code_of_attack
 from atent.evaluate.outcomes import flags
 from atent.evaluate.search import Search
-from atent.independence import dependence_hint
+from atent.evaluate.subject import gradient
+from atent.independence import batch_hint, dependence, noise_hint
 from atent.memory import Batches
 from atent.progress import Advance
 from atent.rng import narrow
 from atent.stats import share
 from atent.threat import Threat
+
+_SLOPES = 100
+"""Largest number of samples whose input gradients are computed for the hint."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,19 +67,31 @@ class Trial:
         """The batches of all attacks: each begins with the batch size that memory allowed before."""
         return Batches("the evaluation")
 
-    def hint(self, predicted: Tensor, hints: Hints) -> str | None:
-        """One line on a mistake that the clean predictions suggest, if any."""
-        right, model = (predicted == self.y).cpu(), self.search.model
+    def hint(self, predicted: Tensor, hints: Hints, attacks: Iterable[Attack]) -> str | None:
+        """One line on a mistake that the clean predictions suggest, or input gradients for these attacks, if any."""
+        right, model, attacks = (predicted == self.y).cpu(), self.search.model, list(attacks)
+        found = dependence(model, self.x, seed=narrow(self.seed), size=min(self.batch, len(self.x)))
+        averaged = any(isinstance(each, EoT) or getattr(each, "version", None) == "rand" for each in attacks)
 
         def normalisation() -> str | None:
             return normalisation_hint(right, self.x, lambda z: predict(model, z, self.y, batch=self.batch), self.y)
 
         return (
-            dependence_hint(model, self.x, seed=narrow(self.seed), size=min(self.batch, len(self.x)))
+            batch_hint(found)
+            or (None if averaged else noise_hint(found))
             or (normalisation() if hints.check_inputs else None)
             or collapse_hint(predicted, self.y, hints)
             or one_class_hint(self.y, hints)
+            or gradient_hint(attacks, partial(self._flat, right.to(self.x.device)))
         )
+
+    def _flat(self, right: Tensor, loss: Loss) -> Tensor:
+        """Which of at most 100 correctly classified samples have an input gradient of zero, bool (n,)."""
+        rows = right.nonzero().squeeze(1)
+        rows = rows[torch.arange(most := min(_SLOPES, len(rows)), device=rows.device) * len(rows) // max(most, 1)]
+        x, y = self.x[rows].detach(), self.y[rows].long()
+        grad = gradient(self.search.model, x, y, loss, seed=narrow(self.seed), batch=self.batch)
+        return (grad.flatten(1) == 0).all(1)
 
     def attacks(
         self, named: Mapping[str, Attack], right: Tensor, cascade: bool | Literal["threat"], classes: int

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from atent import runs as folder
 from atent import trust
+from atent.contracts import kind_of
 from atent.messages import unknown
 from atent.models import MODELS, ModelSettings, build, from_reference, has_patch, make
 from atent.models.convention import Convention
@@ -74,6 +75,11 @@ def load(
     >>> model(torch.rand(2, 1, 28, 28)).shape
     torch.Size([2, 10])
     """
+    if not isinstance(model, str | None):
+        raise ValueError(
+            f"model must be the name of a network or module:function, got {kind_of(model)}: for your own network use"
+            " atent.train.load_weights(net, run)"
+        )
     given = Convention(tuple(mean) if mean else None, tuple(std) if std else None, input_range, bgr)
     path = Path(run)
     if path.is_dir() or not (path.is_file() or is_weights(path)):

@@ -15,6 +15,7 @@ from torch import nn
 from atent import runs as folder
 from atent.data import Data
 from atent.data.settings import READING
+from atent.fields import shown
 from atent.methods import Method
 from atent.models import ModelSettings
 from atent.optim import Optimizer, Schedule
@@ -30,7 +31,7 @@ _MACHINE = (
 )  # fmt: skip
 
 
-# The modules that an error lists.
+# The modules or settings that an error lists.
 _NAMED = 4
 
 
@@ -95,7 +96,26 @@ def _changed(saved: str, now: str, method: Method) -> str | None:
     parts = [part for part in {**before, **after} if before.get(part) != after.get(part)]
     if parts == ["files"]:
         return "data: the SHA-256 of its files has changed, use those of its training"
-    return f"settings: resume with those of its {folder.CONFIG}" if parts else None
+    if not parts:
+        return None
+    was, present = _leaves(before), _leaves(after)
+    # Where the method has another name, its fields differ too.
+    names = sorted({name for name in was | present if was.get(name) != present.get(name)}, key=_order)
+    named = ", ".join(f"{name} {shown(was.get(name))}, not {shown(present.get(name))}" for name in names[:_NAMED])
+    more = f" and {len(names) - _NAMED} others" if len(names) > _NAMED else ""
+    return f"settings ({named}{more}): resume with those of its {folder.CONFIG}"
+
+
+def _order(name: str) -> tuple[bool, str]:
+    return not name.endswith(".name"), name
+
+
+def _leaves(value: Any, path: str = "") -> dict[str, Any]:
+    """The values of nested mappings by path, such as train.epochs."""
+    if not isinstance(value, dict):
+        return {path: value}
+    inner = [_leaves(each, f"{path}.{key}" if path else key) for key, each in value.items()]
+    return {name: leaf for leaves in inner for name, leaf in leaves.items()}
 
 
 def completed(fingerprint: str, now: str, method: Method) -> str:

@@ -12,7 +12,7 @@ from torch import nn
 from atent.data import Data
 from atent.distributed import entered
 from atent.distributed.launch import joined
-from atent.guard import check_model
+from atent.guard import check_module
 from atent.methods import Method
 from atent.optim import Optimizer, Schedule
 from atent.precision import without_callers_modes
@@ -124,7 +124,7 @@ def fit(
     >>> len(fitted.history), fitted.model.training, fitted.stopped
     (2, False, None)
     """
-    check_model(model)
+    check_module(model)
     if not isinstance(data, Data):
         raise ValueError(
             f"data must be Data, got a {type(data).__name__}: create it by atent.data.from_tensors(x_train, y_train,"

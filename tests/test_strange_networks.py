@@ -1,0 +1,209 @@
+"""Networks that an evaluation cannot measure as they are: each has a hint or an error of one line with a remedy."""
+
+import threading
+import time
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from zoo import LINF, Twin, data, made, quietly, refused
+
+from atent import Threat
+from atent.attacks import PGD, DeepFool, EoT, Square
+from atent.certify import Smoothed, verified
+from atent.certify.certificate import Sampling, certify_run
+from atent.data import from_tensors
+from atent.evaluate import evaluate, predict
+from atent.guard import guard
+from atent.methods import PGDAT
+from atent.train import fit
+
+PGD_3 = PGD(LINF, steps=3)
+
+
+class Dropping(Twin):
+    """Dropout that ignores eval mode."""
+
+    def forward(self, z):
+        return super().forward(F.dropout(z, 0.5))
+
+
+class Drifting(Twin):
+    """A state of Python that changes with every call."""
+
+    calls = 0
+
+    def forward(self, z):
+        self.calls += 1
+        return super().forward(z) * (1 if self.calls % 2 else -1)
+
+
+class OwnNoise(Twin):
+    """Random numbers of a generator of its own, which no seed reaches."""
+
+    def __init__(self):
+        super().__init__()
+        self.rng = torch.Generator().manual_seed(0)
+
+    def forward(self, z):
+        return super().forward(z + 0.1 * torch.randn(z.shape, generator=self.rng))
+
+
+@pytest.mark.parametrize("kind", [Dropping, Drifting, OwnNoise])
+def test_a_network_that_is_not_a_fixed_function_gets_a_hint(kind):
+    net, (x, y) = made(kind), data(12)
+    for attacks in ([PGD_3], [Square(LINF, queries=3)], {}):
+        assert "two passes over the same batch" in evaluate(net, x, y, attacks).hint
+    # Whoever averages knows.
+    found = evaluate(net, x, y, [EoT(LINF, attack="PGD(steps=2)", samples=2)])
+    assert "two passes" not in str(found.hint)
+
+
+class Rounding(Twin):
+    def forward(self, z):
+        return super().forward((z * 255).round() / 255)
+
+
+class Sharp(Twin):
+    """Its softmax is 0 or 1 in float32: the cross-entropy has no gradient, the margin has."""
+
+    def forward(self, z):
+        return 1e5 * super().forward(z)
+
+
+@pytest.mark.parametrize(
+    ("kind", "attack", "told"),
+    [
+        (Rounding, PGD_3, True),
+        (Rounding, DeepFool(Threat("l2", 0.5)), True),
+        (Rounding, Square(LINF, queries=3), False),
+        (Sharp, PGD_3, True),
+        (Sharp, PGD(LINF, steps=3, loss="margin"), False),
+        (Twin, PGD_3, False),
+    ],
+)
+def test_gradients_of_zero_get_a_hint(kind, attack, told):
+    """Before: PGD reported every sample of these networks as robust, without a word."""
+    net, (x, _) = made(kind), data(12)
+    found = evaluate(net, x, net(x).argmax(1), [attack])
+    assert ("exactly zero at 12 of 12" in str(found.hint)) == told
+    both = evaluate(net, x, net(x).argmax(1), [attack, Square(LINF, queries=4)])
+    assert "exactly zero" not in str(both.hint)
+
+
+class Ranged(Twin):
+    """Checks the range of its inputs."""
+
+    def forward(self, z):
+        assert z.min() >= 0
+        assert z.max() <= 1
+        return super().forward(z)
+
+
+class Looked(nn.Module):
+    """Looks values up in a table of 256."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.lin = nn.Embedding(256, 2), nn.Linear(72, 3)
+
+    def forward(self, z):
+        return self.lin(self.table((z * 255).long().flatten(1)).flatten(1))
+
+
+@pytest.mark.parametrize("kind", [Ranged, Looked])
+def test_a_network_that_takes_pixels_only_is_evaluated(kind):
+    """Before: the hint on normalised inputs gave it standardised images, and its error ended the evaluation."""
+    torch.manual_seed(0)
+    net, (x, y) = kind().eval(), data(12)
+    found = evaluate(net, x, y, [Square(LINF, queries=3)])
+    assert found.clean["k"] == int((net(x).argmax(1) == y).sum())
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (lambda z: z, "got the function <lambda>: call it in the forward() of a module"),
+        (Twin, "got the class Twin: construct it, Twin(...)"),
+        ("resnet18", "got a str: build or load the network first"),
+        (None, "got None: build or load"),
+    ],
+)
+def test_what_is_no_module_is_refused_in_one_line(model, says):
+    x, y = data(12)
+    calls = [
+        lambda: evaluate(model, x, y, [PGD_3]),
+        lambda: evaluate(model, x.numpy(), y, {}),
+        lambda: predict(model, x, y),
+        lambda: PGD_3(model, x, y),
+        lambda: Smoothed(model, 0.25),
+        lambda: certify_run(model, x, y, Sampling(0.25, 20, 100, 0.05)),
+        lambda: verified(model, x, y, LINF),
+        lambda: fit(model, from_tensors(x, y, x, y, validation=3), PGDAT(LINF), progress=False),
+    ]
+    for call in calls:
+        assert says in refused(call)
+
+
+def test_weights_without_values_are_refused_in_one_line():
+    with torch.device("meta"):
+        net = Twin().eval()
+    x, y = data()
+    for call in (
+        lambda: evaluate(net, x, y, [PGD_3]),
+        lambda: PGD_3(net, x, y),
+        lambda: quietly(Smoothed(net, 0.25).certify, x, n0=20, n=100, alpha=0.05),
+        lambda: verified(net, x, y, LINF),
+    ):
+        assert "conv.weight is on the meta device" in refused(call)
+
+
+class Late(Twin):
+    """Adds a buffer in its first forward pass."""
+
+    def forward(self, z):
+        if "shift" not in self._buffers:
+            self.register_buffer("shift", torch.zeros(1))
+        return super().forward(z) + self.shift
+
+
+def test_bounds_refuse_what_they_cannot_read():
+    x, y = data()
+    assert "cannot read shift" in refused(lambda: verified(made(Late), x, y, LINF))
+    frozen = quietly(torch.jit.freeze, quietly(torch.jit.script, made(Twin)))
+    assert "TorchScript" in refused(lambda: verified(frozen, x, y, LINF))
+
+
+def test_a_second_thread_waits_for_the_model():
+    """Before: it took the weights that the first had frozen for frozen ones, and left them so."""
+    net, entered = made(Twin), threading.Event()
+
+    def first():
+        with guard(net):
+            entered.set()
+            time.sleep(0.3)
+
+    def second():
+        entered.wait()
+        with guard(net), guard(net):
+            time.sleep(0.6)
+
+    threads = [threading.Thread(target=each) for each in (first, second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(p.requires_grad for p in net.parameters())
+
+
+def test_threads_find_what_one_finds():
+    net, (x, y) = made(Twin), data(12)
+    wanted, found = evaluate(net, x, y, [PGD_3]).outcomes, []
+    threads = [threading.Thread(target=lambda: found.append(evaluate(net, x, y, [PGD_3]).outcomes)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [wanted] * 3
+    assert all(p.requires_grad for p in net.parameters())
