@@ -221,6 +221,20 @@ def test_a_permuted_batch_with_permuted_eps_gives_the_permuted_result(name, norm
         assert threat_in(norm, float(eps[i])).contains(out.x_adv[i : i + 1], x[i : i + 1]).all()
 
 
+@CASE
+def test_each_sample_is_attacked_as_by_its_own_eps_alone(name, norm, conv_net, batch):
+    """Steps, starts and masses follow the eps of the sample, not the largest of the batch."""
+    model, (x, y) = conv_net(), batch(6)
+    eps = EPS[norm] * torch.tensor([0.2, 1.0, 0.6, 0.2, 1.3, 0.6], dtype=torch.float64)
+    eps = torch.tensor([1.0, 2, 3, 1, 4, 3]).double() if norm in COUNTS else eps
+    out, ids = small(name, norm, eps).run(model, x, y, ids=torch.arange(6) + 10), torch.arange(6) + 10
+    for value in eps.unique():
+        rows = (eps == value).nonzero().squeeze(1)
+        alone = small(name, norm, float(value)).run(model, x[rows], y[rows], ids=ids[rows])
+        assert torch.allclose(alone.x_adv, out.x_adv[rows], rtol=0, atol=1e-9)
+        assert torch.equal(alone.success, out.success[rows])
+
+
 def test_evaluate_takes_an_eps_for_each_sample(conv_net, batch):
     from atent.evaluate import evaluate
 
