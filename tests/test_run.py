@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from atent import messages, stats
+from atent import load, messages, stats
 from atent import runs as run
 from atent.runs import files, origin
 
@@ -455,3 +455,16 @@ def test_the_line_of_the_method_has_the_terms_of_the_field():
     linf = line(ATENT(Threat("linf", 0.1), steps=10))
     assert "no anchor term" in linf
     assert linf.endswith("projected after the last step")
+
+
+def test_what_is_not_a_run_names_the_run_that_may_be_meant(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "first").mkdir(parents=True)
+    (tmp_path / "runs" / "first" / "config.json").write_text("{}")
+    for given in ("runs/frist", "first"):
+        assert run.no_run(Path(given)) == (
+            f"{given} is not a run folder (no config.json; did you mean {Path('runs/first')}?)"
+        )
+    assert run.no_run(Path("other")) == "other is not a run folder (no config.json)"
+    with pytest.raises(FileNotFoundError, match=r"did you mean runs.first"):
+        load("first")

@@ -199,7 +199,7 @@ def _resume(
     from atent.messages import note
 
     if not (path / folder.CONFIG).is_file():
-        raise FileNotFoundError(f"{path} is not a run folder (no {folder.CONFIG}): give the run folder to resume")
+        raise FileNotFoundError(f"{folder.no_run(path)}: give the run folder to resume")
     folder.admit(path)
     saved = folder.read_config(path / folder.CONFIG)
     if differs := changed(saved, path):

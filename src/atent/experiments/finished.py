@@ -155,7 +155,7 @@ def _common(runs: list[_Made], key: str) -> Any:
 def _made(run: Any, how: dict[str, Any], progress: bool) -> _Made:
     path = _path(run)
     if not (path / folder.CONFIG).is_file():
-        raise FileNotFoundError(f"{path} is not a run folder (no {folder.CONFIG}): give a folder that training wrote")
+        raise FileNotFoundError(f"{folder.no_run(path)}: give a folder that training wrote")
     folder.admit(path)
     config = folder.read_config(path / folder.CONFIG)
     unfinished = note_unfinished(path)

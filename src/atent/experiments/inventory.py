@@ -81,7 +81,7 @@ def inventory(run: str | Path, root: str | None = None) -> Inventory:
 def _folder(run: str | Path) -> Path:
     path = place_of(run)
     if not (path / folder.CONFIG).is_file() and not (path / folder.MANIFEST).is_file():
-        raise FileNotFoundError(f"{path} is not a run folder (no {folder.CONFIG}): give the path that training printed")
+        raise FileNotFoundError(f"{folder.no_run(path)}: give the path that training printed")
     return path
 
 

@@ -43,7 +43,7 @@ def is_own(target: str) -> bool:
     if not own and not (path / folder.CONFIG).is_file():
         train = f"train the recipe first, by `atent train {path.name}`, or " if path.name in recipe_names() else ""
         raise FileNotFoundError(
-            f"{path} is not a run folder (no {folder.CONFIG}): {train}give the path that training printed, a weights"
+            f"{folder.no_run(path)}: {train}give the path that training printed, a weights"
             f" file ({', '.join(SUFFIXES)}) or module:function"
         )
     return own

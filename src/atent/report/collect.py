@@ -175,7 +175,7 @@ def read(path: str | Path, *, model: str | None = None, data: str | None = None)
             " with the --model and --data of its evaluation, creates one with its results"
         )
     raise FileNotFoundError(
-        f"{path} is not a run folder (no {folder.CONFIG}), nor one of atent compare (no {COMPARISON}) or atent sweep"
+        f"{folder.no_run(path)}, nor one of atent compare (no {COMPARISON}) or atent sweep"
         f" (no {SWEEP}): give the path that training printed"
     )
 

@@ -9,6 +9,7 @@ from atent.runs.folder import (
     create,
     free_name,
     is_free,
+    no_run,
     read_config,
     relocated,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "free_name",
     "is_free",
     "keep_jsonl",
+    "no_run",
     "plain",
     "provenance",
     "read_config",

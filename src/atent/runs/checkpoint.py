@@ -313,7 +313,7 @@ def export(run: str | Path, out: str | Path) -> Path:
     """
     run = Path(run)
     if not (run / folder.CONFIG).is_file():
-        raise FileNotFoundError(f"{run} is not a run folder (no {folder.CONFIG}): give the path printed by training")
+        raise FileNotFoundError(f"{folder.no_run(run)}: give the path printed by training")
     about, state, notes = read_weights(run / BEST)
     tensors, packed = pack(state)
     exact = packed.get("complex", ())

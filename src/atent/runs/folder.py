@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from atent.fields import shown
+from atent.messages import nearest
 from atent.runs import manifest
 from atent.runs.names import CONFIG, LAST, LOCK, MANIFEST, STATE
 
@@ -307,3 +309,13 @@ def is_free(path: Path) -> bool:
         return False
     found = {p.name for p in (*path.iterdir(), *(path / LAST).glob("*")) if not p.name.startswith(".")}
     return CONFIG not in found and found <= {LAST, MANIFEST, STATE}
+
+
+def no_run(path: Path) -> str:
+    """That a path is not a run folder, and the one beside it or in runs/ that may be meant: a message's beginning."""
+    meant = None
+    for place in (path.parent, Path("runs")):
+        with suppress(OSError):
+            found = {each.name: each for each in place.iterdir() if (each / CONFIG).is_file()}
+            meant = meant or found.get(nearest(path.name, found) or "")
+    return f"{path} is not a run folder (no {CONFIG}{f'; did you mean {meant}?' if meant else ''})"

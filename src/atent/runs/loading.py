@@ -116,7 +116,7 @@ def restore(
     """
     run = place_of(run)
     if not (run / folder.CONFIG).is_file():
-        raise FileNotFoundError(f"{run} is not a run folder (no {folder.CONFIG}): give the path that training printed")
+        raise FileNotFoundError(f"{folder.no_run(run)}: give the path that training printed")
     config = folder.read_config(run / folder.CONFIG)
     path = weights_file(Path(weights) if weights else run, which)
     names = next(iter(read_states(path)[1].values())) if model is not None else {}
