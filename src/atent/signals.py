@@ -39,6 +39,20 @@ class Stopped(KeyboardInterrupt):
         self.signum, self.how = signum, how
 
 
+class Unwritten(OSError):
+    """A file could not be written; one line, with the remedy and how the work is resumed."""
+
+    resumed = False
+    """Whether the line already says how the work is resumed."""
+    result: Any = None
+    """What the file would contain, if it was computed."""
+
+    def add(self, how: str) -> None:
+        """Add how the work is resumed, unless already known."""
+        if not self.resumed:
+            self.args, self.resumed = (f"{self}; {how}",), True
+
+
 @dataclass
 class _State:
     """Process-wide state of signal handling."""
@@ -214,10 +228,32 @@ def status(default: int) -> int:
 
 
 @contextmanager
-def resumed_by(how: str | Callable[[], str]) -> Iterator[None]:
-    """If the block is stopped, add to `Stopped` how the work is resumed, unless already set."""
+def repaired_by(how: str | Callable[[], str]) -> Iterator[None]:
+    """If the block cannot write a file, add to `Unwritten` how the work is resumed, unless already set."""
     try:
         yield
+    except Unwritten as error:
+        error.add(how if isinstance(how, str) else how())
+        raise
+
+
+@contextmanager
+def computed(result: Any) -> Iterator[None]:
+    """If the block cannot write a file, add to `Unwritten` what the file would contain."""
+    try:
+        yield
+    except Unwritten as error:
+        error.result = result
+        raise
+
+
+@contextmanager
+def resumed_by(how: str | Callable[[], str]) -> Iterator[None]:
+    """If the block is stopped, or cannot write a file, add to `Stopped` or `Unwritten` how the work is resumed, unless
+    already set."""
+    try:
+        with repaired_by(how):
+            yield
     except KeyboardInterrupt as error:
         known = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)
         known.how = known.how or (how if isinstance(how, str) else how())

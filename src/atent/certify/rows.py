@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from atent.runs import as_json, dumps, manifest, write_atomic
-from atent.runs.files import report_dropped, write_new
+from atent.runs.files import report_dropped, write_error, write_new
 
 
 class Row(NamedTuple):
@@ -269,7 +269,10 @@ def _line(row: Row) -> str:
 
 
 def _write(path: Path, text: str, head: str) -> None:
-    with open(path, "a") as file:
-        file.write(("" if file.tell() else head) + text)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(path, "a") as file:
+            file.write(("" if file.tell() else head) + text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise write_error(path, None, error) from error

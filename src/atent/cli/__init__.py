@@ -124,6 +124,7 @@ def _attempt(args: list[str]) -> Ending:
         # Python and compiled libraries may convert an exception raised by a signal into errors of their own.
         if signals.caused():
             raise signals.Stopped(signals.status(0) - 128) from None
+        _print_unwritten(error, "--json" in args)
         text, status = _message(error)
         lost = type(error).__name__ == "Lost"
         return Ending(1, traceback.format_exc(), lost, raw=True) if debug else Ending(status, text, lost)
@@ -194,6 +195,14 @@ def _run(name: str, words: list[str], plugins: tuple[str, ...]) -> int:
     return int(function(**given))
 
 
+def _print_unwritten(error: Exception, json: bool) -> None:
+    """Print the result of a command whose file could not be written, if it was computed."""
+    if isinstance(error, signals.Unwritten) and error.result is not None:
+        from atent.cli.show import print_result
+
+        print_result(error.result, json)
+
+
 def _message(error: Exception) -> tuple[str, int]:
     """The message and the exit status of an exception."""
     failed = type(error).__name__ in ("Diverged", "Interrupted", "OutOfMemory", "Lost", "Elsewhere")
@@ -208,10 +217,15 @@ def _located(error: Exception) -> str:
     """The message of an error, with its place if the user's own code, or what it called, raised it or its cause."""
     from atent.cli.places import place_of_error, raised_by_user
 
-    place, cause = raised_by_user(error), error.__cause__
-    if place is None and cause is not None and ".py, line " not in str(error):
+    place, text, cause = raised_by_user(error), str(error), error.__cause__
+    if place is None and cause is not None and ".py, line " not in text:
         place = place_of_error(cause)
-    return f"{error} ({place})" if place else str(error)
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        from atent.runs.files import remedy
+
+        text = f"{error.filename}: {error.strerror}"
+        text += "" if isinstance(error, FileNotFoundError) else f": {remedy(error.errno)}"
+    return f"{text} ({place})" if place else text
 
 
 def _unexpected(error: Exception) -> str:

@@ -177,7 +177,8 @@ def _shown(done: dict[str, Any], plot: str | None, table: str | None, radius: tu
     from atent.experiments.certified import add, row
 
     for out, found, _ in done.values():
-        _print(out, found)
+        print_certificate(found)
+        print(f"written: {out}")
     if plot:
         draw({run: rows for run, (_, _, rows) in done.items()}, plot, radius)
         print(f"written: {plot}")
@@ -202,8 +203,8 @@ def _check_written(table: str | None, plot: str | None, method: str, one: bool) 
         )
 
 
-def _print(out: Path, found: CertificateFile) -> None:
-    """Print a certificate as a table, and its file."""
+def print_certificate(found: CertificateFile) -> None:
+    """Print a certificate as a table."""
     from rich.table import Table
 
     from atent.experiments.certificate_lines import layout
@@ -217,4 +218,3 @@ def _print(out: Path, found: CertificateFile) -> None:
     print(title)
     show.print_table(shown)
     print("\n".join(below))
-    print(f"written: {out}")

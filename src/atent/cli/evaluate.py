@@ -92,6 +92,7 @@ def evaluate(
     from atent.experiments.target import load_target
     from atent.runs import locks
     from atent.runs.manifest import write_new
+    from atent.signals import computed
 
     part, asked = parsed(shard, merge), gates.limits(whole=shard is None)
     places = {name: Path(path) if path else None for name, path in (("out", out), ("junit", gates.junit))}
@@ -116,7 +117,8 @@ def evaluate(
             evaluation = evaluate_target(
                 subject, **request, partial=partial, blocks=merge, progress=not target.quiet
             )  # fmt: skip
-            path = alone(lambda: write_new(place, evaluation.to_json(), numbered=out is None))
+            with computed(evaluation):
+                path = alone(lambda: write_new(place, evaluation.to_json(), numbered=out is None))
         passed, warned = alone(lambda: _shown(subject, evaluation, path, gates, asked, held, per_class=per_class))
         emit(evaluation.to_json())
     return 1 if not passed or (warned and strict) else 0

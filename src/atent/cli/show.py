@@ -16,7 +16,7 @@ from atent.cli.parse import Place, arg
 from atent.cli.width import screen
 
 if TYPE_CHECKING:
-    from atent.experiments.results import EvaluationFile, Part, UnionReport
+    from atent.experiments.results import CertificateFile, EvaluationFile, Part, UnionReport
     from atent.experiments.weights_file import WeightsFile
 
 
@@ -176,6 +176,22 @@ def accuracies(models: dict[str, EvaluationFile]) -> None:
     for line in (*attributed({name: remarks(found.attacks) for name, found in models.items()}), caveat_of(first)):
         if line:
             print(line)
+
+
+def print_result(found: EvaluationFile | CertificateFile, as_json: bool) -> None:
+    """Print an evaluation or a certificate that is in no file."""
+    from atent.cli.certify import print_certificate
+    from atent.experiments.evaluation import summary
+    from atent.experiments.results import EvaluationFile
+    from atent.runs import plain
+
+    if as_json:
+        print(json.dumps(plain(found.to_json()), indent=2, allow_nan=False))
+    elif isinstance(found, EvaluationFile):
+        accuracies({found.run or found.model or "model": found})
+        print("\n" + "\n".join(summary(found)))
+    else:
+        print_certificate(found)
 
 
 def print_union(found: UnionReport, name: str = "") -> None:

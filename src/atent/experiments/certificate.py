@@ -54,7 +54,7 @@ from atent.registry import Plugin, plugin_named
 from atent.runs import manifest
 from atent.runs.locks import held, lock_of
 from atent.runs.weights import visible
-from atent.signals import resumed_by
+from atent.signals import computed, resumed_by
 from atent.threads import Threads
 from atent.threat import Norm, Threat, radius
 from atent.train.compiling import compiler_missing
@@ -317,7 +317,8 @@ def _bounded(
         manifest.write_json(out, content.to_json())
         return out
 
-    return alone(written), content
+    with computed(content):
+        return alone(written), content
 
 
 def _verified(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, method: Any, advance: Advance) -> Tensor:

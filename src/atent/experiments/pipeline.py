@@ -41,11 +41,11 @@ from atent.runs.loading import model_of
 from atent.runs.locks import held
 from atent.runs.manifest import Sum, write_json
 from atent.runs.pretrained import load_start
-from atent.signals import resumed_by
+from atent.signals import computed, resumed_by
 from atent.threat import Threat
 from atent.train.agreement import reloaded
 from atent.train.callbacks import Callback
-from atent.train.interrupt import again
+from atent.train.interrupt import resumption
 from atent.train.loop import Fitted, digest_of, facts, fit
 from atent.train.preflight import check_attacks
 from atent.train.settings import TrainSettings, pick_device
@@ -116,7 +116,7 @@ def run_job(
     ValueError (InUse while another process is at work on the run), FileNotFoundError, FileExistsError, Diverged,
     Interrupted, OSError.
     """
-    with entered(lambda: held(path / folder.LOCK, "train")), resumed_by(lambda: _again(path)):
+    with entered(lambda: held(path / folder.LOCK, "train")), resumed_by(lambda: resumption(path)):
         job = as_begun(job, path) if resume else job
         return _run(
             job, path, resume, saved, progress=progress, report=report, say=say, introduce=introduce or say,
@@ -126,15 +126,8 @@ def run_job(
 
 def fit_job(job: Job, path: Path, *, resume: bool = False, saved: Saved | None = None, **how: Any) -> Fitted:
     """Train as `run_job`, with the same arguments, without using the test set."""
-    with entered(lambda: held(path / folder.LOCK, "train")), resumed_by(lambda: _again(path)):
+    with entered(lambda: held(path / folder.LOCK, "train")), resumed_by(lambda: resumption(path)):
         return _fitted(as_begun(job, path) if resume else job, path, resume, saved, **how)[0]
-
-
-def _again(path: Path) -> str:
-    """The command that resumes a run that was stopped outside its steps."""
-    if not (path / folder.CONFIG).is_file():
-        return "nothing was saved yet, repeat the command"
-    return f"resume with {again(folder.read_config(path / folder.CONFIG), path)}"
 
 
 def _run(
@@ -150,7 +143,8 @@ def _run(
     if found is None:
         evaluation = _evaluated(job, path, model, fitted, data, attacks, progress and current().first)
         content = evaluation.to_json()
-        alone(lambda: write_json(path / folder.EVALUATION, content))
+        with computed(evaluation):
+            alone(lambda: write_json(path / folder.EVALUATION, content))
     else:
         evaluation, content = found, found.to_json()
         if current().first:

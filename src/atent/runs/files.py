@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import stat
@@ -12,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from atent.runs.stale import temporary
+from atent.signals import Unwritten
 
 # torch and safetensors report a full disk as errors that are not OSError, and torch without the reason
 _WRITER = re.compile(r"inline_container|iostream error|PytorchStreamWriter|\(os error \d+\)")
@@ -191,7 +193,8 @@ def _named(half: Path, path: Path, numbered: bool) -> Path:
         raise
     except OSError:  # a file system without links
         name = reserved(path, numbered=numbered)
-        os.replace(half, name)
+        with _removed_on_failure(name, name):
+            os.replace(half, name)
         return name
 
 
@@ -214,7 +217,13 @@ def _is_write_failure(error: BaseException) -> bool:
     return isinstance(error, OSError) or (isinstance(error, Exception) and bool(_WRITER.search(str(error))))
 
 
-def write_error(path: Path, temporary: Path | None, error: BaseException) -> OSError:
+def remedy(number: int | None) -> str:
+    """What helps against an error of the system while a file is written."""
+    full = (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return "free some space, or give another place" if number in full else "give another place"
+
+
+def write_error(path: Path, temporary: Path | None, error: BaseException) -> Unwritten:
     """The failure to write `path`, by way of a temporary file, in one line."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OSError):
@@ -232,6 +241,6 @@ def write_error(path: Path, temporary: Path | None, error: BaseException) -> OSE
             reason += f" ({other})"
     kept = "the earlier file is intact" if os.path.lexists(path) else "nothing was written"
     # one argument only, since OSError puts "[Errno n]" before the text when it is given two
-    result = OSError(f"cannot write {path}: {reason}; {kept}")
+    result = Unwritten(f"cannot write {path}: {reason}; {kept}: {remedy(number)}")
     result.errno = number
     return result

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from atent.runs.files import remedy
 from atent.runs.folder import check_free, check_name, free_name, is_free
 from atent.runs.names import LOCK
 from atent.runs.stale import alive, boot, sweep
@@ -179,9 +180,9 @@ def _taken(place: str, what: str, steal: bool) -> Callable[[], None]:
     except TimeoutError:
         raise InUse(_line(place, _read(path) or before)) from None
     except OSError as error:
-        reason = f"cannot write in {_shown(path.parent)}: {error.strerror}: give another place (--out, --runs)"
+        reason = f"cannot write in {_shown(path.parent)}: {error.strerror}: {remedy(error.errno)} (--out, --runs)"
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise PermissionError(reason) from error
+            raise PermissionError(f"{reason}, or use a copy of the folder") from error
         if error.errno in (errno.EEXIST, errno.ENOTDIR):
             reason = f"cannot make the folder {_shown(path.parent)}: a file is in its path: give another place"
         result = OSError(reason)

@@ -24,6 +24,7 @@ from atent.runs.files import Damaged as Damaged
 from atent.runs.files import atomic, sync, write_error, written
 from atent.runs.names import BEST, CONFIG, LAST, MANIFEST, METRICS
 from atent.runs.values import as_json
+from atent.signals import Unwritten
 
 SCHEMA = 1
 
@@ -269,6 +270,11 @@ def sealed(run: Path, run_id: str | None = None, known: dict[str, Sum] | None = 
     try:
         yield files
         files.replace(run_id, known)
+    except OSError as error:
+        # such as a folder that has vanished; other lines name their file
+        if isinstance(error, Unwritten) or error.strerror is None:
+            raise
+        raise write_error(run, None, error) from error
     finally:
         files.discard()
 

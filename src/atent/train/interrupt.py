@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from atent.runs import CONFIG, read_config
 from atent.signals import stop_requests
 
-__all__ = ["Interrupted", "again", "how_to_resume", "stop_requests"]
+__all__ = ["Interrupted", "again", "how_to_resume", "resumption", "stop_requests"]
 
 
 class Interrupted(Exception):
@@ -43,3 +44,10 @@ def again(config: dict[str, Any], path: Path) -> str:
         data = "" if known else " --data module:function"
         return f"fit(..., run={str(path)!r}, resume=True), or {command[:-1]}{model}{data}`"
     return command
+
+
+def resumption(path: Path) -> str:
+    """How a run that was stopped outside its steps is resumed."""
+    if not (path / CONFIG).is_file():
+        return "nothing was saved yet, repeat the command"
+    return f"resume with {again(read_config(path / CONFIG), path)}"

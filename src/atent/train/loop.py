@@ -18,10 +18,12 @@ from atent.optim import Optimizer, Schedule
 from atent.precision import without_callers_modes
 from atent.runs.locks import held
 from atent.runs.names import LOCK
+from atent.signals import repaired_by
 from atent.threat import Threat
 from atent.train.builders import Builders
 from atent.train.callbacks import Bar, Callback, EarlyStopping, Report
 from atent.train.describe import describe, digest_of, facts
+from atent.train.interrupt import resumption
 from atent.train.result import Diverged, Fitted
 from atent.train.settings import TrainSettings
 from atent.train.step import apart
@@ -151,11 +153,13 @@ def fit(
     every = [*shown, *stopping, *callbacks]
     builders = Builders(builder, builder_args or {}, data_builder, data_builder_args or {})
     lock = held(Path(run) / LOCK, "train") if run is not None else nullcontext()
-    with without_callers_modes(), joined() as world, entered(lambda: lock):
+    place = Path(run) if run is not None else None
+    kept = repaired_by(lambda: resumption(place)) if place else nullcontext()
+    with without_callers_modes(), joined() as world, entered(lambda: lock), kept:
         return Trainer(
             model, data, method, optimizer=optimizer or Optimizer(), schedule=schedule or Schedule(),
             settings=settings, augmentation=augmentation, threat=threat,
-            run=Path(run) if run is not None else None, config=config, resume=resume,
+            run=place, config=config, resume=resume,
             progress=progress and world.first, callbacks=every if world.first else [],
             say=say if world.first else lambda line: None, builders=builders,
         ).train()  # fmt: skip
