@@ -190,3 +190,31 @@ def test_an_error_of_the_system_names_the_path_and_a_remedy(run, capsys, command
     name = "a" * 300
     assert main([command, str(run), "--out", name]) == 1
     assert capsys.readouterr().err == f"atent: {name}: File name too long: give another place\n"
+
+
+def no_figure(figure, path):
+    raise files.write_error(path, None, OSError(errno.ENOSPC, "No space left on device"))
+
+
+def test_a_figure_that_cannot_be_written_leaves_no_empty_file(copy, monkeypatch, capsys):
+    monkeypatch.setattr("atent.plots.save", no_figure)
+    assert main([*evaluate_words(copy), "--radius", "0.1", "--json"]) == 1
+    shown, error = capsys.readouterr()
+    assert json.loads(shown)["sweep"]
+    assert f"cannot write {copy / 'security.png'}" in error
+    assert (copy / "evaluation-2.json").is_file()
+    assert not (copy / "security.png").exists()
+
+
+@pytest.mark.parametrize("words", [["transfer", "{run}", "{run}"], ["attack", "{run}", "--attack", "FGSM"]])
+def test_a_matrix_and_counts_that_cannot_be_written_are_printed(copy, monkeypatch, capsys, tmp_path, words):
+    other = shutil.copytree(copy, tmp_path / "other")
+    words = [word.format(run=run) for word, run in zip(words, [None, copy, other, None])]
+    monkeypatch.setattr(files.os, "link", full)
+    monkeypatch.setattr(files.os, "replace", full)
+    monkeypatch.chdir(tmp_path)
+    assert main([*words, "--limit", "10", "--quiet"]) == 1
+    shown, error = capsys.readouterr()
+    assert "other" in shown or "misclassified" in shown
+    assert "free some space" in error
+    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".npz", ".tmp") or "transfer.json" in path.name]

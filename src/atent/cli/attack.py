@@ -63,7 +63,7 @@ def attack(
             raise ValueError(f"{option} {path}: the name must end in {kind}")
     part = parsed(shard, merge)
     locks.steal(target.steal_lock)
-    nothing = "nothing was written; repeating the command starts again"
+    nothing = "repeating the command starts again"
     with show.json_alone(json) as emit, entered(lambda: show.own(out=file, png=picture)), resumed_by(nothing):
         subject = load_target(**target.keywords(), attacks=(attack,))
         show.threads(target.threads)
@@ -77,12 +77,13 @@ def attack(
             made, about = crafted_merged(subject, file, search_dtype=dtype)
         else:
             made, about = crafted(subject, search_dtype=dtype, progress=not target.quiet)
-        alone(lambda: save(file, made, about))
-        if picture is not None:
-            alone(lambda: _draw(subject, made, about, picture))
         fooled, n = int(made["success"].sum()), len(made["y"])
         print(f"{about['attack']}: {fooled} of {n} images are misclassified, including clean errors")
-        print(f"written: {', '.join(str(p) for p in (file, picture) if p)}")
+        alone(lambda: save(file, made, about))
+        print(f"written: {file}")
+        if picture is not None:
+            alone(lambda: _draw(subject, made, about, picture))
+            print(f"written: {picture}")
         emit({**about, "n": n, "misclassified": fooled, "written": [str(p) for p in (file, picture) if p]})
     return 0
 

@@ -119,8 +119,8 @@ def evaluate(
             )  # fmt: skip
             with computed(evaluation):
                 path = alone(lambda: write_new(place, evaluation.to_json(), numbered=out is None))
-        passed, warned = alone(lambda: _shown(subject, evaluation, path, gates, asked, held, per_class=per_class))
         emit(evaluation.to_json())
+        passed, warned = alone(lambda: _shown(subject, evaluation, path, gates, asked, held, per_class=per_class))
     return 1 if not passed or (warned and strict) else 0
 
 
@@ -130,13 +130,12 @@ def _drawn(evaluation: EvaluationFile, found: dict[str, Any], path: Path, stem: 
 
     written = []
     if evaluation.sweep:
-        written.append(show.free_file(path.with_name(f"{stem}security.png")))
-        plots.save(plots.security(found["sweep"]), written[-1])
         _radii(found["sweep"])
+        written.append(show.save_figure(plots.security(found["sweep"]), path.with_name(f"{stem}security.png")))
     written += print_studies(evaluation, path, stem)
     if evaluation.union is not None:
-        written.append(show.free_file(path.with_name(f"{stem}union.png")))
-        plots.save(plots.union(evaluation.union.to_json()), written[-1])
+        figure = plots.union(evaluation.union.to_json())
+        written.append(show.save_figure(figure, path.with_name(f"{stem}union.png")))
     return written
 
 

@@ -125,9 +125,5 @@ def _place(subject: Subject, format: str, out: str | None) -> Iterator[Path]:
     if out is not None or format not in _FILES:
         yield Path(out) if out is not None else free_name(subject.place, f"{subject.stem}{format}")
         return
-    path = show.free_file(subject.place / f"{subject.stem}{_FILES[format]}")
-    try:
+    with show.free_file(subject.place / f"{subject.stem}{_FILES[format]}") as path:
         yield path
-    finally:
-        if path.stat().st_size == 0:
-            path.unlink()

@@ -16,6 +16,8 @@ from atent.cli.parse import Place, arg
 from atent.cli.width import screen
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from atent.experiments.results import CertificateFile, EvaluationFile, Part, UnionReport
     from atent.experiments.weights_file import WeightsFile
 
@@ -103,12 +105,15 @@ def json_alone(wanted: bool) -> Iterator[Callable[[Any], None]]:
         yield lambda _result: None
         return
     found: list[Any] = []
-    with contextlib.redirect_stdout(sys.stderr):
-        yield found.append
-    from atent.runs import plain
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield found.append
+    finally:
+        # A result that is known before its file fails to be written is printed too.
+        from atent.runs import plain
 
-    for result in found:
-        print(json.dumps(plain(result), indent=2, allow_nan=False))
+        for result in found:
+            print(json.dumps(plain(result), indent=2, allow_nan=False))
 
 
 def print_table(table: Any) -> None:
@@ -253,9 +258,25 @@ def own(**given: Path | None) -> Iterator[None]:
         yield
 
 
-def free_file(path: Path) -> Path:
+@contextlib.contextmanager
+def free_file(path: Path) -> Iterator[Path]:
     """Reserve an empty file for this command: ``path``, or the same name with the first free number. Earlier results
-    are never overwritten."""
+    are never overwritten; a file that is still empty at the end of the block is removed."""
     from atent.runs.files import reserved
 
-    return reserved(path)
+    file = reserved(path)
+    try:
+        yield file
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            if file.stat().st_size == 0:
+                file.unlink()
+
+
+def save_figure(figure: Figure, path: Path, *, reserved: bool = False) -> Path:
+    """Save a figure to a `free_file`, or to ``path`` itself where an option has reserved it."""
+    from atent import plots
+
+    with contextlib.nullcontext(path) if reserved else free_file(path) as file:
+        plots.save(figure, file)
+    return file

@@ -67,8 +67,8 @@ def print_studies(found: EvaluationFile, path: Path, stem: str) -> list[Path]:
         _fourier(found.fourier)
     for name, report in (("bands", found.bands), ("corruptions", found.corruptions), ("fourier", found.fourier)):
         if report is not None:
-            written.append(show.free_file(path.with_name(f"{stem}{name}.png")))
-            plots.save(getattr(plots, name)(report.to_json()), written[-1])
+            figure = getattr(plots, name)(report.to_json())
+            written.append(show.save_figure(figure, path.with_name(f"{stem}{name}.png")))
     return written
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import typing
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -105,16 +106,16 @@ def theory(
                 temperature=temperature, radius=radius, chains=chains, steps=steps, samples=samples, seed=seed,
                 recipes=recipes, say=say, convention=inputs.convention(),
             )  # fmt: skip
-        file = Path(out) if out is not None else show.free_file(subject.place / f"{subject.stem}{room.THEORY}")
-        write_json(file, found)
-        written = [file, *room.draw(found, file)]
         shown = TheoryFile.from_json(found)
         _print_rows(shown.rows)
         print("\n".join(shown.summary()))
         for warning in found["warnings"]:
             print(f"warning: {warning}", file=sys.stderr)
-        print(f"written: {', '.join(map(str, written))}")
         emit(found)
+        place = subject.place / f"{subject.stem}{room.THEORY}"
+        with nullcontext(Path(out)) if out is not None else show.free_file(place) as file:
+            write_json(file, found)
+        print(f"written: {', '.join(map(str, [file, *room.draw(found, file)]))}")
     return 0
 
 

@@ -150,12 +150,12 @@ def transfer(
         place = Path(out) if out else first.place / f"{first.stem}{TRANSFER}"
         with unfinished_matrix(found, place, dtype) as partial:
             matrix = transfer_matrix(found, search_dtype=dtype, partial=partial, progress=not quiet)
+            print_transfer(matrix)
+            emit(matrix.to_json())
             path = write_new(place, matrix.to_json(), numbered=out is None)
-        picture = Path(png) if png else show.free_file(path.with_suffix(".png"))
-        plots.save(plots.transfer(matrix.to_json()), picture)
-        print_transfer(matrix)
+        figure, given = plots.transfer(matrix.to_json()), named["png"]
+        picture = show.save_figure(figure, given or path.with_suffix(".png"), reserved=given is not None)
         print(f"\nwritten: {path}, {picture}")
-        emit(matrix.to_json())
     return 0
 
 
