@@ -102,3 +102,16 @@ def test_an_error_that_is_not_for_want_of_images_is_the_first_steps():
 
     with pytest.raises(RuntimeError, match="broken"):
         train(make(Body), data=images(17), method=Broken())
+
+
+@pytest.mark.parametrize(
+    ("n", "size", "parts", "expected"),
+    [(13, 8, 3, [3, 2, 3, 2, 3]), (11, 8, 4, [2, 2, 2, 2, 3]), (10, 8, 4, [2, 2, 2, 2, 2]), (9, 3, 3, [1] * 9)],
+)
+def test_no_micro_batch_of_a_short_last_batch_is_a_single_image(n, size, parts, expected):
+    """Before: batch-norm ended the training in the last batch of the first epoch. Micro-batches of one remain where
+    full batches have them."""
+    model = make(Norm if expected[0] > 1 else Body)
+    seen, fitted = sizes(model, images(n), batch_size=size, accumulate=parts)
+    assert seen == expected * 2
+    assert len(fitted.history) == 2

@@ -292,6 +292,7 @@ def test_labels_of_usual_kinds_have_a_remedy_in_an_evaluation_too(y, fix):
     refused(lambda: ATTACKS[0](net(), X, y), fix)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_tensors_without_plain_values_have_a_remedy():
     nested = torch.nested.nested_tensor(list(X))
     quantized = torch.quantize_per_tensor(X, 1 / 255, 0, torch.quint8)

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from atent.contracts import check_dense, in_units, label_remedy, note_dropped, paired, undeclared
+from atent.contracts import check_dense, dropped, in_units, label_remedy, paired, undeclared
 from atent.fields import LARGEST, defaults, fitting, mistyped, shown
 from atent.guard import check_module, check_shape
-from atent.messages import deprecated, unknown
+from atent.messages import deprecated, once, unknown
 from atent.threat import Box, Threat
 
 __all__ = [
@@ -255,7 +255,8 @@ def collect(batches: Iterable[Any]) -> tuple[Tensor, Tensor]:
     shapes = {tuple(x.shape[1:]) for x in xs}
     if len(shapes) > 1:
         raise ValueError(f"the {kind} yields inputs of shapes {min(shapes)} and {max(shapes)}: resize them")
-    note_dropped(batches, sum(map(len, ys)))
+    if (line := dropped(batches, sum(map(len, ys)))) is not None:
+        once(line)
     return torch.cat(xs), torch.cat(ys)
 
 

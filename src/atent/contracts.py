@@ -14,8 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from atent.messages import once
-
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
@@ -46,11 +44,12 @@ def paired(kind: str, pair: Any) -> tuple[Any, Any]:
     raise ValueError(f"a {kind} must yield pairs (x, y), got {what}: {remedy}")
 
 
-def note_dropped(loader: Any, n: int) -> None:
-    """One line on stderr if a loader that gave ``n`` samples drops an incomplete last batch."""
+def dropped(loader: Any, n: int) -> str | None:
+    """The line for a loader that gave ``n`` samples and drops an incomplete last batch; None for others."""
     total = len(loader.dataset) if hasattr(getattr(loader, "dataset", None), "__len__") else n
-    if getattr(loader, "drop_last", False) and n < total:
-        once(f"the {type(loader).__name__} drops its last batch: {n} of {total} samples are used (drop_last=False)")
+    if not (getattr(loader, "drop_last", False) and n < total):
+        return None
+    return f"the {type(loader).__name__} drops its last batch: {n} of {total} samples are used (drop_last=False)"
 
 
 def check_dense(name: str, value: Any) -> None:

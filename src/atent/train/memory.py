@@ -67,7 +67,7 @@ class MicroBatches:
         while True:
             self.begun = Begun(self.model, state)
             clear()
-            most = min(n, position.get("micro_batch", n), -(-n // self.parallel.parts))
+            most = min(n, position.get("micro_batch", n), -(-n // self.parallel.count(n)))
             self.shards = self.parallel.shards(n, most)
             found = self._tried(most, position, part)
             if found is not None:

@@ -45,6 +45,8 @@ class Parallel:
         world: World | None = None,
     ) -> None:  # fmt: skip
         self.model, self.parts, self.world = model, settings.accumulate, current() if world is None else world
+        # The last batch may be shorter; batch-norm cannot normalise a single sample.
+        self.least = 2 if settings.batch_size >= 2 * self.parts else 1
         self.synchronised = settings.batch_norm == "sync" and self.world.size > 1
         self.alike, name = method.alike, type(method).__name__
         if self.parts > 1 and not method.divisible:
@@ -59,10 +61,14 @@ class Parallel:
         self.sharded = is_sharded(model.parameters())
         self.steps, self.catches = 0, False
 
+    def count(self, n: int) -> int:
+        """The number of micro-batches of a batch of ``n``."""
+        return max(1, min(self.parts, n // self.least))
+
     def shards(self, n: int, most: int) -> list[BatchShard]:
         """The parts of a batch of ``n`` that this process passes through the network, each of at most ``most`` rows."""
         # Parts of equal length: none has a single sample, which batch-norm cannot normalise.
-        count = max(-(-n // most), min(self.parts, n))
+        count = max(-(-n // most), self.count(n))
         cuts = [0, n] if count == 1 else torch.linspace(0, n, count + 1).round().long().tolist()
         world = World() if self.replicated else self.world
         return [BatchShard(n, slice(begin, end), world) for begin, end in itertools.pairwise(cuts)]
