@@ -135,6 +135,8 @@ def test_an_attack_in_a_dataclass_that_is_not_frozen(refused):
 NAMES = {
     "bare": (["T"], "did you mean 'own_of_user:T'?"),
     "misspelled": (["own_of_user:Tt"], "has no attribute 'Tt': did you mean 'own_of_user:T'?"),
+    "dotted": (["own_of_user.T(tries=3)"], "did you mean 'own_of_user:T'?"),
+    "file": (["own_of_user.py:T"], "write 'own_of_user' without .py"),
     "positional": (["own_of_user:T(3)"], "write own_of_user:T(tries=3)"),
     "too many": (["own_of_user:T(3, 4)"], "own_of_user:T has the settings tries"),
     "built-in": (["PGD(40, restarts=2)"], "write PGD(steps=40, restarts=2)"),
@@ -151,6 +153,8 @@ def test_the_bare_name_of_an_own_method_or_network(refused):
     source = FROZEN + "class Own(Method):\n" + LOSS + "pass\n\n\ndef Net():\n    pass\n"
     for option, name in (("--method", "Own"), ("--model", "Net")):
         line = refused(source, ["train", "digits-linf-pgdat", option, name, "--quiet"])
+        assert f"did you mean 'own_of_user:{name}'?" in line
+        line = refused(source, ["train", "digits-linf-pgdat", option, f"own_of_user.{name}", "--quiet"])
         assert f"did you mean 'own_of_user:{name}'?" in line
 
 

@@ -94,9 +94,13 @@ _MOST_FILES, _MOST_BYTES = 200, 1_000_000
 
 def defined_here(name: str) -> str | None:
     """The reference module:name of a class or function of that name at the top level of a file in the current
-    directory, which is read and not imported. A file that is named like it comes first."""
-    if not name.isidentifier():
+    directory, which is read and not imported. A file that is named like it comes first. Of module.name it is that of
+    the file module.py, whatever is in it."""
+    *before, last = name.split(".")
+    if not all(part.isidentifier() for part in (*before, last)):
         return None
+    if before:
+        return f"{'.'.join(before)}:{last}" if Path(*before).with_suffix(".py").is_file() and last != "py" else None
     definition = re.compile(rf"^(?:class|def)\s+{re.escape(name)}\b", re.MULTILINE)
 
     def order(file: Path) -> tuple[bool, str]:

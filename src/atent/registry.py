@@ -341,7 +341,8 @@ def load_module(name: str, asked: str) -> Any:
     except (Exception, SystemExit) as error:
         # A missing import inside the module is a different error.
         if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
-            raise ValueError(f"{asked}: no module named {error.name!r} here or installed") from error
+            meant = f": write {name.removesuffix('.py')!r} without .py" if name.endswith(".py") else ""
+            raise ValueError(f"{asked}: no module named {error.name!r} here or installed{meant}") from error
         raise ValueError(f"{asked}: importing {name} raised {first_line(error)}{_place(error, name)}") from error
 
 

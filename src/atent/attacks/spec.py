@@ -13,6 +13,7 @@ from atent import trust
 from atent.attacks.base import ATTACKS, Attack
 from atent.fields import shown, with_norms
 from atent.messages import unknown
+from atent.origins import defined_here
 from atent.registry import Registry
 from atent.threat import COUNTS, EXTRA, NORMS, Radii, Threat
 
@@ -51,6 +52,9 @@ def parse(
         raise ValueError(f"attack {shown(text, 200)} is not valid: {_SYNTAX}") from None
     name, keywords = (tree.func, tree.keywords) if isinstance(tree, ast.Call) else (tree, [])
     if not isinstance(name, ast.Name):
+        own = defined_here(ast.unparse(name)) if isinstance(name, ast.Attribute) else None
+        if own is not None:
+            raise ValueError(f"attack {shown(text, 200)} is not valid: did you mean {own!r}?")
         raise ValueError(f"attack {shown(text, 200)} is not valid: {_SYNTAX}")
     called = reference[1] if reference else name.id
     cls = attacks.find(called)

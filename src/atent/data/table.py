@@ -111,7 +111,7 @@ def table(root: str | None = None, columns: Columns = DEFAULT) -> Source:
         raise ValueError(f"{paths[0]}: {len(classes)} class in {len(x[0])} rows; a classifier needs 2 or more")
     test = "test.csv" if path.is_dir() else "x_test"
     if len(words) == 1:
-        x, y = _parts(paths[0], x[0], y[0], columns.split_seed)
+        x, y = _parts(paths[0], x[0], y[0], columns.split_seed, classes)
         test = f"{TEST_SHARE:.0%} of {path.name}, by split_seed"
     scaled, box, outside, scales = _scaled(paths[0], names, x, columns)
     checks.every_class(str(paths[0]), y[0], len(classes))
@@ -160,11 +160,17 @@ def _order(word: str) -> tuple[int, float, str]:
         return 1, 0.0, word
 
 
-def _parts(path: Path, x: np.ndarray, y: np.ndarray, seed: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def _parts(
+    path: Path, x: np.ndarray, y: np.ndarray, seed: int, classes: list[str]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Training and test rows of one file, in its order."""
     few = [int(k) for k, count in Counter(y.tolist()).items() if count < 3]
     if few:
-        raise ValueError(f"{path}: {len(few)} classes have fewer than 3 rows, which training, validation and test need")
+        who = f"{'class' if len(few) == 1 else 'classes'} {', '.join(repr(classes[k]) for k in sorted(few)[:6])}"
+        raise ValueError(
+            f"{path}: fewer than 3 rows of {who}{' ...' if len(few) > 6 else ''}; training, validation and test need"
+            " one each: add rows or remove these"
+        )
     chosen = np.sort(stratified(y, max(1, round(TEST_SHARE * len(y))), (seed, _TEST), keep=2, least=1))
     rest = np.setdiff1d(np.arange(len(y)), chosen)
     return [x[rest], x[chosen]], [y[rest], y[chosen]]
@@ -253,7 +259,10 @@ def _label(path: Path, head: list[str], label: str | None) -> str:
         label = next((name for known in LABELS for name in head if name.lower() == known), None)
     if label not in head:
         wanted = f"no column {label!r}" if label else "no column of classes"
-        raise ValueError(f"{path}: {wanted} among {', '.join(head[:12])}: set data.label to its name")
+        fix = "set data.label to its name"
+        if label is None and all(_order(name)[0] == 0 for name in head):
+            fix = "these are numbers: add a first line of names"
+        raise ValueError(f"{path}: {wanted} among {', '.join(head[:12])}: {fix}")
     return label
 
 
