@@ -7,13 +7,9 @@ import pytest
 import torch
 
 from atent.attacks import FGSM
-from atent.certify import Smoothed, bounds
 from atent.checks import check_batch
 from atent.data import from_dataset, from_tensors, load
-from atent.evaluate import evaluate
-from atent.methods import Standard
 from atent.threat import Threat
-from atent.train import fit
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 1), (32, 32, 3), (9, 7, 4)])
@@ -46,29 +42,6 @@ def test_inputs_that_require_a_gradient_warn_of_nothing():
         check_batch(x, y, ((0.0,), (1.0,)))
         made = FGSM(Threat("linf", 0.1)).run(net, x, y)
     assert not made.x_adv.requires_grad
-
-
-@pytest.mark.parametrize(
-    ("model", "fix"),
-    [
-        ("runs/mine", r"got 'runs/mine': load it by atent.load\('runs/mine'\)"),
-        ({}, "got a dict: load it into a network by load_state_dict"),
-        (torch.nn.Linear, r"got the class Linear: construct it, Linear\(...\)"),
-        (None, "got a NoneType"),
-    ],
-)
-def test_what_is_not_a_network_is_refused_with_the_remedy(model, fix):
-    x, y, threat = torch.rand(6, 1, 2, 2), torch.arange(6) % 2, Threat("linf", 0.1)
-    data = from_tensors(x.repeat(5, 1, 1, 1), y.repeat(5), x, y, validation=4)
-    for call in (
-        lambda: FGSM(threat)(model, x, y),
-        lambda: evaluate(model, x, y, [FGSM(threat)]),
-        lambda: fit(model, data, Standard(), progress=False),
-        lambda: Smoothed(model, sigma=0.25).certify(x, n=100),
-        lambda: bounds(model, x, threat, "ibp"),
-    ):
-        with pytest.raises(ValueError, match=f"^the model must be a torch.nn.Module, {fix}$"):
-            call()
 
 
 def test_the_name_of_a_data_set_is_no_settings():

@@ -11,7 +11,7 @@ from zoo import LINF, Twin, data, made, quietly, refused
 
 from atent import Threat
 from atent.attacks import PGD, DeepFool, EoT, Square
-from atent.certify import Smoothed, verified
+from atent.certify import Smoothed, bounds, verified
 from atent.certify.certificate import Sampling, certify_run
 from atent.data import from_tensors
 from atent.evaluate import evaluate, predict
@@ -126,7 +126,8 @@ def test_a_network_that_takes_pixels_only_is_evaluated(kind):
     [
         (lambda z: z, "got the function <lambda>: call it in the forward() of a module"),
         (Twin, "got the class Twin: construct it, Twin(...)"),
-        ("resnet18", "got a str: build or load the network first"),
+        ("runs/mine", "got 'runs/mine': load it by atent.load('runs/mine')"),
+        ({}, "got a dict: load it into a network by load_state_dict"),
         (None, "got None: build or load"),
     ],
 )
@@ -140,6 +141,7 @@ def test_what_is_no_module_is_refused_in_one_line(model, says):
         lambda: Smoothed(model, 0.25),
         lambda: certify_run(model, x, y, Sampling(0.25, 20, 100, 0.05)),
         lambda: verified(model, x, y, LINF),
+        lambda: bounds(model, x, LINF, "ibp"),
         lambda: fit(model, from_tensors(x, y, x, y, validation=3), PGDAT(LINF), progress=False),
     ]
     for call in calls:
