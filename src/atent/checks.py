@@ -240,8 +240,7 @@ def collect(batches: Iterable[Any]) -> tuple[Tensor, Tensor]:
     """
     if isinstance(batches, str | bytes | dict) or not (hasattr(batches, "__iter__") or hasattr(batches, "__getitem__")):
         raise ValueError(f"a DataLoader or an iterable of pairs (x, y) is required, got a {type(batches).__name__}")
-    xs, ys = [], []
-    kind = type(batches).__name__
+    xs, ys, kind = [], [], type(batches).__name__
     # A Dataset ends with its length; iteration would rely on an IndexError.
     numbered = not hasattr(batches, "__iter__") and hasattr(batches, "__len__")
     for pair in (batches[k] for k in range(len(batches))) if numbered else batches:  # type: ignore[arg-type,index]
