@@ -218,3 +218,9 @@ def test_a_matrix_and_counts_that_cannot_be_written_are_printed(copy, monkeypatc
     assert "other" in shown or "misclassified" in shown
     assert "free some space" in error
     assert not [path for path in tmp_path.rglob("*") if path.suffix in (".npz", ".tmp") or "transfer.json" in path.name]
+
+
+def test_theory_refuses_a_place_before_its_chains(run, place, monkeypatch, capsys):
+    monkeypatch.setattr("atent.paper.theory.command.of_run", lambda *args, **how: pytest.fail("computed"))
+    assert main(["theory", str(run), "--out", str(place / "file" / "x.json")]) == 1
+    assert "a file is in its path" in capsys.readouterr().err

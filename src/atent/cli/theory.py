@@ -96,10 +96,9 @@ def theory(
     from atent.progress import bar
     from atent.runs.manifest import write_json
 
-    if out is not None:
-        show.refuse_taken(Path(out), "--out")
     say = (lambda _part: None) if quiet else (lambda part: print(f"checking: {part}", file=sys.stderr, flush=True))
-    with show.json_alone(json) as emit:
+    # A place that cannot be written is refused before the chains.
+    with show.json_alone(json) as emit, show.own(out=Path(out) if out is not None else None):
         with bar(1, "theory", enabled=not quiet):
             subject, found = room.of_run(
                 target, data=data, model=model, root=root, which=which, limit=limit, subset=subset, gamma=gamma,

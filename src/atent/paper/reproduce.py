@@ -17,7 +17,7 @@ from atent.paper.engine import Bench, Read
 from atent.paper.layout import Table
 from atent.paper.scales import SCALES
 from atent.paper.tables import NAMES, TABLES
-from atent.signals import raising
+from atent.signals import raising, repaired_by
 from atent.train.interrupt import Interrupted
 
 
@@ -63,7 +63,7 @@ def reproduce(
         _check_place(out / f"{name}.json", scale)
     chosen = tuple(range(size.seeds if seeds is None else seeds))
     written: list[Path] = []
-    with raising():
+    with raising(), repaired_by("repeating the command resumes"):
         bench = Bench(size, Path(runs), build, read, None if time_limit is None else begun + time_limit, progress, say)
         out.mkdir(parents=True, exist_ok=True)
         for name in names:
