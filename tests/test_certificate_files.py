@@ -233,6 +233,6 @@ def test_rows_of_other_weights_are_not_taken(tmp_path):
     same = certify_run(net, x, y, SAMPLING, path=path)
     assert [row.radius for row in same.rows] == [row.radius for row in first.rows]
     net[1].bias.data[0] += 5
-    with pytest.raises(ValueError, match="was made with about.weights"):
+    with pytest.raises(ValueError, match=r"was made with about\.weights"):
         certify_run(net, x, y, SAMPLING, path=path)
     assert len(certify_run(net, x, y, SAMPLING, path=tmp_path / "free.csv", about={}).rows) == 3
