@@ -168,7 +168,7 @@ def fingerprint(
 ) -> dict[str, Any]:
     """What an evaluation depends on, as short hashes and plain values, without batch size and device."""
     return {
-        "model": _hash(*_contents(model), *_settings_of(model)),
+        "model": _hash(*_contents(model)),
         "inputs": _hash(x),
         "labels": _hash(y),
         "ids": _hash(ids),
@@ -190,13 +190,15 @@ def _models(attack: Attack) -> list[nn.Module]:
 
 
 def _contents(model: nn.Module) -> Iterator[str | Tensor]:
-    """The types of a model's modules and their source where it is the user's, its parameters and its buffers."""
+    """The types of a model's modules and their source and settings where they are the user's, its parameters and its
+    buffers."""
     for name, module in model.named_modules():
         yield f"{name} {type(module).__qualname__}"
     yield from code_of({type(module) for module in model.modules()})
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         yield name
         yield tensor
+    yield from _settings_of(model)
 
 
 def _settings_of(model: nn.Module) -> Iterator[str]:
