@@ -180,9 +180,9 @@ def as_inputs(x: Any, model: nn.Module | None = None) -> Tensor:
 
     ValueError for a loader, for values that are not numeric, and for half precision with a model in half precision.
     """
-    check_dense("x", x)
-    if isinstance(x, Tensor) and x.dtype not in _HALVES:
+    if isinstance(x, Tensor) and x.dtype not in _HALVES and not (x.is_nested or x.is_quantized):
         return x
+    check_dense("x", x)
     own = None if model is None else next((p for p in check_module(model).parameters() if p.is_floating_point()), None)
     wide = torch.float32 if own is None else own.dtype
     if not isinstance(x, Tensor):
@@ -340,7 +340,8 @@ def check_ids(ids: Tensor, n: int) -> None:
 
 def check_batch(x: Tensor, y: Tensor, box: Box) -> None:
     """ValueError, in one line, for inputs or labels that are invalid for attacks."""
-    check_dense("x", x)
+    if x.layout != torch.strided or x.is_meta:
+        check_dense("x", x)
     if not x.is_floating_point():
         raise ValueError(f"inputs must be floats, got {x.dtype}: divide pixels by 255")
     if x.dim() < 2:

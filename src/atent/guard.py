@@ -208,7 +208,8 @@ def guard(model: nn.Module, *, mode: Mode = "eval", seed: int | None = None) -> 
 
     ValueError for a model that is no torch module, was created under ``torch.inference_mode``, or has no values.
     """
-    check_module(model)
+    if not isinstance(model, nn.Module):
+        check_module(model)
     # Traversing a deep network takes time: each traversal is done once.
     modules, parameters, buffers = list(model.modules()), list(model.parameters()), list(model.buffers())
     tensors: list[Tensor] = [*parameters, *buffers]
