@@ -209,3 +209,15 @@ def test_threads_find_what_one_finds():
         thread.join()
     assert found == [wanted] * 3
     assert all(p.requires_grad for p in net.parameters())
+
+
+def test_flattened_logits_are_not_taken_for_one_sigmoid():
+    """Before: for a single sample the error was that of a network with one sigmoid logit."""
+
+    class Flat(Twin):
+        def forward(self, z):
+            return super().forward(z).flatten()
+
+    x, y = data()
+    for n in (1, 3):
+        assert "got shape" in refused(lambda n=n: PGD_3(made(Flat), x[:n], y[:n]))
