@@ -81,7 +81,7 @@ def test_an_interrupted_run_goes_on_to_the_same_rows(task, tmp_path):
     # More images continue the file, other settings and another model do not.
     with pytest.raises(ValueError, match=r"made with draws\.seed 3, not 4"):
         certify_run(model, x, y, Sampling(SIGMA, 20, 150, 0.01, seed=4), ids=ids, path=path)
-    with pytest.raises(ValueError, match=r"made with about\.weights None, not abc"):
+    with pytest.raises(ValueError, match=r"made with about\.weights [0-9a-f]{16}, not abc"):
         certify_run(model, x, y, SAMPLING, ids=ids, path=path, about={"weights": "abc"})
 
 
@@ -223,3 +223,16 @@ def test_the_figure_falls_just_beyond_each_radius():
     for bad in ({}, {"a": []}, {"a": [math.nan]}):
         with pytest.raises(ValueError, match=r"radii|certificates"):
             plots.certified(bad)
+
+
+def test_rows_of_other_weights_are_not_taken(tmp_path):
+    """Before: without ``about`` a second network got the certificates of the first."""
+    net, x, y = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3)), torch.rand(3, 1, 4, 4), torch.arange(3)
+    path = tmp_path / "rows.csv"
+    first = certify_run(net, x, y, SAMPLING, path=path)
+    same = certify_run(net, x, y, SAMPLING, path=path)
+    assert [row.radius for row in same.rows] == [row.radius for row in first.rows]
+    net[1].bias.data[0] += 5
+    with pytest.raises(ValueError, match=r"was made with about\.weights"):
+        certify_run(net, x, y, SAMPLING, path=path)
+    assert len(certify_run(net, x, y, SAMPLING, path=tmp_path / "free.csv", about={}).rows) == 3

@@ -125,3 +125,28 @@ def test_a_killed_sweep_goes_on(conv_net, batch, tmp_path):
     for row in (*got, *full):
         row.pop("seconds")
     assert got == full
+
+
+class Scaled(torch.nn.Module):
+    """Its settings are no parameters."""
+
+    def __init__(self, scale=1.0, slope=0.1):
+        super().__init__()
+        torch.manual_seed(0)
+        self.scale, self.act, self.lin = scale, torch.nn.LeakyReLU(slope), torch.nn.Linear(16, 3)
+
+    def forward(self, z):
+        return self.lin(self.act(self.scale * z.flatten(1) - 0.5))
+
+
+@pytest.mark.parametrize("change", ["attribute", "layer", "hook"])
+def test_rows_of_a_network_with_other_settings_are_not_taken(change, tmp_path):
+    """Before: the rows of the first network were those of the second, whose weights are the same."""
+    x, y, attacks = torch.rand(12, 1, 4, 4), torch.arange(12) % 3, [FGSM(Threat("linf", 0.05))]
+    first = evaluate(Scaled(), x, y, attacks, resume=tmp_path / "rows")
+    assert evaluate(Scaled(), x, y, attacks, resume=tmp_path / "rows").outcomes == first.outcomes
+    other = {"attribute": Scaled(scale=0.5), "layer": Scaled(slope=0.3), "hook": Scaled()}[change]
+    if change == "hook":
+        other.register_forward_hook(lambda _module, _inputs, logits: -logits)
+    with pytest.raises(ValueError, match="an evaluation with other model"):
+        evaluate(other, x, y, attacks, resume=tmp_path / "rows")

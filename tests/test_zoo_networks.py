@@ -13,9 +13,9 @@ import torch
 import atent
 from atent import zoo
 from atent.cli import main
-from atent.experiments.certificate import fingerprint
 from atent.experiments.target import load_target
 from atent.runs import manifest, read_json
+from atent.runs.weights import fingerprint
 
 ROOT = Path(__file__).parent.parent
 OWN = sorted(path.parent.name for path in Path(zoo.__file__).parent.glob("*/config.json"))

@@ -180,10 +180,9 @@ def as_inputs(x: Any, model: nn.Module | None = None) -> Tensor:
 
     ValueError for a loader, for values that are not numeric, and for half precision with a model in half precision.
     """
-    if not isinstance(x, Tensor) or x.layout != torch.strided or x.is_meta or x.is_quantized or x.is_nested:
-        check_dense("x", x)
-    if isinstance(x, Tensor) and x.dtype not in _HALVES:
+    if isinstance(x, Tensor) and x.dtype not in _HALVES and not (x.is_nested or x.is_quantized):
         return x
+    check_dense("x", x)
     own = None if model is None else next((p for p in check_module(model).parameters() if p.is_floating_point()), None)
     wide = torch.float32 if own is None else own.dtype
     if not isinstance(x, Tensor):

@@ -57,9 +57,12 @@ def _single(model: nn.Module, x: Tensor) -> Any:
     if failed is None and not (isinstance(logits, Tensor) and logits.dim() < 2):
         return logits
     try:
-        return model(torch.cat([x, x]))[:1]
+        both = model(torch.cat([x, x]))
     except (RuntimeError, IndexError) as error:
         raise failed or error from None
+    if not isinstance(both, Tensor) or both.shape[:1] != (2,):
+        check_shape(both, 2)
+    return both[:1]
 
 
 def check_shape(logits: Any, n: int) -> None:

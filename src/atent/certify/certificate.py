@@ -38,9 +38,11 @@ from atent.distributed.shards import Shard
 from atent.folded import Folded, fold
 from atent.independence import dependence_hint
 from atent.messages import deprecated
+from atent.origins import code_of
 from atent.progress import Advance
 from atent.runs import manifest
 from atent.runs.locks import held, lock_of
+from atent.runs.weights import fingerprint
 
 # Images whose sequential tests share forward passes; an interruption loses that many at most.
 _TOGETHER = 50
@@ -81,7 +83,8 @@ def certify_run(
         it was made. Rows that it contains already are not computed again, so the same call resumes an interrupted
         one, with the same rows except for ``time``. Default: no file.
     about
-        Plain values that must agree for a file to be resumed, such as the model's fingerprint.
+        Plain values that must agree for a file to be resumed. Default: a hash of the model's weights, and of the source
+        of its classes where it is the user's; {}: nothing.
     shard
         (i, k), 0 <= i < k <= n: every k-th group of samples that share forward passes, from the i-th on, so that the
         rows are bit for bit those of a run without shards. A group is one sample with n above 4,000, and 50 samples in
@@ -134,6 +137,7 @@ def certify_run(
     if len(ids.unique()) != len(ids):
         raise ValueError("ids must be different sample numbers: two equal ones would share their noise and their row")
     mine = shard_rows(shard, len(x), _group(sampling, batch))
+    about = _identity(model) if about is None and path is not None else about
     if network is None and path is not None and claimed_as(Path(path), made_of(sampling, about or {})):
         network = Folded(model, 0, None)
     if network is None:
@@ -144,6 +148,12 @@ def certify_run(
         return _certified(smoothed, model, x, y, ids, sampling, None, batch, world, advance)
     with _claimed(Path(path), made_of(sampling, about or {}, network.layers), world):
         return _certified(smoothed, model, x, y, ids, sampling, Path(path), batch, world, advance)
+
+
+def _identity(model: nn.Module) -> dict[str, Any]:
+    """What identifies a model in the file of its rows."""
+    code = code_of({type(module) for module in model.modules()})
+    return {"weights": fingerprint(model), **({"code": code} if code else {})}
 
 
 @contextmanager

@@ -101,7 +101,7 @@ def one_class_hint(y: Tensor, hints: Hints) -> str | None:
 def gradient_hint(
     attacks: Sequence[Attack], flat: Callable[[Callable[[Tensor, Tensor], Tensor]], Tensor]
 ) -> str | None:
-    """One line where a tenth of the correctly classified samples or more have an input gradient of exactly zero and
+    """One line where a tenth of the samples that remain correctly classified have an input gradient of exactly zero and
     all ``attacks`` need gradients, else None.
 
     ``flat(loss)`` (n,) bool: which samples have none. Layers that round have no other gradient, and the cross-entropy
@@ -120,6 +120,6 @@ def gradient_hint(
     if not k or k < _GAIN * n:
         return None
     return (
-        f"the input gradient of the {name} is exactly zero at {k} of {n} correctly classified samples, where attacks by"
-        " gradients do not move, so their failures do not show robustness: use AutoAttack or Square"
+        f"the input gradient of the {name} is exactly zero at {k} of {n} samples that remain correctly classified,"
+        " where attacks by gradients do not move, so their failures do not show robustness: use AutoAttack or Square"
     )

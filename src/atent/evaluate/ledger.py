@@ -211,13 +211,41 @@ def _models(attack: Attack) -> list[nn.Module]:
 
 
 def _contents(model: nn.Module) -> Iterator[str | Tensor]:
-    """The types of a model's modules and their source where it is the user's, its parameters and its buffers."""
+    """The types of a model's modules and their source and settings where they are the user's, its parameters and its
+    buffers."""
     for name, module in model.named_modules():
         yield f"{name} {type(module).__qualname__}"
     yield from code_of({type(module) for module in model.modules()})
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         yield name
         yield tensor
+    yield from _settings_of(model)
+
+
+def _settings_of(model: nn.Module) -> Iterator[str]:
+    """What the parameters and the code of a user's network do not show: the settings of its layers, numbers and words
+    that its modules have as attributes, and its hooks. Nothing for the networks of this package, whose names are
+    enough."""
+    packages = {type(module).__module__.partition(".")[0] for module in model.modules()}
+    if "atent" in packages and packages <= {"atent", "torch"}:
+        return
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
+        own = {key: value for key, value in vars(module).items() if key != "training" and _is_setting(key, value)}
+        hooks = [getattr(h, "__qualname__", "") for each in _HOOKS for h in getattr(module, each).values()]
+        if own or hooks or module.extra_repr():
+            yield f"{name} {module.extra_repr()} {sorted(own.items())} {hooks}"
+
+
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
+
+
+def _is_setting(key: str, value: Any) -> bool:
+    """Whether an attribute is a setting: a public number, word, or sequence of these."""
+    if isinstance(value, tuple | list):
+        return all(_is_setting(key, each) for each in value)
+    return key[0] != "_" and isinstance(value, int | float | str | None)
 
 
 def _box(attack: Attack) -> Box:

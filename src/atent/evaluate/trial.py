@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Literal
@@ -67,9 +67,9 @@ class Trial:
         """The batches of all attacks: each begins with the batch size that memory allowed before."""
         return Batches("the evaluation")
 
-    def hint(self, predicted: Tensor, hints: Hints, attacks: Iterable[Attack]) -> str | None:
-        """One line on a mistake that the clean predictions suggest, or input gradients for these attacks, if any."""
-        right, model, attacks = (predicted == self.y).cpu(), self.search.model, list(attacks)
+    def hint(self, predicted: Tensor, hints: Hints, attacks: Sequence[Attack]) -> str | None:
+        """One line on a mistake that the clean predictions suggest, if any; ``attacks``: those that follow."""
+        right, model = (predicted == self.y).cpu(), self.search.model
         found = dependence(model, self.x, seed=narrow(self.seed), size=min(self.batch, len(self.x)))
         averaged = any(isinstance(each, EoT) or getattr(each, "version", None) == "rand" for each in attacks)
 
@@ -82,12 +82,15 @@ class Trial:
             or (normalisation() if hints.check_inputs else None)
             or collapse_hint(predicted, self.y, hints)
             or one_class_hint(self.y, hints)
-            or gradient_hint(attacks, partial(self._flat, right.to(self.x.device)))
         )
 
-    def _flat(self, right: Tensor, loss: Loss) -> Tensor:
-        """Which of at most 100 correctly classified samples have an input gradient of zero, bool (n,)."""
-        rows = right.nonzero().squeeze(1)
+    def slopes(self, attacks: Sequence[Attack], remaining: Tensor) -> str | None:
+        """One line where the samples that are robust to the attacks have no input gradients, if any."""
+        return gradient_hint(attacks, partial(self._flat, remaining.to(self.x.device)))
+
+    def _flat(self, remaining: Tensor, loss: Loss) -> Tensor:
+        """Which of at most 100 of these samples have an input gradient of zero, bool (n,)."""
+        rows = remaining.nonzero().squeeze(1)
         rows = rows[torch.arange(most := min(_SLOPES, len(rows)), device=rows.device) * len(rows) // max(most, 1)]
         x, y = self.x[rows].detach(), self.y[rows].long()
         grad = gradient(self.search.model, x, y, loss, seed=narrow(self.seed), batch=self.batch)

@@ -53,7 +53,7 @@ from atent.progress import Advance, bar
 from atent.registry import Plugin, plugin_named
 from atent.runs import manifest
 from atent.runs.locks import held, lock_of
-from atent.runs.weights import visible
+from atent.runs.weights import fingerprint
 from atent.signals import computed, resumed_by
 from atent.threads import Threads
 from atent.threat import Norm, Threat, radius
@@ -186,18 +186,6 @@ def _check(how: _How, norm: Norm | None, device: str) -> None:
         check_radius(goal, sampling.n, sampling.alpha, sampling.sigma)
     if how.compiled and compiler_missing(pick_device(device)):
         raise ValueError("--compile needs a C++ compiler on the CPU, such as g++: install one, or omit it")
-
-
-def fingerprint(model: nn.Module) -> str:
-    """A hash of every weight and buffer: rows of different weights are never mixed."""
-    digest = hashlib.sha256()
-    for name, value in visible(model).items():
-        digest.update(name.encode())
-        if isinstance(value, Tensor):
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        else:
-            digest.update(repr(value).encode())
-    return digest.hexdigest()[:16]
 
 
 def _about(who: Target, plugin: Plugin | None) -> dict[str, Any]:

@@ -16,11 +16,11 @@ from xml.etree import ElementTree
 from atent.attacks import ATTACKS
 from atent.attacks.spec import parse, spell
 from atent.experiments import migrate
-from atent.experiments.certificate import fingerprint
 from atent.experiments.comparison import against, caveat
 from atent.experiments.results import BoundsFile, CertificateFile, EvaluationFile, SequentialFile, Share, SmoothingFile
 from atent.experiments.target import Target
 from atent.runs.manifest import read_json
+from atent.runs.weights import fingerprint
 from atent.threat import Threat, radius
 
 # XML has no such characters, and an annotation is one line.

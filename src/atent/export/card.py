@@ -10,7 +10,6 @@ from typing import Any
 
 from atent.attacks.spec import show
 from atent.experiments import migrate
-from atent.experiments.certificate import fingerprint
 from atent.experiments.comparison import caveat_of, remarks
 from atent.experiments.gate import certificates
 from atent.experiments.interrupted import note_unfinished
@@ -19,6 +18,7 @@ from atent.experiments.target import Target
 from atent.report import words
 from atent.report.collect import leading
 from atent.runs import provenance
+from atent.runs.weights import fingerprint
 
 CARD_VERSION = 1
 CARD = "card.json"

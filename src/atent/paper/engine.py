@@ -23,7 +23,7 @@ from atent.data.described import spans
 from atent.evaluate import Evaluation, evaluate
 from atent.evaluate.evaluation import costs
 from atent.evaluate.outcomes import FOOLED, NOT_TRIED, ROBUST
-from atent.experiments.certificate import certify_folder, fingerprint
+from atent.experiments.certificate import certify_folder
 from atent.experiments.pipeline import Job, Say, as_begun, run_job
 from atent.experiments.plan import Build, Run, state
 from atent.experiments.target import Target, load_target
@@ -32,6 +32,7 @@ from atent.paper.layout import Measure, Table, Training
 from atent.paper.scales import Scale
 from atent.progress import Advance, bar
 from atent.runs.locks import held
+from atent.runs.weights import fingerprint
 from atent.train.interrupt import Interrupted
 
 MEASURES = "measures.json"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -58,6 +59,19 @@ def _wrapped(module: nn.Module) -> str | None:
 def visible(model: nn.Module) -> State:
     """The state dict by plain names."""
     return {plain_name(model, k): v for k, v in model.state_dict().items()}
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A hash of every weight and buffer: rows of different weights are never mixed."""
+    digest = hashlib.sha256()
+    for name, value in visible(model).items():
+        digest.update(name.encode())
+        if isinstance(value, Tensor) and not is_lazy(value):
+            plain = value.dequantize() if value.is_quantized else value
+            digest.update(plain.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        else:
+            digest.update(repr(value).encode())
+    return digest.hexdigest()[:16]
 
 
 def hidden(model: nn.Module) -> dict[str, Tensor]:
