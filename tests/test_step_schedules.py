@@ -162,7 +162,7 @@ def chosen(rows, select, weights, average):
 @pytest.mark.parametrize(("average", "weights"), [("none", "raw"), ("ema", "raw"), ("ema", "average"), ("ema", "both")])
 @pytest.mark.parametrize("select", ["robust", "clean", "last"])
 def test_the_best_epoch_recounted(select, weights, average):
-    """The highest accuracy on the validation split, robust ties by the clean one, then the earlier epoch; never an epoch
+    """The highest accuracy on the validation split, robust ties by the clean one, then the earlier epoch; never one
     at which the watch stopped the training."""
     random = torch.Generator().manual_seed(0)
     for _ in range(60):
