@@ -125,20 +125,25 @@ def test_a_radius_of_zero_gives_the_logits(norm, method, trained, batch):
         torch.testing.assert_close(margins(net, x, y, Threat(norm, 0.0), method), want, rtol=0, atol=1e-10)
 
 
-def test_maximum_of_a_window_that_is_settled_is_exact():
-    # One entry of each window lies above all others: max-pooling picks it, as a slice would.
-    conv = nn.Conv2d(1, 1, 1)
-    net = nn.Sequential(conv, nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4, 3)).double().eval()
+@pytest.mark.parametrize("offset", [0.1, -5.0])
+@pytest.mark.parametrize(
+    ("pool", "rows", "columns"), [(nn.MaxPool2d(2), [0, 2], [1, 3]), (nn.MaxPool2d(2, 2, 1), [0, 1, 3], [0, 1, 3])]
+)
+def test_maximum_of_a_window_that_is_settled_is_exact(pool, rows, columns, offset):
+    # One entry of each window lies above all others: max-pooling picks it, as a slice would. Padding is below it, also
+    # where all entries are negative.
+    conv, places = nn.Conv2d(1, 1, 1), [4 * row + column for row in rows for column in columns]
+    net = nn.Sequential(conv, pool, nn.Flatten(), nn.Linear(len(places), 3)).double().eval()
     with torch.no_grad():
         conv.weight.fill_(2.0)
-        conv.bias.fill_(0.1)
+        conv.bias.fill_(offset)
     x = 0.2 * inputs((1, 4, 4))
-    x[:, :, ::2, 1::2] += 0.6
+    x.flatten(1)[:, places] += 0.6
     threat = Threat("linf", 0.1)
     lower, upper = (side.detach() for side in bounds(net, x, threat, "crown-ibp"))
     for i in range(3):
-        w, b = 2 * net[3].weight.detach(), net[3].bias.detach() + 0.1 * net[3].weight.detach().sum(1)
-        v = x[i, 0, ::2, 1::2].flatten()
+        w, b = 2 * net[3].weight.detach(), net[3].bias.detach() + offset * net[3].weight.detach().sum(1)
+        v = x[i].flatten()[places]
         for j in range(3):
             assert float(lower[i, j]) == pytest.approx(float(b[j] + least_of_linear(w[j], v, 0.1, "linf")), abs=1e-9)
             assert float(upper[i, j]) == pytest.approx(float(b[j] - least_of_linear(-w[j], v, 0.1, "linf")), abs=1e-9)
