@@ -199,7 +199,8 @@ def guard(model: nn.Module, *, mode: Mode = "eval", seed: int | None = None) -> 
 
     ValueError for a model that was created under ``torch.inference_mode``, and for what is not a model.
     """
-    check_model(model)
+    if not isinstance(model, nn.Module):
+        check_model(model)
     # Traversing a deep network takes time: each traversal is done once.
     modules, parameters, buffers = list(model.modules()), list(model.parameters()), list(model.buffers())
     tensors: list[Tensor] = [*parameters, *buffers]
