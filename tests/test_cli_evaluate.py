@@ -44,7 +44,7 @@ def test_evaluate_runs_a_cascade_and_says_what_it_measured(run_of, capsys):
     assert found["worst"] == found["attacks"]["PGD-3"]["robust"]
     assert set(found["outcomes"]) == {"ids", "clean", "attacks"}
     for line in (
-        "after FGSM", "after PGD-3", "threat   linf 0.15 (eps 0.15)",
+        "after FGSM", "after PGD-3", "threat   linf 0.15\n",
         "digits, test images: a stratified sample of 60 of 500 (seed 0), linf 0.15",
         "samples  digits, test images: a stratified sample of 60 of 500 (seed 0)",
         f"clean    {stats.percent(found['clean'])}", f"robust   {stats.percent(found['worst'])} under the worst of",

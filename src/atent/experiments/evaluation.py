@@ -234,11 +234,17 @@ def _measured(data: Data, settings: EvaluateSettings, found: Evaluation) -> dict
     }
 
 
+def _with_decimals(threat: Threat) -> str:
+    """A threat as text, with the decimals of a radius that is shown as a fraction."""
+    text, eps = show(threat), f"{float(threat.eps):.6g}"
+    return text if eps in text.split() else f"{text} (eps {eps})"
+
+
 def summary(found: EvaluationFile) -> list[str]:
     """The context of a robust accuracy, one line each: threat, samples, both accuracies, versions, seed."""
     about = found.provenance
     threats = {name: attack.threat.threat() for name, attack in found.attacks.items()}
-    shown = dict.fromkeys(f"{show(t)} (eps {float(t.eps):.6g})" for t in threats.values())
+    shown = dict.fromkeys(_with_decimals(t) for t in threats.values())
     changed = ", modified" if about["dirty"] else ""
     commit = f", commit {about['commit'][:12]}{changed}" if about["commit"] else ""
     device = about["device"] + (f" ({about['device_name']})" if about["device_name"] != about["device"] else "")
