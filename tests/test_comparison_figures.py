@@ -145,10 +145,10 @@ def test_differences_are_those_of_the_best_row_and_not_corrected_for_several(p):
     assert lines == [
         f"r1 less r0: clean {first}, robust {first}", f"r1 less r2: clean {second}, robust {second}",
     ]  # fmt: skip
-    assert "no correction for 2 differences" in note
+    assert "multiple comparisons (2 differences)" in note
     assert ("McNemar" in note) == bool(p)
     two = replace(found, rows=found.rows[:2], pairs=pairs[:1])
-    assert "correction" not in paired_lines(two)[-1]
+    assert "multiple comparisons" not in paired_lines(two)[-1]
 
 
 def test_the_last_epoch_is_shown_beside_the_best(monkeypatch, tmp_path):

@@ -172,7 +172,7 @@ SLOW = {
 
 @pytest.mark.parametrize("severity", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("name", SLOW)
-def test_it_is_the_transcription(name, severity):
+def test_each_corruption_equals_its_transcription(name, severity):
     # Without white and black: fog refers to the largest value of an image.
     x, ids = 0.05 + 0.8 * pictures(N), torch.tensor([3, 8])
     found = corrupt(x, name, severity, seed=5, ids=ids).numpy()

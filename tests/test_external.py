@@ -138,7 +138,7 @@ def test_a_file_may_say_what_it_holds_but_not_whose_code_to_run(here, kept):
     ("plain.safetensors", {"model": "resnt20"}, ["did you mean 'resnet20'"]),
     ("plain.safetensors", {"model": "lenet5"}, ["has another architecture than lenet5"]),
     ("plain.safetensors", {"model": "small_cnn"}, ["small_cnn"]),
-    ("plain.safetensors", {"model": "digits_cnn", "data": "strange:three"}, ["10 classes, the model of 3: give data"]),
+    ("plain.safetensors", {"model": "digits_cnn", "data": "strange:three"}, ["has 10 classes, the model has 3"]),
     ("torn.safetensors", {"model": "digits_cnn"}, ["not a complete safetensors file"]),
 ])  # fmt: skip
 def test_mistakes_are_one_line(target, change, parts, here, kept):

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
-from zoo import Attending, Twin, data, made
+from zoo import Attending, Dropping, Twin, data, made
 
 from atent import Threat, models
 from atent.attacks import ALMA, DDN, FMN, CarliniWagner, DeepFool, Square
@@ -60,10 +59,6 @@ def test_dependence_on_the_batch_is_found_beside_a_mask():
 
 
 def test_random_logits_are_found_beside_a_mask():
-    class Dropping(Twin):
-        def forward(self, z):
-            return super().forward(F.dropout(z, 0.5))
-
     found = masking_checks(Masked(made(Dropping)).eval(), *data(12), Threat("linf", 0.1))
     assert {check.name: check.passed for check in found}["repeatable"] is False
 

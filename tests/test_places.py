@@ -189,7 +189,9 @@ def unwritable(path, content):
 def test_an_error_of_the_system_names_the_path_and_a_remedy(run, capsys, command):
     name = "a" * 300
     assert main([command, str(run), "--out", name]) == 1
-    assert capsys.readouterr().err == f"atent: {name}: File name too long: give another place\n"
+    error = capsys.readouterr().err
+    assert error.startswith(f"atent: {name}: ")
+    assert error.endswith(": give another place\n")
 
 
 def no_figure(figure, path):

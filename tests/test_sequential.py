@@ -31,8 +31,8 @@ def trials(margin, count):
     return torch.full((count, 1), margin, dtype=torch.float64)
 
 
-class Told:
-    """Votes of given classes: (n, samples)."""
+class Given:
+    """Votes for given classes: (n, samples)."""
 
     def __init__(self, classes, of):
         self.x, self.of = torch.as_tensor(classes), of
@@ -48,7 +48,7 @@ class Told:
 def test_the_class_is_that_of_all_votes(n0):
     """By enumeration: half of the noise samples are enough only where the others could not change the class."""
     every = np.array(list(itertools.product(range(3), repeat=n0)))
-    top, taken = choose(Told(every, 3), n0, 0)
+    top, taken = choose(Given(every, 3), n0, 0)
     assert top.tolist() == [int(np.bincount(votes, minlength=3).argmax()) for votes in every]
     for votes, count in zip(every, taken):
         ranked = np.sort(np.bincount(votes[: n0 // 2 + 1], minlength=3))
@@ -60,7 +60,7 @@ def test_the_test_ends_at_the_first_analysis_that_decides():
     rng = np.random.default_rng(0)
     shares = np.repeat([0.5, 0.7, 0.78, 0.82, 0.9, 0.99], 40)
     wins = (rng.random((len(shares), 400)) < shares[:, None]).astype(int)
-    certified, taken = decide(Told(wins, 2), np.ones(len(shares), int), test)
+    certified, taken = decide(Given(wins, 2), np.ones(len(shares), int), test)
     ends = set()
     for row, (sure, count) in enumerate(zip(certified, taken)):
         for analysis, most, least in zip(test.analyses, test.certify, test.abandon):

@@ -5,9 +5,8 @@ import time
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
-from zoo import LINF, Twin, data, made, quietly, refused
+from zoo import LINF, Dropping, Twin, data, made, quietly, refused
 
 from atent import Threat
 from atent.attacks import PGD, DeepFool, EoT, Square
@@ -20,13 +19,6 @@ from atent.methods import PGDAT
 from atent.train import fit
 
 PGD_3 = PGD(LINF, steps=3)
-
-
-class Dropping(Twin):
-    """Dropout that ignores eval mode."""
-
-    def forward(self, z):
-        return super().forward(F.dropout(z, 0.5))
 
 
 class Drifting(Twin):
@@ -55,7 +47,7 @@ def test_a_network_that_is_not_a_fixed_function_gets_a_hint(kind):
     net, (x, y) = made(kind), data(12)
     for attacks in ([PGD_3], [Square(LINF, queries=3)], {}):
         assert "two passes over the same batch" in evaluate(net, x, y, attacks).hint
-    # Whoever averages knows.
+    # An attack that averages over the random numbers gets no hint.
     found = evaluate(net, x, y, [EoT(LINF, attack="PGD(steps=2)", samples=2)])
     assert "two passes" not in str(found.hint)
 
@@ -73,7 +65,7 @@ class Sharp(Twin):
 
 
 @pytest.mark.parametrize(
-    ("kind", "attack", "told"),
+    ("kind", "attack", "hinted"),
     [
         (Rounding, PGD_3, True),
         (Rounding, DeepFool(Threat("l2", 0.5)), True),
@@ -83,13 +75,13 @@ class Sharp(Twin):
         (Twin, PGD_3, False),
     ],
 )
-def test_gradients_of_zero_get_a_hint(kind, attack, told):
+def test_gradients_of_zero_get_a_hint(kind, attack, hinted):
     """Before: PGD reported every sample of these networks as robust, without a word."""
     net, (x, _) = made(kind), data(12)
     found = evaluate(net, x, net(x).argmax(1), [attack])
     k = found.worst["k"]
-    assert (f"exactly zero at {k} of {k} samples" in str(found.hint)) == told
-    assert k or not told
+    assert (f"exactly zero at {k} of {k} samples" in str(found.hint)) == hinted
+    assert k or not hinted
     both = evaluate(net, x, net(x).argmax(1), [attack, Square(LINF, queries=4)])
     assert "exactly zero" not in str(both.hint)
 
@@ -133,7 +125,7 @@ def test_a_network_that_takes_pixels_only_is_evaluated(kind):
         (None, "got None: build or load"),
     ],
 )
-def test_what_is_no_module_is_refused_in_one_line(model, says):
+def test_what_is_not_a_module_is_refused_in_one_line(model, says):
     x, y = data(12)
     calls = [
         lambda: evaluate(model, x, y, [PGD_3]),

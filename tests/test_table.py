@@ -107,7 +107,7 @@ def test_two_files_and_a_box(tmp_path, rows):
         ([[1, 2, "a"]] * 9, ("n", "m", "label"), {}, ["1 class", "2 or more"]),
         ([[1, 2, "a"], [2, 3, "b"]], ("n", "m", "label"), {}, ["fewer than 3 rows of classes 'a', 'b'"]),
         ([[1, 2, k] for k in "aaabbbc"], ("n", "m", "label"), {}, ["fewer than 3 rows of class 'c'", "add rows"]),
-        ([[1, 2, 0], [2, 3, 1]], ("4", "5.5", "1"), {}, ["among 4, 5.5, 1", "add a first line of names"]),
+        ([[1, 2, 0], [2, 3, 1]], ("4", "5.5", "1"), {}, ["among 4, 5.5, 1", "add a first line"]),
         ([], ("n", "m", "label"), {}, ["0 rows"]),
         ([[1, 2, k] for k in "aaaabbbb"], ("n", "m", "label"), {"box": "2..3"}, ["'n'", "1 to 1", "2..3"]),
         ([[1, 2, k] for k in "aaaabbbb"], ("n", "m", "label"), {"box": "3..2"}, ["'3..2'", "min..max"]),

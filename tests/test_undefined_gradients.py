@@ -8,6 +8,7 @@ from torch import nn
 
 from atent import Threat
 from atent.attacks import PGD, AutoAttack, Square, Transfer
+from atent.attacks.base import _UNDEFINED as CLAUSE
 from atent.data import DataSettings, load
 from atent.distributed.shards import Shard
 from atent.evaluate import Evaluation, evaluate, evaluate_shard
@@ -19,7 +20,6 @@ from atent.report import report
 from atent.train import TrainSettings, fit
 
 LINF = Threat("linf", 0.05)
-CLAUSE = "met NaN or infinite input gradients, so its failures do not show robustness"
 
 
 class Masked(nn.Module):

@@ -221,6 +221,13 @@ class Attending(Twin):
         return z - 0.5 * z.mean(0)
 
 
+class Dropping(Twin):
+    """Dropout that ignores eval mode."""
+
+    def forward(self, z):
+        return super().forward(F.dropout(z, 0.5))
+
+
 class OneLogit(Twin):
     def forward(self, z):
         return super().forward(z)[:, :1]

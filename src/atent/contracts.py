@@ -45,11 +45,13 @@ def paired(kind: str, pair: Any) -> tuple[Any, Any]:
 
 
 def dropped(loader: Any, n: int) -> str | None:
-    """The line for a loader that gave ``n`` samples and drops an incomplete last batch; None for others."""
+    """A line for a loader that yielded ``n`` samples and drops an incomplete last batch; None for others."""
     total = len(loader.dataset) if hasattr(getattr(loader, "dataset", None), "__len__") else n
     if not (getattr(loader, "drop_last", False) and n < total):
         return None
-    return f"the {type(loader).__name__} drops its last batch: {n} of {total} samples are used (drop_last=False)"
+    return (
+        f"the {type(loader).__name__} drops its last batch: {n} of {total} samples are used (drop_last=False uses all)"
+    )
 
 
 def check_dense(name: str, value: Any) -> None:
@@ -77,7 +79,7 @@ def in_units(low: float, high: float, first: float, last: float, verb: str = "at
         return f"divide pixels by {levels}"
     slack = 0.05 * (last - first)
     if low >= first - slack and high <= last + slack:
-        return f"clip what interpolation leaves outside, x.clip({first:g}, {last:g})"
+        return f"clip values that interpolation moves outside, x.clip({first:g}, {last:g})"
     return f"{verb} raw pixels and let the model normalise them (atent.models.Normalize as its first layer)"
 
 
@@ -94,7 +96,7 @@ def label_remedy(y: np.ndarray) -> str:
     if y.ndim == 2 and ((y == 0) | (y == 1)).all() and (y.sum(1) == 1).all():
         return ": one-hot rows become classes by y.argmax(1)"
     if y.ndim == 1 and np.isfinite(y).all() and (y == np.floor(y)).all():
-        return ": convert them by y.astype(np.int64), of a tensor y.long()"
+        return ": convert them by y.astype(np.int64), or y.long() for a tensor"
     return ""
 
 

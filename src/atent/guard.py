@@ -170,7 +170,7 @@ def dtype_of(model: nn.Module) -> torch.dtype | None:
 
 
 def check_module(model: Any) -> nn.Module:
-    """The model; ValueError, in one line, for a path, a state dict, a class or anything else but a torch module."""
+    """The model; ValueError, in one line, for what is not a torch module, such as a path, a state dict or a class."""
     if isinstance(model, nn.Module):
         return model
     given, fix = kind_of(model), "build or load the network first"
@@ -187,7 +187,7 @@ def check_module(model: Any) -> nn.Module:
 
 def check_weights(model: nn.Module) -> None:
     """ValueError for weights or buffers created under ``torch.inference_mode``, which autograd never accepts, or
-    without values."""
+    on the meta device."""
     for named in (model.named_parameters(), model.named_buffers()):
         for name, t in named:
             if t.is_meta:
@@ -216,7 +216,8 @@ def guard(model: nn.Module, *, mode: Mode = "eval", seed: int | None = None) -> 
     generators inside, so that a random model gives the same results at each call. Autograd works inside also if the
     caller is in inference mode. Another thread that uses the same model waits.
 
-    ValueError for a model that is no torch module, was created under ``torch.inference_mode``, or has no values.
+    ValueError for a model that is not a torch module, was created under ``torch.inference_mode``, or is on the meta
+    device.
     """
     if not isinstance(model, nn.Module):
         check_module(model)

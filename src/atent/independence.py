@@ -139,8 +139,8 @@ def noise_hint(found: Dependence | None) -> str | None:
         return None
     return (
         "the network is random or keeps a state in eval mode: in two passes over the same batch logits differ by"
-        f" {100 * found.noise:.3g} % of the largest, so each verdict is for one sample of its random numbers, and a"
-        " gradient for one sample too: remove the cause (dropout that ignores eval mode), or average with EoT or"
+        f" {100 * found.noise:.3g} % of the largest, so each verdict and each gradient is for one sample of its random"
+        " numbers: remove the cause (dropout that ignores eval mode), or average with EoT or"
         " AutoAttack(version=rand)"
     )
 

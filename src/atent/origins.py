@@ -94,8 +94,8 @@ _MOST_FILES, _MOST_BYTES = 200, 1_000_000
 
 def defined_here(name: str) -> str | None:
     """The reference module:name of a class or function of that name at the top level of a file in the current
-    directory, which is read and not imported. A file that is named like it comes first. Of module.name it is that of
-    the file module.py, whatever is in it."""
+    directory, which is read and not imported. A file that is named like it comes first. For
+    module.name it is module:name if there is a file module.py, which is not read."""
     *before, last = name.split(".")
     if not all(part.isidentifier() for part in (*before, last)):
         return None

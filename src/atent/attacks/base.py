@@ -256,8 +256,8 @@ class Attack(metaclass=Settings):
             Pass images in that memory format: equal up to rounding, and faster or slower depending on network and
             machine. A model that does not support it gets the usual format, with a warning. Default: False.
         remark
-            ``remark(clause)`` receives what the search found about the model that its failures depend on: NaN or
-            infinite input gradients. One line on stderr reports it in any case. Default: None.
+            ``remark(clause)`` is called with a clause that describes NaN or infinite input gradients, if the search
+            meets any. One line on stderr reports them in any case. Default: None.
 
         Returns
         -------

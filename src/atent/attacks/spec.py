@@ -20,7 +20,7 @@ from atent.threat import COUNTS, EXTRA, NORMS, Radii, Threat
 _SYNTAX = "write it as a call, such as PGD(steps=40, step_size=0.01, restarts=5) or FGSM"
 
 
-# AutoAttack, auto-attack standard, AutoAttack (linf) and the like, without signs and spaces.
+# Names such as "auto-attack standard" and "AutoAttack (linf)", in lower case without punctuation and spaces.
 _STANDARD = re.compile(r"(standard|full)?autoattack(standard|full|linf|l2|l1)*")
 _APGD = {"ce": "APGD-CE", "dlr": "APGD-DLR", "dlr-targeted": "APGD-T", "margin": "APGD-margin"}
 
@@ -235,11 +235,11 @@ def is_standard(text: str) -> bool:
 
 def check_names(named: Mapping[str, Attack]) -> None:
     """ValueError if the name AutoAttack, in any spelling, is given to another attack, or to AutoAttack at other
-    settings, and for a name that is not a line of text."""
+    settings, and for a name that is not one line of text."""
     for name, attack in named.items():
         if not isinstance(name, str) or not name.strip() or not name.isprintable():
             raise ValueError(
-                f"the name of an attack must be a line of text, got {shown(name)}: name it {label(attack)!r}"
+                f"the name of an attack must be one line of text, got {shown(name)}: name it {label(attack)!r}"
             )
         if _STANDARD.fullmatch(re.sub(r"[\W_]", "", name.lower())) and not is_standard(spell(attack)):
             raise ValueError(

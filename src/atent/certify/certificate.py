@@ -84,7 +84,7 @@ def certify_run(
         one, with the same rows except for ``time``. Default: no file.
     about
         Plain values that must agree for a file to be resumed. Default: a hash of the model's weights, and of the source
-        of its classes where it is the user's; {}: nothing.
+        of those of its classes that are the user's. ``{}``: no values.
     shard
         (i, k), 0 <= i < k <= n: every k-th group of samples that share forward passes, from the i-th on, so that the
         rows are bit for bit those of a run without shards. A group is one sample with n above 4,000, and 50 samples in

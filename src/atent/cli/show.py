@@ -109,7 +109,7 @@ def json_alone(wanted: bool) -> Iterator[Callable[[Any], None]]:
         with contextlib.redirect_stdout(sys.stderr):
             yield found.append
     finally:
-        # A result that is known before its file fails to be written is printed too.
+        # A result whose file cannot be written is printed too.
         from atent.runs import plain
 
         for result in found:
@@ -184,7 +184,7 @@ def accuracies(models: dict[str, EvaluationFile]) -> None:
 
 
 def print_result(found: EvaluationFile | CertificateFile, as_json: bool) -> None:
-    """Print an evaluation or a certificate that is in no file."""
+    """Print an evaluation or a certificate whose file could not be written."""
     from atent.cli.certify import print_certificate
     from atent.experiments.evaluation import summary
     from atent.experiments.results import EvaluationFile

@@ -90,11 +90,11 @@ def _images(path: Path) -> tuple[list[os.DirEntry[str]], list[str]]:
     files = [e for e, kind in zip(seen, kinds) if kind in SUFFIXES and not e.is_dir()]
     lost = next((e.name for e in files if not e.is_file()), None)
     if lost is not None:
-        raise ValueError(f"{path / lost}: a link to a file that is not there: restore the file, or remove the link")
+        raise ValueError(f"{path / lost}: a link to a file that does not exist: restore the file, or remove the link")
     others = [kind for kind in kinds if kind in _UNREAD]
     if others:
         raise ValueError(
-            f"{path}: {len(others)} images of {', '.join(sorted(set(others)))} are not read: convert them to .png, or"
+            f"{path}: images of {', '.join(sorted(set(others)))} ({len(others)}) are not read: convert them to .png, or"
             " move them elsewhere"
         )
     return files, sorted(e.name for e in seen if e.is_dir())

@@ -261,7 +261,7 @@ def _label(path: Path, head: list[str], label: str | None) -> str:
         wanted = f"no column {label!r}" if label else "no column of classes"
         fix = "set data.label to its name"
         if label is None and all(_order(name)[0] == 0 for name in head):
-            fix = "these are numbers: add a first line of names"
+            fix = "these are numbers: add a first line with the names of the columns"
         raise ValueError(f"{path}: {wanted} among {', '.join(head[:12])}: {fix}")
     return label
 

@@ -61,8 +61,8 @@ class Evaluation:
     """By name, in the order in which they ran: attack (as text), threat, settings; code, hashes of the files that
     define an attack of the user; attacked, the number of samples that were attacked; robust, the share of all n that
     remain correctly classified after it (in a cascade after it and those before it, otherwise after it alone); fooled
-    (ids); remarks, where the model has fewer classes than the attack needs: what it does instead, and where its search
-    met NaN or infinite input gradients; distance (q10, median and q90 over the fooled samples, in the threat's norm;
+    (ids); remarks: what the attack does instead where the model has fewer classes than it needs, and NaN or infinite
+    input gradients that its search met; distance (q10, median and q90 over the fooled samples, in the threat's norm;
     None without any), forwards, backwards, seconds. A composite attack has parts: the same keys from attacked on, by
     name of the part, each on the samples that are robust to the parts before it."""
     wrong: list[int]
@@ -104,7 +104,7 @@ class Evaluation:
         return "\n".join(lines + ([f"hint: {self.hint}"] if self.hint else []))
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        """A cell of a notebook shows the lines of `str`."""
+        """A notebook cell shows the lines of `str`."""
         printer.text(str(self))
 
     @property

@@ -101,11 +101,11 @@ def one_class_hint(y: Tensor, hints: Hints) -> str | None:
 def gradient_hint(
     attacks: Sequence[Attack], flat: Callable[[Callable[[Tensor, Tensor], Tensor]], Tensor]
 ) -> str | None:
-    """One line where a tenth of the samples that remain correctly classified have an input gradient of exactly zero and
-    all ``attacks`` need gradients, else None.
+    """One line where at least a tenth of the samples that remain correctly classified have an input gradient of exactly
+    zero and all ``attacks`` need gradients, else None.
 
-    ``flat(loss)`` (n,) bool: which samples have none. Layers that round have no other gradient, and the cross-entropy
-    of a network whose logits are far apart is constant in float32.
+    ``flat(loss)`` (n,) bool: which samples have a zero gradient of the loss. Rounding layers have a gradient of zero,
+    and the cross-entropy of a network whose logits are far apart is constant in float32.
     """
     each = [part for attack in attacks for part in (attack.parts().values() or [attack])]
     if not each or not all(part.needs_gradient for part in each):
@@ -121,5 +121,5 @@ def gradient_hint(
         return None
     return (
         f"the input gradient of the {name} is exactly zero at {k} of {n} samples that remain correctly classified,"
-        " where attacks by gradients do not move, so their failures do not show robustness: use AutoAttack or Square"
+        " where gradient-based attacks do not move, so their failures do not show robustness: use AutoAttack or Square"
     )

@@ -42,7 +42,7 @@ class Result(NamedTuple):
     seconds: float
     """Wall-clock time."""
     remarks: tuple[str, ...] = ()
-    """What the search found about the model that its failures depend on, each clause once."""
+    """Clauses on what the search met, such as NaN or infinite input gradients; each once."""
 
     def then(self, more: Result) -> Result:
         """Both, concatenated."""
@@ -223,9 +223,9 @@ def _contents(model: nn.Module) -> Iterator[str | Tensor]:
 
 
 def _settings_of(model: nn.Module) -> Iterator[str]:
-    """What the parameters and the code of a user's network do not show: the settings of its layers, numbers and words
-    that its modules have as attributes, and its hooks. Nothing for the networks of this package, whose names are
-    enough."""
+    """What the parameters and the code of a user's network do not show: the settings of its layers, numbers and strings
+    that its modules have as attributes, and its hooks. Nothing for the built-in models, which are identified by their
+    names."""
     packages = {type(module).__module__.partition(".")[0] for module in model.modules()}
     if "atent" in packages and packages <= {"atent", "torch"}:
         return
@@ -242,7 +242,7 @@ _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 
 
 def _is_setting(key: str, value: Any) -> bool:
-    """Whether an attribute is a setting: a public number, word, or sequence of these."""
+    """Whether an attribute is a setting: a public number, string, or sequence of these."""
     if isinstance(value, tuple | list):
         return all(_is_setting(key, each) for each in value)
     return key[0] != "_" and isinstance(value, int | float | str | None)

@@ -85,7 +85,7 @@ class Trial:
         )
 
     def slopes(self, attacks: Sequence[Attack], remaining: Tensor) -> str | None:
-        """One line where the samples that are robust to the attacks have no input gradients, if any."""
+        """One line where the samples that are robust to the attacks have input gradients of zero, if any."""
         return gradient_hint(attacks, partial(self._flat, remaining.to(self.x.device)))
 
     def _flat(self, remaining: Tensor, loss: Loss) -> Tensor:

@@ -112,7 +112,7 @@ def _write(path: Path, found: ComparisonFile, other: ComparisonFile | None) -> N
 
 
 def _stage(run: Run, build: Build) -> str:
-    """`state`, but "started" for a run whose evaluation an earlier version of the user's attacks made."""
+    """`state`, but "started" for a run whose evaluation is by an earlier version of the user's attacks."""
     found, given = state(run, build), run.job.evaluate
     # Several threats bring attacks of their own.
     attacks = [] if given.threats else recipe_attacks(given, evaluated_under(run.job))

@@ -210,7 +210,7 @@ def paired_lines(found: ComparisonFile) -> list[str]:
             sign = 1 if pair.one == first else -1
             both = [f"{name} {_points(each, sign)}" for name, each in (("clean", pair.clean), ("robust", pair.worst))]
             lines.append(f"{first} less {pair.other if sign > 0 else pair.one}: {', '.join(both)}")
-    each = f", each by itself (no correction for {len(lines)} differences)" if len(lines) > 1 else ""
+    each = f", without correction for multiple comparisons ({len(lines)} differences)" if len(lines) > 1 else ""
     test = "; p: McNemar's exact test over the images" if found.pairs[0].clean.p is not None else ""
     return [*lines, f"Points, with 95 % intervals {found.pairs[0].basis}{each}{test}."]
 

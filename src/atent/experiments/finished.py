@@ -213,7 +213,7 @@ def _grouped(made: list[_Made]) -> dict[str, list[_Made]]:
     rows = list(alike.values())
     names = [str(row[0].config.get("recipe") or row[0].title) for row in rows]
     labels = [_label(name, row[0], [r[0] for r, n in zip(rows, names) if n == name]) for name, row in zip(names, rows)]
-    # A label that two rows share would hide one of them: the folders differ always.
+    # Of two rows with the same label one would be lost; their folders always differ.
     return {label if labels.count(label) == 1 else f"{label} ({row[0].path})": row for label, row in zip(labels, rows)}
 
 

@@ -151,7 +151,7 @@ def _limits(target: Target, found: Results) -> list[str]:
     """The limitations of the figures."""
     out = []
     if target.origin is not None and note_unfinished(target.origin):
-        out.append("The training of these weights was interrupted: they are those of its epochs so far.")
+        out.append("The training of these weights was interrupted: they are from the epochs before the interruption.")
     best = found.headline
     if best is None:
         out.append("The folder of these weights has no evaluation: nothing is known of their accuracy.")

@@ -14,16 +14,16 @@ from atent.threat import Threat
 if TYPE_CHECKING:
     from atent.data import Data
 
-# What the training loop reads of a method; `Method.shardable` is left out: a wrapper may read weights anywhere.
+# What the training loop reads of a method; not `Method.shardable`, since a wrapper may read weights anywhere.
 _FACTS = ("replays", "single_step", "divisible", "gathers", "alike", "labelled")
 
 
 @dataclass(frozen=True)
 class Wrapper(Method):
-    """A method around another: whatever a subclass does not override is that of ``method``.
+    """A method around another: what a subclass does not override is taken from ``method``.
 
     A step is the adversary and `descend` of ``method``. A subclass around methods with a step of their own overrides
-    `attack_and_descend` too. `settings_at` is not passed on, since it is valid for a class that defines it alone.
+    `attack_and_descend` too. `settings_at` is not passed on, since it is valid only for the class that defines it.
     """
 
     method: Method

@@ -312,7 +312,7 @@ def is_free(path: Path) -> bool:
 
 
 def no_run(path: Path) -> str:
-    """That a path is not a run folder, and the one beside it or in runs/ that may be meant: a message's beginning."""
+    """The beginning of an error: the path is not a run folder, and the one beside it or in runs/ that may be meant."""
     meant = None
     for place in (path.parent, Path("runs")):
         with suppress(OSError):

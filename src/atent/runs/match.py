@@ -263,7 +263,7 @@ def _misfit(own: State, states: Mapping[str, State], path: Path, name: str | Non
     classes = next(filter(None, (_classes(own, named) for named in _candidates(own, states[place]))), None)
     if classes:
         fix = (
-            f"the file is of {classes[0]} classes, the model of {classes[1]}: give data of {classes[0]} classes, or"
+            f"the file has {classes[0]} classes, the model has {classes[1]}: give data of {classes[0]} classes, or"
             " your own network as module:function that loads all layers of the file but the last"
         )
     return f"{path} has another architecture{than}{where}: {first}{more}; {fix if classes else nearest(states)}"

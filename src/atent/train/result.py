@@ -73,5 +73,5 @@ class Fitted:
         return "\n".join(lines + ([f"run folder: {self.run}"] if self.run is not None else []))
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        """A cell of a notebook shows the lines of `str`."""
+        """A notebook cell shows the lines of `str`."""
         printer.text(str(self))
