@@ -65,7 +65,7 @@ def made(method, seed=0, awp=None, **more):
         "train": {"seed": seed, "awp": {"gamma": awp}},
         "about": {"data": {"counts": {"train": 10}}},
     }
-    return _Made(Path(f"{method}-{seed}"), config, SimpleNamespace())
+    return _Made(Path(f"{method}-{seed}"), config, SimpleNamespace(), None)
 
 
 def test_rows_of_one_recipe_are_named_by_their_methods():

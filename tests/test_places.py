@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -72,6 +73,15 @@ def full(*_, **__):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
+@contextmanager
+def no_space(monkeypatch):
+    """Files that are written get no name."""
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "link", full)
+        patch.setattr(files.os, "replace", full)
+        yield
+
+
 class After(Callback):
     """Calls a function at the end of the first epoch."""
 
@@ -124,9 +134,7 @@ def evaluate_words(run):
 
 
 def test_an_evaluation_that_cannot_be_written_is_printed_and_resumes(copy, monkeypatch, capsys):
-    with monkeypatch.context() as patch:
-        patch.setattr(files.os, "link", full)
-        patch.setattr(files.os, "replace", full)
+    with no_space(monkeypatch):
         assert main(evaluate_words(copy)) == 1
     shown, error = capsys.readouterr()
     assert "after FGSM" in shown
@@ -141,17 +149,13 @@ def test_an_evaluation_that_cannot_be_written_is_printed_and_resumes(copy, monke
 
 
 def test_a_result_that_cannot_be_written_is_printed_as_json_too(copy, monkeypatch, capsys):
-    with monkeypatch.context() as patch:
-        patch.setattr(files.os, "link", full)
-        patch.setattr(files.os, "replace", full)
+    with no_space(monkeypatch):
         assert main([*evaluate_words(copy), "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["n"] == 10
 
 
 def test_bounds_that_cannot_be_written_are_printed(copy, monkeypatch, capsys):
-    with monkeypatch.context() as patch:
-        patch.setattr(files.os, "link", full)
-        patch.setattr(files.os, "replace", full)
+    with no_space(monkeypatch):
         assert main(["certify", str(copy), "--method", "ibp", "--limit", "10", "--quiet"]) == 1
     shown, error = capsys.readouterr()
     assert "verified" in shown
@@ -212,10 +216,9 @@ def test_a_figure_that_cannot_be_written_leaves_no_empty_file(copy, monkeypatch,
 def test_a_matrix_and_counts_that_cannot_be_written_are_printed(copy, monkeypatch, capsys, tmp_path, words):
     other = shutil.copytree(copy, tmp_path / "other")
     words = [word.format(run=run) for word, run in zip(words, [None, copy, other, None])]
-    monkeypatch.setattr(files.os, "link", full)
-    monkeypatch.setattr(files.os, "replace", full)
     monkeypatch.chdir(tmp_path)
-    assert main([*words, "--limit", "10", "--quiet"]) == 1
+    with no_space(monkeypatch):
+        assert main([*words, "--limit", "10", "--quiet"]) == 1
     shown, error = capsys.readouterr()
     assert "other" in shown or "misclassified" in shown
     assert "free some space" in error

@@ -228,7 +228,7 @@ def test_the_bare_name_is_for_the_standard_settings():
 
 @pytest.mark.parametrize("name", ["", " ", 1, None, "a\nb", "Auto\u200bAttack"])
 def test_the_name_of_an_attack_is_a_line_of_text(name):
-    with pytest.raises(ValueError, match="name of an attack must be a line of text") as error:
+    with pytest.raises(ValueError, match="name of an attack must be one line of text") as error:
         check_names({name: PGD(LINF)})
     assert "name it 'PGD-20'" in str(error.value)
 
