@@ -79,7 +79,7 @@ def in_units(low: float, high: float, first: float, last: float, verb: str = "at
         return f"divide pixels by {levels}"
     slack = 0.05 * (last - first)
     if low >= first - slack and high <= last + slack:
-        return f"clip values that interpolation moves outside, x.clip({first:g}, {last:g})"
+        return f"clip values that interpolation moves outside by x.clip({first:g}, {last:g})"
     return f"{verb} raw pixels and let the model normalise them (atent.models.Normalize as its first layer)"
 
 
