@@ -1,7 +1,6 @@
 """Networks that an evaluation cannot measure as they are: each has a hint or an error of one line with a remedy."""
 
 import threading
-import time
 
 import pytest
 import torch
@@ -173,23 +172,25 @@ def test_bounds_refuse_what_they_cannot_read():
 
 def test_a_second_thread_waits_for_the_model():
     """Before: it took the weights that the first had frozen for frozen ones, and left them so."""
-    net, entered = made(Twin), threading.Event()
+    net, entered, inside, together = made(Twin), threading.Event(), threading.Event(), []
 
     def first():
         with guard(net):
             entered.set()
-            time.sleep(0.3)
+            together.append(inside.wait(0.3))
 
     def second():
         entered.wait()
         with guard(net), guard(net):
-            time.sleep(0.6)
+            inside.set()
 
     threads = [threading.Thread(target=each) for each in (first, second)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    assert together == [False]
+    assert inside.is_set()
     assert all(p.requires_grad for p in net.parameters())
 
 
