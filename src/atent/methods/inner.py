@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,6 @@ from atent.methods.awp import may_perturb
 from atent.methods.base import Method, State
 from atent.methods.wrapper import Wrapper
 from atent.precision import Lowered
-
-if TYPE_CHECKING:
-    pass
 
 InnerPrecision = Literal["float32", "bfloat16", "auto"]
 
