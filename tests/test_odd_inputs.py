@@ -208,6 +208,11 @@ def test_images_of_a_kind_that_is_not_read_are_not_left_out(other, tmp_path):
     refused(lambda: load(DataSettings("folder", root=str(tmp_path))), f"1 images of {suffix} are not read", "convert")
 
 
+def test_a_class_that_is_named_like_an_image_is_a_class(tmp_path):
+    images(tmp_path, [f"{c}/{i}.png" for c in ("a", "b.gif") for i in range(4)])
+    assert load(DataSettings("folder", root=str(tmp_path))).about["class_names"] == ["a", "b.gif"]
+
+
 def test_a_link_to_an_image_that_is_not_there_is_not_left_out(tmp_path):
     images(tmp_path, [f"{c}/{i}.png" for c in "ab" for i in range(4)])
     (tmp_path / "a" / "9.png").symlink_to(tmp_path / "b" / "0.png")
