@@ -236,3 +236,12 @@ def test_rows_of_other_weights_are_not_taken(tmp_path):
     with pytest.raises(ValueError, match=r"was made with about\.weights"):
         certify_run(net, x, y, SAMPLING, path=path)
     assert len(certify_run(net, x, y, SAMPLING, path=tmp_path / "free.csv", about={}).rows) == 3
+
+
+def test_a_file_of_an_earlier_version_without_the_network_is_resumed_by_an_empty_about(tmp_path):
+    net, x, y = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3)), torch.rand(3, 1, 4, 4), torch.arange(3)
+    path = tmp_path / "rows.csv"
+    first = certify_run(net, x, y, SAMPLING, path=path, about={})
+    with pytest.raises(ValueError, match=r"does not record its network.*about=\{\}"):
+        certify_run(net, x, y, SAMPLING, path=path)
+    assert certify_run(net, x, y, SAMPLING, path=path, about={}).rows == first.rows

@@ -150,3 +150,33 @@ def test_rows_of_a_network_with_other_settings_are_not_taken(change, tmp_path):
         other.register_forward_hook(lambda _module, _inputs, logits: -logits)
     with pytest.raises(ValueError, match="an evaluation with other model"):
         evaluate(other, x, y, attacks, resume=tmp_path / "rows")
+
+
+class Counting(Scaled):
+    """Counts its calls, and keeps the sizes of its batches."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.sizes = 0, []
+
+    def forward(self, z):
+        self.count(z)
+        self.sizes.append(len(z))
+        return super().forward(z)
+
+    def count(self, z):
+        self.calls += 1
+
+
+def test_a_network_that_counts_its_calls_resumes_in_the_same_process(tmp_path):
+    x, y, net = torch.rand(12, 1, 4, 4), torch.arange(12) % 3, Counting()
+    first = evaluate(net, x, y, [FGSM(Threat("linf", 0.05))], resume=tmp_path / "rows")
+    assert evaluate(net, x, y, [FGSM(Threat("linf", 0.05))], resume=tmp_path / "rows").outcomes == first.outcomes
+
+
+def test_no_batch_is_empty_where_no_sample_is_robust():
+    torch.manual_seed(0)
+    x, net = torch.rand(12, 1, 4, 4), Counting()
+    y = net(x).argmax(1)
+    assert evaluate(net, x, y, [FGSM(Threat("linf", 0.99))]).worst["k"] == 0
+    assert min(net.sizes) > 0

@@ -208,6 +208,11 @@ def test_images_of_a_kind_that_is_not_read_are_not_left_out(other, tmp_path):
     refused(lambda: load(DataSettings("folder", root=str(tmp_path))), f"images of {suffix} (1)", "convert")
 
 
+def test_a_class_that_is_named_like_an_image_is_a_class(tmp_path):
+    images(tmp_path, [f"{c}/{i}.png" for c in ("a", "b.gif") for i in range(4)])
+    assert load(DataSettings("folder", root=str(tmp_path))).about["class_names"] == ["a", "b.gif"]
+
+
 def test_a_link_to_an_image_that_is_not_there_is_not_left_out(tmp_path):
     images(tmp_path, [f"{c}/{i}.png" for c in "ab" for i in range(4)])
     (tmp_path / "a" / "9.png").symlink_to(tmp_path / "b" / "0.png")
@@ -292,6 +297,13 @@ def test_labels_of_usual_kinds_have_a_remedy_in_an_evaluation_too(y, fix):
     refused(lambda: ATTACKS[0](net(), X, y), fix)
 
 
+def test_labels_of_another_number_or_length_have_no_wrong_remedy():
+    with pytest.raises(ValueError, match="12 integers") as caught:
+        evaluate(net(), X, Y[:3], ATTACKS)
+    assert "y.long()" not in str(caught.value)
+    refused(lambda: evaluate(net(), X, [[1, 2], [3]], ATTACKS), "y cannot be read as numbers")
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_tensors_without_plain_values_have_a_remedy():
     nested = torch.nested.nested_tensor(list(X))
@@ -316,3 +328,9 @@ def test_a_loader_that_drops_its_last_batch_is_reported(capsys):
     assert "drops" not in capsys.readouterr().err
     assert evaluate(net(), torch.utils.data.DataLoader(parts, 5, drop_last=True), attacks={}).n == 10
     assert "10 of 12 samples are used" in capsys.readouterr().err
+
+
+def test_a_loader_of_a_part_of_its_data_drops_nothing(capsys):
+    parts, some = torch.utils.data.TensorDataset(X, Y), torch.utils.data.SubsetRandomSampler(range(8))
+    assert evaluate(net(), torch.utils.data.DataLoader(parts, 4, sampler=some, drop_last=True), attacks={}).n == 8
+    assert "drops" not in capsys.readouterr().err

@@ -254,6 +254,14 @@ def test_an_evaluation_by_an_edited_attack_is_made_again(here, capsys, monkeypat
     assert "is finished" in said(capsys, *resume)[0]
     assert "the code of the attack Shift" in compare_runs(runs).differs
 
+    # Evaluations of earlier versions record no code: they are neither another version nor repeated.
+    file = Path("runs/one/evaluation.json")
+    earlier = json.loads(file.read_text())
+    del earlier["attacks"]["Shift"]["code"]
+    file.write_text(json.dumps(earlier))
+    assert "the code of the attack Shift" not in compare_runs(runs).differs
+    assert "is finished" in said(capsys, *resume)[0]
+
     # A comparison that is repeated evaluates the finished runs again.
     words = ["compare", "digits-linf-standard", "digits-linf-pgdat", "--seeds", "1", *words]
     files = [Path(f"runs/compare/digits-linf-{name}-seed0/evaluation.json") for name in ("standard", "pgdat")]

@@ -277,7 +277,8 @@ def as_tensor(name: str, value: Any) -> Tensor:
         return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         reason = " ".join(str(error).split())
-        fix = label_remedy(np.asarray(value)) if name[0] == "y" and np.ndim(value) == 1 else ""
+        words = name[0] == "y" and np.iterable(value) and all(isinstance(each, str) for each in value)
+        fix = label_remedy(np.asarray(value)) if words else ""
         raise ValueError(f"{name} cannot be read as numbers ({reason}){fix or ': give a tensor or an array'}") from None
 
 

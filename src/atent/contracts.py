@@ -46,12 +46,22 @@ def paired(kind: str, pair: Any) -> tuple[Any, Any]:
 
 def dropped(loader: Any, n: int) -> str | None:
     """A line for a loader that yielded ``n`` samples and drops an incomplete last batch; None for others."""
-    total = len(loader.dataset) if hasattr(getattr(loader, "dataset", None), "__len__") else n
+    # A sampler may choose some samples of a data set.
+    source = next((s for s in (getattr(loader, name, None) for name in ("sampler", "dataset")) if _has_length(s)), None)
+    total = n if source is None else len(source)
     if not (getattr(loader, "drop_last", False) and n < total):
         return None
     return (
         f"the {type(loader).__name__} drops its last batch: {n} of {total} samples are used (drop_last=False uses all)"
     )
+
+
+def _has_length(value: Any) -> bool:
+    try:
+        len(value)
+    except (TypeError, NotImplementedError):
+        return False
+    return True
 
 
 def check_dense(name: str, value: Any) -> None:
@@ -95,7 +105,7 @@ def label_remedy(y: np.ndarray) -> str:
         return ": drop the second axis by y[:, 0]"
     if y.ndim == 2 and ((y == 0) | (y == 1)).all() and (y.sum(1) == 1).all():
         return ": one-hot rows become classes by y.argmax(1)"
-    if y.ndim == 1 and np.isfinite(y).all() and (y == np.floor(y)).all():
+    if y.ndim == 1 and y.dtype.kind in "fb" and np.isfinite(y).all() and (y == np.floor(y)).all():
         return ": convert them by y.astype(np.int64), or y.long() for a tensor"
     return ""
 

@@ -76,6 +76,11 @@ def claim(path: Path, wanted: dict[str, Any]) -> None:
                 f"{path} was made with the noise of another version ({old.get(key, 'before it was recorded')}), not"
                 f" {new.get(key)}: choose another file, rows of the two do not mix"
             )
+        if key.startswith("about.") and made(path).get("about") == {}:  # as `certify_run` of earlier versions wrote it
+            raise ValueError(
+                f"{path} does not record its network: choose another file, or resume it by certify_run(about={{}}) if"
+                " its network is this one"
+            )
         raise ValueError(
             f"{path} was made with {key} {old.get(key)}, not {new.get(key)}: choose another file, or the old value"
         )

@@ -91,7 +91,7 @@ def _images(path: Path) -> tuple[list[os.DirEntry[str]], list[str]]:
     lost = next((e.name for e in files if not e.is_file()), None)
     if lost is not None:
         raise ValueError(f"{path / lost}: a link to a file that does not exist: restore the file, or remove the link")
-    others = [kind for kind in kinds if kind in _UNREAD]
+    others = [kind for e, kind in zip(seen, kinds) if kind in _UNREAD and not e.is_dir()]
     if others:
         raise ValueError(
             f"{path}: images of {', '.join(sorted(set(others)))} ({len(others)}) are not read: convert them to .png, or"

@@ -286,7 +286,8 @@ def evaluate(
     trial, right = case.trial, case.right
     if blocks:
         trial = replace(trial, blocks=case.blocks())
-    hint = trial.hint(case.predicted, hints or Hints(), named := list(case.attacks.values()))
+    every = list(case.attacks.values())
+    hint = trial.hint(case.predicted, hints or Hints(), every)
     results, outcomes, remaining, turned = trial.attacks(case.attacks, right, cascade, case.classes)
     n, ids = len(trial.x), trial.ids
     return Evaluation(
@@ -299,7 +300,7 @@ def evaluate(
         cascade=cascade,
         search_dtype=case.search_dtype,
         folded=trial.search.folded,
-        hint=hint or trial.slopes(named, remaining),
+        hint=hint or trial.slopes(every, remaining),
         outcomes={"ids": spans(ids.tolist()), "clean": bits(right), "attacks": outcomes},
         per_class=_per_class(trial.y.cpu(), right, remaining),
         fooled_as=_fooled_as(trial.y.cpu(), turned, right & ~remaining),

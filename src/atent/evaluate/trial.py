@@ -86,12 +86,15 @@ class Trial:
 
     def slopes(self, attacks: Sequence[Attack], remaining: Tensor) -> str | None:
         """One line where the samples that are robust to the attacks have input gradients of zero, if any."""
+        if not remaining.any():  # no pass over an empty batch, which a network may not support
+            return None
         return gradient_hint(attacks, partial(self._flat, remaining.to(self.x.device)))
 
     def _flat(self, remaining: Tensor, loss: Loss) -> Tensor:
         """Which of at most 100 of these samples have an input gradient of zero, bool (n,)."""
         rows = remaining.nonzero().squeeze(1)
-        rows = rows[torch.arange(most := min(_SLOPES, len(rows)), device=rows.device) * len(rows) // max(most, 1)]
+        most = min(_SLOPES, len(rows))
+        rows = rows[torch.arange(most, device=rows.device) * len(rows) // most]
         x, y = self.x[rows].detach(), self.y[rows].long()
         grad = gradient(self.search.model, x, y, loss, seed=narrow(self.seed), batch=self.batch)
         return (grad.flatten(1) == 0).all(1)

@@ -93,7 +93,8 @@ def assembled(rows: list[Row], *, differs: Sequence[str] = (), **head: Any) -> C
 def _edited(rows: list[Row]) -> list[str]:
     """The user's attacks whose code differs between the evaluations."""
     every = [evaluation.attacks for row in rows for evaluation in row.evaluations]
-    odd = [name for name in every[0] if any(attacks[name].code != every[0][name].code for attacks in every)]
+    # Evaluations of earlier versions record no code.
+    odd = [name for name in every[0] if len({tuple(a[name].code) for a in every if a[name].code}) > 1]
     return [f"the code of the attack {name}" for name in odd]
 
 
