@@ -9,7 +9,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "atent"
 ORDER = [
     ["contracts", "fields", "origins"],
     ["docstrings", "extras", "geometry", "heap", "markdown", "messages", "progress", "signals", "threads", "torchrun"],
-    ["distributed", "turns"],
+    ["distributed"],
     ["losses", "rng", "sgld", "zoo"],
     ["stats", "trust"],
     ["threat", "guard", "registry", "memory"],

@@ -194,31 +194,6 @@ def test_a_second_thread_waits_for_the_model():
     assert all(p.requires_grad for p in net.parameters())
 
 
-def test_threads_that_would_wait_for_each_other_get_an_error():
-    one, two, both, ended = made(Twin), made(Twin), threading.Barrier(2), []
-
-    def nested(outer, inner):
-        try:
-            with guard(outer):
-                both.wait()
-                with guard(inner):
-                    ended.append(None)
-        except RuntimeError as error:
-            ended.append(str(error))
-
-    threads = [threading.Thread(target=nested, args=pair, daemon=True) for pair in ((one, two), (two, one))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(20)
-    assert len(ended) == 2
-    assert None in ended
-    assert "copy.deepcopy" in next(filter(None, ended))
-    assert all(p.requires_grad for net in (one, two) for p in net.parameters())
-    with guard(one), guard(two):
-        pass
-
-
 def test_threads_find_what_one_finds():
     net, (x, y) = made(Twin), data(12)
     wanted, found = evaluate(net, x, y, [PGD_3]).outcomes, []

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -14,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from atent.contracts import kind_of
-from atent.turns import Turns
 
 Mode = Literal["eval", "train", "as-is"]
 
@@ -200,7 +201,9 @@ def check_weights(model: nn.Module) -> None:
                 )
 
 
-_TURNS = Turns()
+_ENTERING = threading.Lock()
+_IN_USE: WeakValueDictionary[int, Any] = WeakValueDictionary()
+"""Lock of each model that a thread uses, by the model's id."""
 
 
 @contextmanager
@@ -211,8 +214,7 @@ def guard(model: nn.Module, *, mode: Mode = "eval", seed: int | None = None) -> 
     ``requires_grad`` and ``.grad``, each buffer (including batch-norm statistics), the global random states (Python,
     numpy, torch, the model's CUDA devices), and torch's gradient mode and default dtype. ``seed`` seeds the torch
     generators inside, so that a random model gives the same results at each call. Autograd works inside also if the
-    caller is in inference mode. Another thread that uses the same model waits; RuntimeError where two threads would
-    wait for each other, as for two transfer attacks whose source is the model of the other.
+    caller is in inference mode. Another thread that uses the same model waits.
 
     ValueError for a model that is not a torch module, was created under ``torch.inference_mode``, or is on the meta
     device.
@@ -227,7 +229,9 @@ def guard(model: nn.Module, *, mode: Mode = "eval", seed: int | None = None) -> 
     devices = sorted({t.device for t in tensors if t.device.type == "cuda"}, key=str)
     with ExitStack() as stack:
         # Of two threads the second would store the frozen state of the first, and restore that.
-        stack.enter_context(_TURNS.of(model, "model"))
+        with _ENTERING:
+            alone = _IN_USE.setdefault(id(model), threading.RLock())
+        stack.enter_context(alone)
         # Restored in reverse order: the random states, whose restoration cannot fail, come first.
         registered = [(m, dict(m._buffers.items())) for m in modules]
         values = Values([b for b in buffers if not is_lazy(b)])
