@@ -191,9 +191,7 @@ def as_inputs(x: Any, model: nn.Module | None = None) -> Tensor:
             made = made.to(wide)
         return made if own is None else made.to(own.device)
     if wide in _HALVES:
-        raise ValueError(
-            f"inputs are {x.dtype} and the model is {wide}: use float32 for both, x.float(), model.float()"
-        )
+        raise ValueError(f"inputs are {x.dtype}, the model is {wide}: use float32 for both, x.float(), model.float()")
     return x.to(wide)
 
 
@@ -343,7 +341,8 @@ def check_batch(x: Tensor, y: Tensor, box: Box) -> None:
     if x.layout != torch.strided or x.is_meta:
         check_dense("x", x)
     if not x.is_floating_point():
-        raise ValueError(f"inputs must be floats, got {x.dtype}: divide pixels by 255")
+        interval = f" in [{box[0]:g}, {box[1]:g}]" if isinstance(box[0], float) else ""
+        raise ValueError(f"inputs must be floats{interval}, got {x.dtype}: divide pixels by 255")
     if x.dim() < 2:
         raise ValueError(f"inputs must be (n, d) or (n, c, h, w), got shape {tuple(x.shape)}")
     if y.shape != x.shape[:1] or y.is_floating_point() or y.dtype == torch.bool:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from atent.contracts import kind_of
+from atent.fields import shown
 
 Mode = Literal["eval", "train", "as-is"]
 
@@ -175,7 +176,7 @@ def check_module(model: Any) -> nn.Module:
         return model
     given, fix = kind_of(model), "build or load the network first"
     if isinstance(model, str | Path):
-        given, fix = repr(str(model)), f"load it by atent.load({str(model)!r})"
+        given, fix = shown(str(model)), f"load it by atent.load({shown(str(model))})"
     elif isinstance(model, Mapping):
         fix = "load it into a network by load_state_dict"
     elif isinstance(model, type):
@@ -224,7 +225,8 @@ def guard(model: nn.Module, *, mode: Mode = "eval", seed: int | None = None) -> 
     # Traversing a deep network takes time: each traversal is done once.
     modules, parameters, buffers = list(model.modules()), list(model.parameters()), list(model.buffers())
     tensors: list[Tensor] = [*parameters, *buffers]
-    if any([t.is_meta or (not is_lazy(t) and t.is_inference()) for t in tensors]):
+    # Code is traced as it is, without values.
+    if any([(t.is_meta and mode != "as-is") or (not is_lazy(t) and t.is_inference()) for t in tensors]):
         check_weights(model)
     devices = sorted({t.device for t in tensors if t.device.type == "cuda"}, key=str)
     with ExitStack() as stack:

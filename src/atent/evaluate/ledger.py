@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import dis
 import functools
 import hashlib
-import inspect
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -234,8 +233,7 @@ def _settings_of(model: nn.Module) -> Iterator[str]:
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             continue
-        state = {"training", *_written(module)}
-        own = {key: value for key, value in vars(module).items() if key not in state and _is_setting(key, value)}
+        own = {key: value for key, value in vars(module).items() if key != "training" and _is_setting(key, value)}
         hooks = [getattr(h, "__qualname__", "") for each in _HOOKS for h in getattr(module, each).values()]
         if own or hooks or module.extra_repr():
             yield f"{name} {module.extra_repr()} {sorted(own.items())} {hooks}"
@@ -244,31 +242,14 @@ def _settings_of(model: nn.Module) -> Iterator[str]:
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 
 
-def _written(module: nn.Module) -> set[str]:
-    """The attributes that the forward pass of a module changes, such as a counter of calls: the same call resumes in
-    the same process, where they have other values."""
-    todo = ["forward"]
-    seen: set[str] = set()
-    found: set[str] = set()
-    while todo:
-        name = todo.pop()
-        method = getattr(type(module), name, None)
-        code = getattr(inspect.unwrap(method), "__code__", None) if callable(method) else None
-        if name in seen or code is None:
-            continue
-        seen.add(name)
-        todo += code.co_names
-        found |= {step.argval for step in dis.get_instructions(code) if step.opname == "STORE_ATTR"}
-        if {"append", "extend"} & set(code.co_names):
-            found |= {each for each in code.co_names if isinstance(vars(module).get(each), list)}
-    return found
-
-
 def _is_setting(key: str, value: Any) -> bool:
-    """Whether an attribute is a setting: a public number, string, or sequence of these."""
+    """Whether an attribute is a setting: a public float, word, switch, or sequence of these. Integers are counters of
+    calls and limits as well, which a repeated call may have at other values."""
     if isinstance(value, tuple | list):
-        return all(_is_setting(key, each) for each in value)
-    return key[0] != "_" and isinstance(value, int | float | str | None)
+        return bool(value) and all(_is_setting(key, each) for each in value)
+    return key[0] != "_" and (
+        isinstance(value, bool | str | None) or (isinstance(value, float) and math.isfinite(value))
+    )
 
 
 def _box(attack: Attack) -> Box:

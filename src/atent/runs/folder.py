@@ -312,7 +312,25 @@ def is_free(path: Path) -> bool:
 
 
 def no_run(path: Path) -> str:
-    """The beginning of an error: the path is not a run folder, and the one beside it or in runs/ that may be meant."""
+    """The beginning of an error: the path is not a run folder, and the one beside it or in runs/ that may be meant.
+
+    Parameters
+    ----------
+    path
+        The path that was given.
+
+    Returns
+    -------
+    str
+        A clause without a remedy.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from atent.runs import no_run
+    >>> no_run(Path("runs/nothing-of-this-name"))
+    'runs/nothing-of-this-name is not a run folder (no config.json)'
+    """
     meant = None
     for place in (path.parent, Path("runs")):
         with suppress(OSError):
