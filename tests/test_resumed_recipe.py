@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from kit import unsealed
 
 from atent import Threat
 from atent.attacks import EoT
@@ -259,6 +260,7 @@ def test_an_evaluation_by_an_edited_attack_is_made_again(here, capsys, monkeypat
     earlier = json.loads(file.read_text())
     del earlier["attacks"]["Shift"]["code"]
     file.write_text(json.dumps(earlier))
+    unsealed(Path("runs/one"))
     assert "the code of the attack Shift" not in compare_runs(runs).differs
     assert "is finished" in said(capsys, *resume)[0]
 
