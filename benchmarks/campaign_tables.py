@@ -21,8 +21,8 @@ from typing import Any
 
 from campaign_evaluate import HERE, Network, Steps, cost, entries, networks, read_steps
 
+from atent import plots, stats
 from atent import runs as folder
-from atent import stats
 from atent.evaluate.outcomes import ROBUST
 from atent.experiments import migrate
 from atent.experiments import recipes as config
@@ -38,6 +38,7 @@ from atent.paper.tables import TABLES
 
 BEGIN, END = "<!-- generated: campaign_tables.py -->", "<!-- end of generated -->"
 CURVES = "figure-s1"
+COMMAND = "python benchmarks/campaign_tables.py"
 PAIRS = {
     "ATENT less PGD-AT in l2": ("cifar10-l2-atent", "cifar10-l2-pgdat"),
     "ATENT less PGD-AT in linf": ("cifar10-linf-atent", "cifar10-linf-pgdat"),
@@ -110,7 +111,7 @@ def contents(made: Campaign) -> Iterator[tuple[Table, dict[str, Any]]]:
                 for key, cell in row.cells.items():
                     if entry["cells"][key]["why"] == result.NOT_YET and cell.training is not None:
                         entry["cells"][key]["why"] = made.why(cell.training.name, cell)
-        yield table, {**content, "command": "python benchmarks/campaign_tables.py"}
+        yield table, {**content, "command": COMMAND}
 
 
 # ---- the paper, the campaign and a smaller scale side by side ------------------------------------------------
@@ -151,13 +152,26 @@ def all_tables(made: Campaign, tables: Mapping[str, Mapping[str, Any]], other: P
         lines += [f"## {content['title']}", "", *beside(content, small, heading), ""]
         if content["hardware"]:
             lines += [f"Measured on {'; '.join(content['hardware'])}, commit {', '.join(content['commit'])}.", ""]
-    if not made.trained(_curves(made)):
-        lines += ["## Figure S1: training curves of linf ATENT", "", made.why(_curves(made), None) + ".", ""]
+    lines += ["## Figure S1: training curves of linf ATENT", ""]
+    if made.trained(_curves(made)):
+        lines += [f"![Clean and robust accuracy against epoch]({CURVES}.png)", "", f"[Each epoch]({CURVES}.md).", ""]
+    else:
+        lines += [made.why(_curves(made), None) + ".", ""]
     if not (made.bench.runs / made.bench.scale.name / "timing-l2.json").is_file():
         hours = next((job.hours for job in made.steps.queue.jobs if job.kind == "timing"), 0)
         lines += ["## Table S4: seconds per epoch", "", f"not measured (~{hours:g} core hours).", ""]
     lines += [f"Scale {made.bench.scale.name}: {made.bench.scale.about}.", ""]
     return "\n".join([*lines, "`python benchmarks/campaign_tables.py`", ""])
+
+
+def curves(made: Campaign, out: Path) -> None:
+    """Figure S1, where its network is trained: figure-s1.json, .md and .png."""
+    if made.trained(_curves(made)):
+        found = training_curves.collect(made.bench, made.seeds)
+        content = {**training_curves.content(made.bench, found, made.seeds), "command": COMMAND}
+        folder.write_json(out / f"{CURVES}.json", content)
+        folder.write_atomic(out / f"{CURVES}.md", training_curves.markdown(content))
+        plots.save(training_curves.figure(content), out / f"{CURVES}.png")
 
 
 def _curves(made: Campaign) -> str:
@@ -379,6 +393,7 @@ def write_all(steps: Steps, results: Path, other: Path) -> None:
             tables[table.name] = content
             folder.write_json(results / f"{table.name}.json", content)
             folder.write_atomic(results / f"{table.name}.md", result.markdown(content))
+        curves(made, results)
         folder.write_atomic(results / "tables.md", all_tables(made, tables, other))
         verdicts = claims.run_claims(results)
         lines = ["# What is decided on CIFAR-10", "", *undecided(made, results, verdicts), ""]
