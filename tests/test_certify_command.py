@@ -120,6 +120,15 @@ def test_the_command_verifies_by_bounds(run, capsys):
     assert found["certified"][0]["seconds_per_image"] > 0
 
 
+def test_runs_of_one_name_have_a_row_each(run, tmp_path):
+    places = [str(shutil.copytree(run, tmp_path / part / "same")) for part in ("a", "b")]
+    how = ["--method", "ibp", "--norm", "linf", "--radius", "0.01", "--limit", "8", "--quiet"]
+    for _ in range(2):
+        assert main(["certify", *places, *how, "--table", str(tmp_path / "t.md")]) == 0
+        rows = json.loads((tmp_path / "t.json").read_text())["rows"]
+        assert [row["run"] for row in rows] == places
+
+
 def test_smoothing_and_bounds_meet_in_one_table(run, capsys, tmp_path):
     table = tmp_path / "t.md"
     common = ["certify", str(run), "--limit", "12", "--table", str(table), "--quiet", "--device", "cpu"]
