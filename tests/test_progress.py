@@ -11,7 +11,7 @@ from rich.table import Table
 
 from atent import progress
 from atent.attacks import FGSM, PGD, AutoAttack
-from atent.cli import show
+from atent.cli import output
 from atent.distributed.shards import Shard
 from atent.evaluate import evaluate, evaluate_shard
 from atent.evaluate.evaluation import costs, rounds
@@ -152,7 +152,7 @@ def test_tables_fold_at_80_columns_where_output_is_piped_and_lose_no_text(monkey
     table = Table("name", "figure")
     name, figure = "x" * 130, "31.0 % [27.5, 35.9]"
     table.add_row(name, figure)
-    show.print_table(table)
+    output.print_table(table)
     lines = sys.stdout.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
     assert sum(line.count("x") for line in lines) == len(name)
@@ -166,10 +166,10 @@ def test_no_color_switches_colours_off(monkeypatch, capsys):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    show.print_table(table)
+    output.print_table(table)
     assert "\x1b[31m" in capsys.readouterr().out
     monkeypatch.setenv("NO_COLOR", "1")
-    show.print_table(table)
+    output.print_table(table)
     assert not re.search(r"\x1b\[[0-9;]*(3|9)\dm", capsys.readouterr().out)
 
 

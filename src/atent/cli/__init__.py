@@ -198,9 +198,19 @@ def _run(name: str, words: list[str], plugins: tuple[str, ...]) -> int:
 def _print_unwritten(error: Exception, json: bool) -> None:
     """Print the result of a command whose file could not be written, if it was computed."""
     if isinstance(error, signals.Unwritten) and error.result is not None:
-        from atent.cli.show import print_result
+        from atent.cli.certify import print_certificate
+        from atent.cli.output import accuracies, print_json
+        from atent.experiments.evaluation import summary
+        from atent.experiments.results import EvaluationFile
 
-        print_result(error.result, json)
+        found = error.result
+        if json:
+            print_json(found.to_json())
+        elif isinstance(found, EvaluationFile):
+            accuracies({found.run or found.model or "model": found})
+            print("\n" + "\n".join(summary(found)))
+        else:
+            print_certificate(found)
 
 
 def _message(error: Exception) -> tuple[str, int]:

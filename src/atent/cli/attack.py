@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from atent.cli import show
+from atent.cli import output
 from atent.cli.parse import Flat, Place, Text, arg
 from atent.cli.shards import parsed
 from atent.cli.target import Target
@@ -64,9 +64,9 @@ def attack(
     part = parsed(shard, merge)
     locks.steal(target.steal_lock)
     nothing = "repeating the command starts again"
-    with show.json_alone(json) as emit, entered(lambda: show.own(out=file, png=picture)), resumed_by(nothing):
+    with output.json_alone(json) as emit, entered(lambda: output.own(out=file, png=picture)), resumed_by(nothing):
         subject = load_target(**target.keywords(), attacks=(attack,))
-        show.threads(target.threads)
+        output.threads(target.threads)
         subject, dtype = measured(subject, target.search_dtype())  # type: ignore[arg-type]
         if part is not None:
             one = crafted_shard(subject, file, part, search_dtype=dtype, progress=not target.quiet)

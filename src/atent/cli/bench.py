@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from atent.cli import show
+from atent.cli import output
 from atent.cli.parse import arg
 from atent.experiments.recipe_files import UsageError
 
@@ -70,7 +70,7 @@ def bench(
     except ValueError as error:
         raise UsageError(str(error)) from None
     with (
-        show.json_alone(json) as emit,
+        output.json_alone(json) as emit,
         resumed_by("repeat the command to resume"),
         room.folder_of(out, plan) as kept,
     ):
@@ -102,5 +102,5 @@ def _print(found: BenchFile) -> None:
             for row in rows:
                 table.add_row(*(row[i] for i in used))
             print()
-            show.print_table(table)
+            output.print_table(table)
         print("\n".join(["", *each.notes] if each.notes else []))

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from atent.cli import show
+from atent.cli import output
 from atent.cli.parse import Flat, Name, Norm, Number, Place, Real, Subset, Text, Threads, Tristate, arg
 from atent.cli.shards import parsed
 from atent.cli.target import InputOptions
@@ -143,7 +143,7 @@ def certify(
     parsed(shard, merge)
     steal(steal_lock)
     _check_written(table, plot, method, sequential is not False and len(radius or ()) == 1)
-    with show.json_alone(json) as emit:
+    with output.json_alone(json) as emit:
         done = {
             run: certify_folder(
                 run, model=model, data=data, method=method, sigma=sigma, n0=n0, n=n, alpha=alpha, seed=seed,
@@ -154,7 +154,7 @@ def certify(
             )
             for run in dict.fromkeys(runs)
         }  # fmt: skip
-        show.threads(threads)
+        output.threads(threads)
         _show(done, plot, table, radius)
         emit(_plain(done))
     return 0
@@ -221,5 +221,5 @@ def print_certificate(found: CertificateFile) -> None:
     for name, value in rows:
         shown.add_row(name, value.text)
     print(title)
-    show.print_table(shown)
+    output.print_table(shown)
     print("\n".join(below))

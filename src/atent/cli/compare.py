@@ -10,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from atent.cli import show
+from atent.cli import output
 from atent.cli.jobs import jobs_of
 from atent.cli.parse import Name, Place, Text, arg, read
 from atent.cli.width import screen
@@ -113,11 +113,11 @@ def compare(
 
     locks.steal(steal_lock)
     place = backends.make(backend, at_once=jobs, address=address, cpus=cpus, gpus=gpus, slurm=slurm)
-    with show.json_alone(json) as emit:
+    with output.json_alone(json) as emit:
         plan = Plan(made, tuple(range(first_seed, first_seed + seeds)), tuple(overrides), command)
         path, found = room.compare(
             plan, runs=runs, name=name, backend=place, build=job, beside=beside, progress=not quiet,
-            say=show.lines(quiet),
+            say=output.lines(quiet),
         )  # fmt: skip
         _print(path, found)
         emit(found.to_json())
@@ -138,7 +138,7 @@ def _finished(
     from atent.experiments.compare import written
     from atent.experiments.finished import compare_runs
 
-    with show.json_alone(json) as emit:
+    with output.json_alone(json) as emit:
         found = compare_runs(given, command=command)
         path = written(found, runs=runs, name=name, beside=beside)
         _print(path, found)
@@ -152,7 +152,7 @@ def _print(path: Path, found: ComparisonFile) -> None:
 
     print()
     for table in tables(*layout(found), screen()):
-        show.print_table(table)
+        output.print_table(table)
     print("\n".join([*caption(found), *paired_lines(found)]))
     print(f"\nresult folder: {path}")
 

@@ -6,7 +6,7 @@ import typing
 from pathlib import Path
 from typing import Annotated, Any
 
-from atent.cli import show
+from atent.cli import output
 from atent.cli.gate import GateOptions
 from atent.cli.parse import Flat, Place, Text, arg
 from atent.cli.shards import parsed
@@ -97,9 +97,9 @@ def evaluate(
     part, asked = parsed(shard, merge), gates.limits(whole=shard is None)
     places = {name: Path(path) if path else None for name, path in (("out", out), ("junit", gates.junit))}
     locks.steal(target.steal_lock)
-    with show.json_alone(json) as emit, entered(lambda: show.own(**places)):
+    with output.json_alone(json) as emit, entered(lambda: output.own(**places)):
         subject = load_target(**target.keywords(), attacks=attacks, threats=threats)
-        show.threads(target.threads)
+        output.threads(target.threads)
         subject, dtype = measured(subject, target.search_dtype(search_dtype))  # type: ignore[arg-type]
         held = gate_target(subject, asked, dtype)
         place = Path(out) if out else subject.place / f"{subject.stem}{folder.EVALUATION}"
@@ -131,11 +131,11 @@ def _drawn(evaluation: EvaluationFile, found: dict[str, Any], path: Path, stem: 
     written = []
     if evaluation.sweep:
         _radii(found["sweep"])
-        written.append(show.save_figure(plots.security(found["sweep"]), path.with_name(f"{stem}security.png")))
+        written.append(output.save_figure(plots.security(found["sweep"]), path.with_name(f"{stem}security.png")))
     written += print_studies(evaluation, path, stem)
     if evaluation.union is not None:
         figure = plots.union(evaluation.union.to_json())
-        written.append(show.save_figure(figure, path.with_name(f"{stem}union.png")))
+        written.append(output.save_figure(figure, path.with_name(f"{stem}union.png")))
     return written
 
 
@@ -153,7 +153,7 @@ def _shown(
     from atent.experiments.gate import of_evaluation
 
     found = evaluation.to_json()
-    show.accuracies({subject.name: evaluation})
+    output.accuracies({subject.name: evaluation})
     if per_class:
         _classes(found)
     written = [path, *_drawn(evaluation, found, path, subject.stem)]
@@ -175,8 +175,8 @@ def _classes(found: dict[str, Any]) -> None:
     names = found["data"]["class_names"]
     for row in found["per_class"]:
         name = str(names[row["class"]]) if names else str(row["class"])
-        table.add_row(name, f"{row['n']:,}", show.share(row["clean"]), show.share(row["worst"]))
-    show.print_table(table)
+        table.add_row(name, f"{row['n']:,}", output.share(row["clean"]), output.share(row["worst"]))
+    output.print_table(table)
     pairs = found.get("fooled_as", [])
     if not pairs:
         return
@@ -186,7 +186,7 @@ def _classes(found: dict[str, Any]) -> None:
     for row in pairs[:_PAIRS]:
         label, predicted = (str(names[row[key]]) if names else str(row[key]) for key in ("class", "predicted"))
         table.add_row(label, predicted, f"{row['k']:,} of {row['n']:,}")
-    show.print_table(table)
+    output.print_table(table)
 
 
 def _radii(rows: list[dict[str, Any]]) -> None:
@@ -199,13 +199,13 @@ def _radii(rows: list[dict[str, Any]]) -> None:
     for name in names:
         table.add_column(name, justify="right")
     for threat in dict.fromkeys(row["threat"] for row in rows):
-        cells = {row["attack"]: show.share(row["robust"]) for row in rows if row["threat"] == threat}
+        cells = {row["attack"]: output.share(row["robust"]) for row in rows if row["threat"] == threat}
         table.add_row(threat, *(cells.get(name, "") for name in names))
-    show.print_table(table)
+    output.print_table(table)
     for row in rows:
         if row["robust"]["k"] > row["monotone"]["k"]:
             print(
-                f"{row['attack']} at {row['threat']}: {show.share(row['monotone'])} counting its successes at smaller"
+                f"{row['attack']} at {row['threat']}: {output.share(row['monotone'])} counting its successes at smaller"
                 " radii: the attack is too weak at this radius"
             )
 
@@ -221,7 +221,7 @@ def _checks(checks: list[dict[str, Any]]) -> bool:
     for check in checks:
         table.add_row(check["name"], "pass" if check["passed"] else "warn", check["figure"])
     print()
-    show.print_table(table)
+    output.print_table(table)
     for check in failed:
         print(f"{check['name']}: {check['why']}")
     return bool(failed)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-from atent.cli import show
+from atent.cli import output
 from atent.cli.parse import Flat, Place, arg
 from atent.cli.target import Target
 from atent.experiments.recipe_files import UsageError
@@ -76,9 +76,9 @@ def export(
     # Missing packages are reported before the computation.
     client = None if push is None else hub.client_for(push)
     keywords = {**target.keywords(), "limit": _IMAGES if target.limit is None else target.limit}
-    with show.json_alone(json) as emit, show.own(out=Path(out) if out else None):
+    with output.json_alone(json) as emit, output.own(out=Path(out) if out else None):
         subject = load_target(**keywords, attacks=())
-        show.threads(target.threads)
+        output.threads(target.threads)
         with _place(subject, format, out) as place:
             made = write(subject, format, place, timeout=timeout or 100, license=license, repo=push)
         print("\n".join(made.lines))
@@ -91,7 +91,7 @@ def export(
         print(f"written: {place}")
         emit({"format": format, "written": str(place), "pushed": pushed, **made.to_json()})
     if failed:
-        show.warn(f"the check failed: {place} differs from the network{'; not pushed' if push else ''}")
+        output.warn(f"the check failed: {place} differs from the network{'; not pushed' if push else ''}")
     return 1 if failed else 0
 
 
@@ -125,5 +125,5 @@ def _place(subject: Subject, format: str, out: str | None) -> Iterator[Path]:
     if out is not None or format not in _FILES:
         yield Path(out) if out is not None else free_name(subject.place, f"{subject.stem}{format}")
         return
-    with show.free_file(subject.place / f"{subject.stem}{_FILES[format]}") as path:
+    with output.free_file(subject.place / f"{subject.stem}{_FILES[format]}") as path:
         yield path

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from atent.cli import show
+from atent.cli import output
 from atent.cli.parse import Flat, Place, arg
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def gate(
     asked = gates.limits()
     if not asked.given:
         raise UsageError("no limit given: use --min-robust, --min-clean or --min-certified")
-    with show.json_alone(json) as emit, show.own(junit=Path(gates.junit) if gates.junit else None):
+    with output.json_alone(json) as emit, output.own(junit=Path(gates.junit) if gates.junit else None):
         verdicts = [verdict for result in results for verdict in _verdicts(result, asked)]
         passed = gates.report(verdicts)
         emit([{**dataclasses.asdict(v), "passed": v.passed} for v in verdicts])

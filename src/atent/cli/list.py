@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from atent.cli import show
+from atent.cli import output
 from atent.cli.parse import arg
 from atent.experiments.recipe_files import UsageError
 from atent.messages import unknown
@@ -45,7 +45,7 @@ def list(kind: Annotated[tyro.conf.Positional[str | None], arg("KIND")] = None, 
         raise UsageError(f"no kind given: use one of {', '.join(KINDS)}")
     if kind not in KINDS:
         raise UsageError(unknown("kind", kind, KINDS))
-    with show.json_alone(json) as emit:
+    with output.json_alone(json) as emit:
         rows = [{"name": name, "about": about, "origin": origin} for name, about, origin in known(kind)]
         emit(rows)
         if not json:
@@ -71,7 +71,7 @@ def known(kind: str) -> Iterator[tuple[str, str, str]]:
     registry = getattr(import_module(module), name)
     with warnings.catch_warnings():
         # A one-line warning on standard error for a package that cannot be imported, without a line number.
-        warnings.showwarning = lambda message, *_args, **_given: show.warn(str(message))
+        warnings.showwarning = lambda message, *_args, **_given: output.warn(str(message))
         for each in registry:
             yield each, sentence(inspect.getdoc(registry[each])), registry.origin(each)
 
@@ -93,4 +93,4 @@ def _print(kind: str, rows: Any) -> None:
         table.add_column(heading, overflow="fold", no_wrap=heading == "name")
     for row in rows:
         table.add_row(*(Text(row[key]) for key in ("name", "about", "origin")))
-    show.print_table(table)
+    output.print_table(table)

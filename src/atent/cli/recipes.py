@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from atent.cli import show
+from atent.cli import output
 from atent.cli.parse import arg
 from atent.cli.width import screen
 
@@ -53,5 +53,5 @@ def recipes(
             table.add_row(each, head["about"], aims or "-")
         else:
             table.add_row(each, head["about"] + (f"; published: {aims}" if aims else ""))
-    show.print_table(table)
+    output.print_table(table)
     return 0

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from atent.cli import show
+from atent.cli import output
 from atent.cli.parse import Name, Place, arg
 from atent.experiments.recipe_files import UsageError
 
@@ -56,7 +56,7 @@ def report(
     from atent.runs.places import is_named
 
     if out is not None:
-        show.refuse_taken(Path(out), "--out")
+        output.refuse_taken(Path(out), "--out")
     text = page(runs, images=images, model=model, data=data, root=root, progress=not quiet)
     # A folder that is given twice counts once.
     place = Path(runs[0]) if len(set(map(Path, runs))) == 1 and not is_named(runs[0]) else Path()

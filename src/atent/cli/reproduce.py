@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from atent.cli import show
+from atent.cli import output
 from atent.cli.parse import Number, Text, arg, read
 from atent.cli.words import seconds
 from atent.experiments.recipe_files import UsageError
@@ -70,7 +70,7 @@ def reproduce(
     locks.steal(steal_lock)
     written = make(
         what, scale, build=job, read=read_recipe, seeds=seeds, time_limit=limit, out=out, runs=runs, only=only,
-        progress=not quiet, say=show.lines(quiet), command=command,
+        progress=not quiet, say=output.lines(quiet), command=command,
     )  # fmt: skip
     print(f"written: {', '.join(map(str, written))}")
     return 0

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from atent.cli import show
+from atent.cli import output
 from atent.cli.parse import Name, Number, Real, arg
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def print_studies(found: EvaluationFile, path: Path, stem: str) -> list[Path]:
     for name, report in (("bands", found.bands), ("corruptions", found.corruptions), ("fourier", found.fourier)):
         if report is not None:
             figure = getattr(plots, name)(report.to_json())
-            written.append(show.save_figure(figure, path.with_name(f"{stem}{name}.png")))
+            written.append(output.save_figure(figure, path.with_name(f"{stem}{name}.png")))
     return written
 
 
@@ -88,7 +88,7 @@ def _bands(found: BandReport) -> None:
     for row in found.bands:
         energy = "" if row.energy is None else row.energy.percent
         table.add_row(row.band, row.robust.text, energy, f"{100 * row.white:.1f} %")
-    show.print_table(table)
+    output.print_table(table)
 
 
 def _corruptions(found: CorruptionReport) -> None:
@@ -108,7 +108,7 @@ def _corruptions(found: CorruptionReport) -> None:
         ratio = found.ratios.get(name)
         cells += ["reference error 0" if ratio is None else f"{ratio:.3g}"] if found.reference is not None else []
         table.add_row(name, *cells)
-    show.print_table(table)
+    output.print_table(table)
     print(f"mean error {found.mean.percent}")
     if found.reference is not None:
         summary = "undefined: the reference has no errors" if found.mce is None else found.mce.text
@@ -130,7 +130,7 @@ def _flips(found: FlipReport) -> None:
     for row in found.rows:
         other = [] if row.reference is None else [row.reference.percent]
         table.add_row(row.sequence, "previous frame" if row.ordered else "clean image", row.rate.percent, *other)
-    show.print_table(table)
+    output.print_table(table)
     print(f"mean flip rate {found.mean.percent}")
     if found.reference is not None:
         summary = "undefined: the reference never changes its class" if found.mfr is None else found.mfr.text
@@ -166,4 +166,4 @@ def print_transfer(found: TransferFile) -> None:
     for i, source in enumerate(found.networks):
         cells = (net.robust[i].text for net in found.networks)
         table.add_row(f"attacked: {source.name}", *cells)
-    show.print_table(table)
+    output.print_table(table)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from atent.cli import show
+from atent.cli import output
 from atent.cli.parse import Name, Text, arg, read
 from atent.experiments.recipe_files import UsageError
 
@@ -79,10 +79,10 @@ def sweep(
     found = read_sweep(file)
     extra("optuna", "sweep", "atent sweep")
     place = backends.make(backend, at_once=jobs, address=address, cpus=cpus, gpus=gpus, slurm=slurm)
-    with show.json_alone(json) as emit:
+    with output.json_alone(json) as emit:
         path, result = run_sweep(
             found, runs=runs, name=name, backend=place, command=command, progress=not quiet,
-            say=show.lines(quiet),
+            say=output.lines(quiet),
         )  # fmt: skip
         _print(path, result)
         emit(result.to_json())
@@ -102,7 +102,7 @@ def _print(path: Path, found: SweepFile) -> None:
     for row in rows:
         table.add_row(*row, style="bold" if row[-1] in ("best", "front") else "")
     print()
-    show.print_table(table)
+    output.print_table(table)
     print("\n".join(caption(found)))
     if found.best:
         run = next(trial for trial in found.trials if trial.number == found.best[0]).seeds[0].run

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from atent.cli import show
+from atent.cli import output
 from atent.cli.parse import Flat, Name, Place, Real, Subset, arg
 from atent.cli.target import InputOptions
 
@@ -98,7 +98,7 @@ def theory(
 
     say = (lambda _part: None) if quiet else (lambda part: print(f"checking: {part}", file=sys.stderr, flush=True))
     # A place that cannot be written is refused before the chains.
-    with show.json_alone(json) as emit, show.own(out=Path(out) if out is not None else None):
+    with output.json_alone(json) as emit, output.own(out=Path(out) if out is not None else None):
         with bar(1, "theory", enabled=not quiet):
             subject, found = room.of_run(
                 target, data=data, model=model, root=root, which=which, limit=limit, subset=subset, gamma=gamma,
@@ -112,7 +112,7 @@ def theory(
             print(f"warning: {warning}", file=sys.stderr)
         emit(found)
         place = subject.place / f"{subject.stem}{room.THEORY}"
-        with nullcontext(Path(out)) if out is not None else show.free_file(place) as file:
+        with nullcontext(Path(out)) if out is not None else output.free_file(place) as file:
             write_json(file, found)
         print(f"written: {', '.join(map(str, [file, *room.draw(found, file)]))}")
     return 0
@@ -130,4 +130,4 @@ def _print_rows(rows: list[Statement]) -> None:
         why = "\n".join(part for part in (f"{row.what} {row.figure}" if row.figure else "", row.reason) if part)
         n = "" if row.n is None else f"{row.n:,}"
         table.add_row(row.statement, described, f"{row.verdict}\n[dim]{row.basis}[/dim]", why, n)
-    show.print_table(table)
+    output.print_table(table)

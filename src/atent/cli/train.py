@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from atent.cli import show
+from atent.cli import output
 from atent.cli.jobs import recipe_job
 from atent.cli.parse import Name, Place, arg, read
 from atent.cli.words import SAME, help_wanted, split_sections
@@ -230,13 +230,13 @@ def train_job(
     if validation_only:
         return _validated(job, path, quiet=quiet, resume=resume, saved=saved, certifier=certifier)
     options: dict[str, Any] = {
-        "progress": not quiet, "report": None if quiet else _epoch_line, "introduce": show.lines(quiet), "log": log,
+        "progress": not quiet, "report": None if quiet else _epoch_line, "introduce": output.lines(quiet), "log": log,
     }  # fmt: skip
     done = _tracked(job, path, resume=resume, saved=saved, **options)
     models = {job.title: done.evaluation}
     if not baseline:
         print()
-        show.accuracies(models)
+        output.accuracies(models)
         _warnings(done.evaluation)
         print(f"\nrun folder: {path}")
         _next(path, quiet)
@@ -249,7 +249,7 @@ def train_job(
     models["Standard"] = plain.evaluation
     alone(lambda: draw_curves(path, {job.title: done.fitted.history, "Standard": plain.fitted.history}))
     print()
-    show.accuracies(models)
+    output.accuracies(models)
     status = _verdict(done.evaluation, plain.evaluation)
     print(f"\nrun folder: {path}")
     _next(path, quiet)
@@ -292,7 +292,7 @@ def _validated(job: Any, path: Path, *, quiet: bool, resume: bool, saved: Any, c
         progress=not quiet,
         report=None if quiet else _epoch_line,
         say=print,
-        introduce=show.lines(quiet),
+        introduce=output.lines(quiet),
         callbacks=[Rows()],
     )
     if certifier is not None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from atent.cli import show
+from atent.cli import output
 from atent.cli.parse import (
     AnyNorm,
     Flat,
@@ -138,13 +138,13 @@ def transfer(
 
     locks.steal(steal_lock)
     named = _named(out, png)
-    with show.json_alone(json) as emit, show.own(**named):
+    with output.json_alone(json) as emit, output.own(**named):
         found = load_targets(
             targets, attack, data=data, model=model, convention=inputs.convention(), norm=norm, eps=eps, group=group,
             side=side, inner=inner, inner_eps=inner_eps, which=which, allow_large_eps=allow_large_eps, limit=limit,
             subset=subset, seed=seed, batch=batch_size, root=root, device=device, threads=threads, folding=folding,
         )  # fmt: skip
-        show.threads(threads)
+        output.threads(threads)
         first = next(iter(found.values()))
         _, dtype = measured(first, None if precision == "float32" else precision)
         place = Path(out) if out else first.place / f"{first.stem}{TRANSFER}"
@@ -154,7 +154,7 @@ def transfer(
             emit(matrix.to_json())
             path = write_new(place, matrix.to_json(), numbered=out is None)
         figure, given = plots.transfer(matrix.to_json()), named["png"]
-        picture = show.save_figure(figure, given or path.with_suffix(".png"), reserved=given is not None)
+        picture = output.save_figure(figure, given or path.with_suffix(".png"), reserved=given is not None)
         print(f"\nwritten: {path}, {picture}")
     return 0
 
