@@ -4,8 +4,10 @@ import copy
 import dataclasses
 import inspect
 import json
+import math
 import pickle
 import re
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from atent import Threat
 from atent.attacks import ATTACKS, DDN, FMN, PGD
 from atent.attacks.spec import parse, show
 from atent.certify import Sampling, Smoothed, bounds, certify_run, verified
-from atent.checks import Settings, plain
+from atent.checks import Settings, check_number, plain
 from atent.data import DataSettings, collect, from_tensors
 from atent.evaluate import evaluate, masking_checks, predict, sweep
 from atent.evaluate.craft import craft
@@ -96,6 +98,45 @@ def test_what_is_no_number_stays():
         PGD(LINF, steps=np.float64(2.0))
     with pytest.raises(ValueError, match="seed must be an integer"):
         ATTACK(nn.Identity(), torch.zeros(1, 3), torch.zeros(1).long(), seed=np.float64(3))
+
+
+@pytest.mark.parametrize(
+    ("limits", "inside", "outside"),
+    [
+        ({"low": 0, "high": 1}, (0, 0.5, 1), {1.5: "[0, 1]", -0.5: "at least 0"}),
+        ({"low": 0, "high": 1, "below": True}, (0, 0.5), {1: "[0, 1)", 2.0: "[0, 1)"}),
+        ({"low": 0, "high": 100.0, "above": True}, (1e-3, 100), {101: "(0, 100]", 0: "above 0", math.inf: "above 0"}),
+        ({"low": 1, "high": 3, "whole": True}, (1, 3), {4: "[1, 3]", 2.5: "an integer", math.nan: "an integer"}),
+    ],
+)  # fmt: skip
+def test_a_number_lies_in_its_interval(limits, inside, outside):
+    for value in inside:
+        assert check_number("share", value, **limits) == value
+    for value, says in outside.items():
+        with pytest.raises(ValueError, match=re.escape(says)) as error:
+            check_number("share", value, **limits)
+        assert str(error.value).startswith("share must ")
+        assert str(error.value).endswith(f", got {value}")
+
+
+def choices(hint):
+    """The strings among the values of a field's type."""
+    if get_origin(hint) is Literal:
+        return [choice for choice in get_args(hint) if isinstance(choice, str)]
+    return [choice for part in get_args(hint) for choice in choices(part)]
+
+
+@pytest.mark.parametrize("name", [*ATTACKS, *METHODS])
+def test_another_choice_than_those_of_the_type_is_refused(name):
+    cls = {**ATTACKS, **METHODS}[name]
+    threats = [LINF, Threat("l2", 0.5), Threat("l0", 3), Threat("patch", 1, side=2)]
+    given = {"threat": next(t for t in threats if t.norm in cls.norms)}
+    hints = get_type_hints(cls)
+    given = {} if "threat" not in {f.name for f in dataclasses.fields(cls)} else given
+    for field in dataclasses.fields(cls):
+        if known := choices(hints[field.name]):
+            with pytest.raises(ValueError, match=f"^{field.name} .*{', '.join(known)}"):
+                cls(**given, **{field.name: "nothing"})
 
 
 # ---- a threat that is none

@@ -288,7 +288,7 @@ def test_alma_and_fmn_are_no_farther_than_ddn_and_carlini_wagner_than_deepfool(c
         (ALMA, {"tau": math.nan}, "tau must be a finite number, got nan"),
         (ALMA, {"gamma": 0.9}, "gamma must be at least 1"),
         (ALMA, {"first_step": 0.0}, "first_step must be above 0"),
-        (ALMA, {"final_rate": 1.5}, "final_rate must be at most 1, got 1.5"),
+        (ALMA, {"final_rate": 1.5}, r"final_rate must lie in \(0, 1\], got 1.5"),
         (ALMA, {"final_rate": 0.0}, "final_rate must be above 0"),
         (ALMA, {"tolerance": -1.0}, "tolerance must be at least 0"),
         (CarliniWagner, {"steps": 0}, "steps must be at least 1"),

@@ -158,9 +158,6 @@ def _example(cls: type, first: str) -> str:
     return f'{cls.__name__}(Threat("linf", 8/255), ...)'
 
 
-# ---- arrays and loaders ----------------------------------------------------------------------------------
-
-
 def as_samples(x: Any, y: Any, model: nn.Module | None = None) -> tuple[Tensor, Tensor]:
     """Inputs and labels as tensors, from tensors, arrays, or with ``y`` None from a loader as ``x`` (`collect`).
 
@@ -280,18 +277,21 @@ def as_tensor(name: str, value: Any) -> Tensor:
         raise ValueError(f"{name} cannot be read as numbers ({reason}){fix or ': give a tensor or an array'}") from None
 
 
-# ---- numbers, seeds, batches ---------------------------------------------------------------------------
-
-
-def check_number(name: str, value: float, low: float, *, above: bool = False, whole: bool = False) -> Any:
-    """The value as a Python number; ValueError unless finite, >= ``low`` (> ``low`` with ``above``), and an integer if
-    ``whole``."""
+def check_number(
+    name: str, value: float, low: float, high: float | None = None, *, above: bool = False, below: bool = False,
+    whole: bool = False,
+) -> Any:  # fmt: skip
+    """The value as a Python number; ValueError unless finite, >= ``low`` (> ``low`` with ``above``), <= ``high``
+    (< ``high`` with ``below``), and an integer if ``whole``."""
     if type(value) is not int and (whole or type(value) is not float):
         value = plain(value)
         if not isinstance(value, Integral if whole else Real):
             raise ValueError(f"{name} must be {'an integer' if whole else 'a number'}, got {shown(value)}")
     if isinstance(value, bool) or not low <= value < math.inf or (above and value == low):
         raise ValueError(f"{name} must be {'above' if above else 'at least'} {low:g}, got {shown(value)}")
+    if high is not None and (value > high or (below and value == high)):
+        interval = f"{'(' if above else '['}{low:g}, {high:g}{')' if below else ']'}"
+        raise ValueError(f"{name} must lie in {interval}, got {shown(value)}")
     if value > LARGEST:
         raise ValueError(f"{name} must be at most {LARGEST:.2g}, the largest of float32, got {shown(value)}")
     return value

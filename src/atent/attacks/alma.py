@@ -13,8 +13,8 @@ from torch import Tensor
 from atent.attacks.base import Attack, attack
 from atent.attacks.bisection import bisect
 from atent.attacks.oracle import Oracle
-from atent.attacks.smallest import Iterate, check_share, track_smallest
-from atent.checks import check_choice, check_number
+from atent.attacks.smallest import Iterate, track_smallest
+from atent.checks import check_number
 from atent.rng import Streams
 from atent.threat import Threat, l2_norm, per_sample, unit
 
@@ -112,10 +112,7 @@ class ALMA(Attack):
         # The first point is x: with one step no other would be evaluated.
         check_number("steps", self.steps, 2, whole=True)
         if self.alpha is not None:
-            check_share("alpha", self.alpha)
-        check_choice("penalty", self.penalty, ("p2", "p3"))
-        if self.constraint is not None:
-            check_choice("constraint", self.constraint, ("dlr", "margin"))
+            check_number("alpha", self.alpha, 0, 1, below=True)
         check_number("rho_init", self.rho_init, 0, above=True)
         check_number("multiplier_init", self.multiplier_init, 0, above=True)
         check_number("check_steps", self.check_steps, 1, whole=True)
@@ -123,9 +120,7 @@ class ALMA(Attack):
         check_number("gamma", self.gamma, 1)
         if self.first_step is not None:
             check_number("first_step", self.first_step, 0, above=True)
-        check_number("final_rate", self.final_rate, 0, above=True)
-        if self.final_rate > 1:
-            raise ValueError(f"final_rate must be at most 1, got {self.final_rate}")
+        check_number("final_rate", self.final_rate, 0, 1, above=True)
         check_number("tolerance", self.tolerance, 0)
 
     @property

@@ -13,7 +13,7 @@ from atent.attacks.loops import all_targets, side_by_side, worst_of
 from atent.attacks.oracle import Oracle
 from atent.attacks.starts import Start, check_start, start
 from atent.attacks.step_rules import Halving, Rule, Sparse, stages
-from atent.checks import check_choice, check_number
+from atent.checks import check_number
 from atent.losses import LOSSES, dlr_targeted, margin_targeted
 from atent.rng import Streams
 from atent.threat import Threat, per_sample
@@ -100,12 +100,8 @@ class APGD(Attack):
     def __post_init__(self) -> None:
         for name in ("steps", "restarts", "targets", "eot"):
             check_number(name, getattr(self, name), 1, whole=True)
-        check_choice("loss", self.loss, (*LOSSES, _TARGETED))
-        check_number("rho", self.rho, 0)
-        if self.rho > 1:
-            raise ValueError(f"rho is a share of steps and must be at most 1, got {self.rho}")
+        check_number("rho", self.rho, 0, 1)
         check_start(self.threat, self.start)
-        check_choice("radii", self.radii, ("fixed", "shrinking"))
         if self.radii == "shrinking" and self.threat.norm != "l1":
             raise ValueError(f"radii 'shrinking' is for l1, got {self.threat.norm}: use radii 'fixed'")
 

@@ -13,11 +13,9 @@ from atent.attacks.fab import FAB
 from atent.attacks.loops import worst_of
 from atent.attacks.oracle import Oracle
 from atent.attacks.square import Square
-from atent.checks import check_choice, check_number
+from atent.checks import check_number
 from atent.rng import Streams
 from atent.threat import Threat
-
-_VERSIONS = ("standard", "rand")
 
 
 @attack
@@ -70,7 +68,6 @@ class AutoAttack(Attack):
     """Samples that a gradient of rand is averaged over; published: 20."""
 
     def __post_init__(self) -> None:
-        check_choice("version", self.version, _VERSIONS)
         for name in ("steps", "targets", "queries", "eot"):
             check_number(name, getattr(self, name), 1, whole=True)
 

@@ -76,8 +76,6 @@ class CarliniWagner(Attack):
         if self.initial_const is not None:
             check_number("initial_const", self.initial_const, 0, above=True)
         check_number("confidence", self.confidence, 0)
-        if not isinstance(self.abort_early, bool):
-            raise ValueError(f"abort_early must be true or false, got {self.abort_early!r}")
 
     @property
     def passes(self) -> int:

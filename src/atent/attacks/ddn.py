@@ -10,7 +10,7 @@ from torch import Tensor
 
 from atent.attacks.base import Attack, attack
 from atent.attacks.oracle import Oracle
-from atent.attacks.smallest import Iterate, annealed, check_share, farthest, track_smallest
+from atent.attacks.smallest import Iterate, annealed, farthest, track_smallest
 from atent.checks import check_number
 from atent.losses import cross_entropy
 from atent.rng import Streams
@@ -99,7 +99,7 @@ class DDN(Attack):
         check_number("steps", self.steps, 2, whole=True)
         if self.init_norm is not None:
             check_number("init_norm", self.init_norm, 0, above=True)
-        check_share("gamma", self.gamma)
+        check_number("gamma", self.gamma, 0, 1, below=True)
         if self.levels is not None:
             check_number("levels", self.levels, 2, whole=True)
 

@@ -88,9 +88,7 @@ class FAB(Attack):
             check_number("targets", self.targets, 1, whole=True)
         check_number("eta", self.eta, 1)
         for name in ("alpha_max", "beta"):
-            check_number(name, getattr(self, name), 0)
-            if getattr(self, name) > 1:
-                raise ValueError(f"{name} must be at most 1, got {getattr(self, name)}")
+            check_number(name, getattr(self, name), 0, 1)
 
     @property
     def passes(self) -> int:

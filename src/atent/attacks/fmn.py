@@ -10,7 +10,7 @@ from torch import Tensor
 
 from atent.attacks.base import Attack, attack
 from atent.attacks.oracle import Oracle
-from atent.attacks.smallest import DUAL, Iterate, annealed, check_share, farthest, track_smallest
+from atent.attacks.smallest import DUAL, Iterate, annealed, farthest, track_smallest
 from atent.checks import check_choice, check_number
 from atent.rng import Streams
 from atent.threat import Threat, per_sample, unit
@@ -83,8 +83,8 @@ class FMN(Attack):
             check_number("step_size", self.step_size, 0, above=True)
         if self.final_step_size is not None:
             check_number("final_step_size", self.final_step_size, 0)
-        check_share("gamma", self.gamma)
-        check_share("final_gamma", self.final_gamma)
+        check_number("gamma", self.gamma, 0, 1, below=True)
+        check_number("final_gamma", self.final_gamma, 0, 1, below=True)
         if self.projection is not None:
             allowed = ("sphere", "ball") if self.threat.norm == "l2" else ("ball",)
             check_choice(f"projection (for {self.threat.norm})", self.projection, allowed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 from torch import Tensor
 
@@ -154,16 +154,16 @@ def sampler(
     >>> chain.gradient, chain.projection, round(chain.noise, 6)
     ('sign', 'last', 0.01)
     """
-    check_choice("variant", variant, ("released", "published"))
+    check_choice("variant", variant, get_args(Variant))
     check_number("steps", steps, 1, whole=True)
     d_gradient, d_anchor, d_projection, d_start = _VARIANTS[variant, threat.norm]
     gradient = d_gradient if gradient is None else gradient
     anchor = d_anchor if anchor is None else anchor
     projection = d_projection if projection is None else projection
     start = d_start if start is None else start
-    check_choice("gradient", gradient, ("raw", "unit", "sign"))
-    check_choice("anchor", anchor, ("free", "scaled"))
-    check_choice("projection", projection, ("never", "last", "every"))
+    check_choice("gradient", gradient, get_args(Gradient))
+    check_choice("anchor", anchor, get_args(Anchor))
+    check_choice("projection", projection, get_args(Projection))
     check_start(threat, start)
     # The scale of one unit of step size: a raw gradient shrinks as the box widens, a unit gradient or a sign does not.
     scale = threat.width if gradient == "raw" else 1.0

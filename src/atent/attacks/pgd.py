@@ -91,8 +91,6 @@ class PGD(Attack):
         if self.step_size is not None:
             check_number("step_size", self.step_size, 0)
         check_choice(f"start (for {self.threat.norm})", self.start, (*ALLOWED[self.threat.norm], "gaussian"))
-        check_choice("loss", self.loss, (*LOSSES, "kl"))
-        check_choice("keep", self.keep, ("last", "best"))
         check_number("momentum", self.momentum, 0)
         if self.momentum > _MOMENTUM:
             raise ValueError(

@@ -14,7 +14,7 @@ from atent.attacks.oracle import Oracle
 from atent.attacks.regions import grid, superpixels, visibility
 from atent.attacks.smallest import beyond, keep_smaller
 from atent.attacks.sparse import counts
-from atent.checks import check_choice, check_number
+from atent.checks import check_number
 from atent.geometry.blocks import largest
 from atent.rng import Streams
 from atent.threat import Threat, l2_norm, per_sample
@@ -118,14 +118,9 @@ class SAPF(Attack):
         check_number("step_size", self.step_size, 0, above=True)
         if self.step_size > _STEP:
             raise ValueError(f"step_size must be at most {_STEP:g}, got {self.step_size:g}: the weights leave float32")
-        check_number("initial_const", self.initial_const, 0, above=True)
-        if self.initial_const > _MOST:
-            raise ValueError(f"initial_const must be at most {_MOST:g}, got {self.initial_const}")
+        check_number("initial_const", self.initial_const, 0, _MOST, above=True)
         check_number("confidence", self.confidence, 0)
-        check_choice("regions", self.regions, ("none", "grid", "superpixels"))
         check_number("region_weight", self.region_weight, 0)
-        if not isinstance(self.visibility, bool):
-            raise ValueError(f"visibility must be true or false, got {self.visibility!r}")
 
     @property
     def passes(self) -> int:

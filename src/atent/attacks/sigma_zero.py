@@ -69,9 +69,7 @@ class SigmaZero(Attack):
         check_number("steps", self.steps, 1, whole=True)
         check_number("step_size", self.step_size, 0, above=True)
         check_number("sigma", self.sigma, 0, above=True)
-        check_number("threshold", self.threshold, 0)
-        if self.threshold > 1:
-            raise ValueError(f"threshold must lie in [0, 1] widths of the box, got {self.threshold}")
+        check_number("threshold (in widths of the box)", self.threshold, 0, 1)
         check_number("threshold_rate", self.threshold_rate, 0)
 
     @property

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from atent.attacks.oracle import Loss, Oracle
-from atent.checks import check_number
 from atent.losses import magnitude
 from atent.threat import COUNTS, Threat, l2_norm, per_sample
 
@@ -108,10 +107,3 @@ def track_smallest(
         if not last:
             z = move(Iterate(z, grad, values, fooled, distance, smallest), k)
     return best
-
-
-def check_share(name: str, value: float) -> None:
-    """ValueError unless ``value`` lies in [0, 1)."""
-    check_number(name, value, 0)
-    if value >= 1:
-        raise ValueError(f"{name} must lie in [0, 1), got {value}")

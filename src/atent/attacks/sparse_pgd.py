@@ -13,7 +13,7 @@ from atent.attacks.base import Attack, attack
 from atent.attacks.loops import restarted, worst_of
 from atent.attacks.oracle import Oracle
 from atent.attacks.sparse import BestPoints, counts
-from atent.checks import check_choice, check_number
+from atent.checks import check_number
 from atent.geometry.blocks import largest
 from atent.losses import LOSSES
 from atent.rng import Streams
@@ -77,11 +77,9 @@ class SparsePGD(Attack):
     def __post_init__(self) -> None:
         check_number("steps", self.steps, 1, whole=True)
         check_number("restarts", self.restarts, 1, whole=True)
-        check_choice("gradient", self.gradient, ("unprojected", "projected"))
         check_number("step_size", self.step_size, 0, above=True)
         check_number("mask_step", self.mask_step, 0, above=True)
         check_number("patience", self.patience, 1, whole=True)
-        check_choice("loss", self.loss, tuple(LOSSES))
 
     @property
     def passes(self) -> int:

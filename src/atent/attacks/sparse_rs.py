@@ -12,7 +12,7 @@ from atent.attacks.base import Attack, attack
 from atent.attacks.loops import restarted, worst_of
 from atent.attacks.oracle import Loss, Oracle
 from atent.attacks.sparse import counts
-from atent.checks import check_choice, check_number
+from atent.checks import check_number
 from atent.geometry.blocks import Blocks, largest
 from atent.losses import LOSSES
 from atent.rng import Streams
@@ -72,10 +72,7 @@ class SparseRS(Attack):
     def __post_init__(self) -> None:
         check_number("queries", self.queries, 1, whole=True)
         check_number("restarts", self.restarts, 1, whole=True)
-        check_number("p_init", self.p_init, 0, above=True)
-        if self.p_init > 1:
-            raise ValueError(f"p_init must be at most 1, got {self.p_init}")
-        check_choice("loss", self.loss, ("margin", "ce"))
+        check_number("p_init", self.p_init, 0, 1, above=True)
 
     @property
     def passes(self) -> int:

@@ -13,7 +13,7 @@ from atent.attacks.loops import restarted, worst_of
 from atent.attacks.oracle import Oracle
 from atent.attacks.windowed import Scores, Window
 from atent.attacks.windows import Masses, Squares, as_image
-from atent.checks import check_choice, check_number
+from atent.checks import check_number
 from atent.losses import LOSSES
 from atent.rng import Streams
 from atent.threat import Threat, per_sample
@@ -83,10 +83,7 @@ class Square(Attack):
     def __post_init__(self) -> None:
         check_number("queries", self.queries, 1, whole=True)
         check_number("restarts", self.restarts, 1, whole=True)
-        check_number("p_init", self.p_init, 0, above=True)
-        if self.p_init > 1:
-            raise ValueError(f"p_init must be at most 1, got {self.p_init}")
-        check_choice("loss", self.loss, ("margin", "ce"))
+        check_number("p_init", self.p_init, 0, 1, above=True)
 
     @property
     def passes(self) -> int:

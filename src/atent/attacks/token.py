@@ -13,7 +13,7 @@ from atent.attacks.base import Attack, attack
 from atent.attacks.loops import restarted, worst_of
 from atent.attacks.oracle import Oracle
 from atent.attacks.sparse import BestPoints, counts
-from atent.checks import check_choice, check_number
+from atent.checks import check_number
 from atent.geometry.blocks import Blocks, largest
 from atent.losses import LOSSES
 from atent.rng import Streams
@@ -76,9 +76,7 @@ class TokenAttack(Attack):
         check_number("steps", self.steps, 1, whole=True)
         if self.step_size is not None:
             check_number("step_size", self.step_size, 0, above=True)
-        check_choice("score", self.score, ("l2", "l1", "greedy"))
         check_number("restarts", self.restarts, 1, whole=True)
-        check_choice("loss", self.loss, tuple(LOSSES))
 
     @property
     def passes(self) -> int:

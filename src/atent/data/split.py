@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from atent.checks import check_choice
 from atent.data.settings import Limit, Rule, everything
 from atent.data.stored import Stored, chosen
 from atent.threat import Box
@@ -174,8 +175,7 @@ class Data:
         "stratified": each class has its share (see `spread`), sampled by the data's split_seed: the same samples for
         every model, method and training seed. "first": the first n in the order of the part.
         """
-        if part not in get_args(Part):
-            raise ValueError(f"part {part!r} is not known: use one of {', '.join(get_args(Part))}")
+        check_choice("part", part, get_args(Part))
         return subset(getattr(self, part), n, rule or self.subset, self.seed)
 
     def to(self, device: torch.device | str) -> "Data":

@@ -9,7 +9,6 @@ from typing import Literal
 from atent.geometry.blocks import Blocks
 
 Group = Literal["element", "pixel"]
-GROUPS = ("element", "pixel")
 
 
 def blocks(shape: Sequence[int], group: Group) -> Blocks:

@@ -10,7 +10,6 @@ from torch import Tensor
 from atent.geometry.blocks import Blocks
 
 Inner = Literal["free", "linf"]
-INNERS = ("free", "linf")
 
 
 def blocks(shape: Sequence[int], side: int) -> Blocks:

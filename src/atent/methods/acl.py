@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from atent.attacks.starts import start
-from atent.checks import check_choice, check_number
+from atent.checks import check_number
 from atent.data.views import Views
 from atent.distributed import gathered
 from atent.guard import ask, guard
@@ -110,7 +110,6 @@ class ACL(Method):
     """Share of the training over which eps grows linearly from 0."""
 
     def __post_init__(self) -> None:
-        check_choice("variant", self.variant, tuple(TRAINED))
         check_number("steps", self.steps, 1, whole=True)
         check_number("temperature", self.temperature, 0, above=True)
         if self.step_size is not None:

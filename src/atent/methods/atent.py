@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from atent.attacks.langevin import SAMPLER_FIELDS, Anchor, Gradient, Projection, Sampler, Variant, sampler
 from atent.attacks.starts import Start
-from atent.checks import check_choice, check_number
+from atent.checks import check_number
 from atent.guard import ask, guard
 from atent.losses import check_smoothing, cross_entropy, kl, wide
 from atent.methods import base
 from atent.methods.base import Method, Metrics, State, check_budget, check_reach, check_warmup, correct, method, warm
-from atent.methods.calibration import Calibration, calibrate
+from atent.methods.calibration import Calibration, Setting, calibrate
 from atent.methods.objectives import (
     Samples,
     Step,
@@ -145,14 +145,12 @@ class ATENT(Method):
     """Weight of the average relative to the clean batch's cross-entropy, with outer_loss kl."""
     label_smoothing: float = 0.0
     """Label smoothing in every cross-entropy, also in the chain, in [0, 1)."""
-    calibrated: bool | Literal["gamma", "noise"] = False
+    calibrated: bool | Setting = False
     """Calibrate gamma (true) or noise on two batches before the training begins, so that the median distance is eps; on
     the command line also --method.calibrate."""
 
     def __post_init__(self) -> None:
-        check_number("alpha", self.alpha, 0, above=True)
-        if self.alpha > 1:
-            raise ValueError(f"alpha must lie in (0, 1], got {self.alpha}")
+        check_number("alpha", self.alpha, 0, 1, above=True)
         check_number("beta", self.beta, 0)
         check_number("chains", self.chains, 1, whole=True)
         check_smoothing(self.label_smoothing)
@@ -161,7 +159,6 @@ class ATENT(Method):
             if self.burn_in >= self.steps:
                 raise ValueError(f"burn_in must be below steps={self.steps}, got {self.burn_in}")
         self._check_dropping()
-        check_choice("calibrated", str(self.calibrated), ("False", "True", "gamma", "noise"))
         check_warmup(self.eps_warmup)
         check_budget(self.threat)
         chain = self.chain()
@@ -231,7 +228,7 @@ class ATENT(Method):
 
     def calibrate(
         self, model: nn.Module, x: Tensor, y: Tensor, target: float | None = None, *,
-        setting: Literal["gamma", "noise"] = "gamma", batch: int = 256, seed: int = 0,
+        setting: Setting = "gamma", batch: int = 256, seed: int = 0,
     ) -> Calibration[ATENT]:  # fmt: skip
         """Find the ``setting``, gamma or noise, whose median ||x^K - x|| is ``target``; default: the threat's eps.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import Field, dataclass, replace
-from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +80,7 @@ def calibrate(
     setting: Setting = "gamma", batch: int = 256, seed: int = 0,
 ) -> Calibration[M]:  # fmt: skip
     """See `ATENT.calibrate`."""
-    check_choice("setting", setting, ("gamma", "noise"))
+    check_choice("setting", setting, get_args(Setting))
     x, y = as_samples(x, y, model)
     batch, seed = check_number("batch", batch, 1, whole=True), check_seed(seed)
     target = check_number("target", float(method.threat.eps) if target is None else target, 0, above=True)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from atent.certify.graph import Graph, read
-from atent.checks import check_number
 from atent.guard import ask
 from atent.losses import cross_entropy
 from atent.methods.base import Metrics, correct
@@ -36,10 +35,3 @@ def mixed_loss(
     # 0 times a bound that overflowed would be NaN: parts with weight 0 are omitted.
     parts = [weight * cross_entropy(z, y).mean() for weight, z in ((kappa, logits), (1 - kappa, -below)) if weight > 0]
     return sum(parts[1:], parts[0]), {"clean": clean, "verified": verified}
-
-
-def check_share(name: str, value: float) -> None:
-    """ValueError unless ``value`` lies in [0, 1]."""
-    check_number(name, value, 0)
-    if value > 1:
-        raise ValueError(f"{name} must lie in [0, 1], got {value}")

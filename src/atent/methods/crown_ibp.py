@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from atent.certify.bounds import margins
 from atent.certify.graph import Graph
+from atent.checks import check_number
 from atent.methods.base import Method, Metrics, State, check_budget, method, ramp
-from atent.methods.certified import check_share, mixed_loss
+from atent.methods.certified import mixed_loss
 from atent.threat import Threat
 
 
@@ -87,7 +88,7 @@ class CROWNIBP(Method):
 
     def __post_init__(self) -> None:
         for name in ("eps_start", "eps_end", "kappa_start", "kappa_end", "beta_start", "beta_end"):
-            check_share(name, getattr(self, name))
+            check_number(name, getattr(self, name), 0, 1)
         if self.eps_start > self.eps_end:
             raise ValueError(f"eps_end must be at least eps_start {self.eps_start:g}, got {self.eps_end:g}")
         check_budget(self.threat)

@@ -13,7 +13,6 @@ from atent.data import Data
 from atent.guard import ask
 from atent.losses import cross_entropy, kl
 from atent.methods.base import Method, Metrics, State, method
-from atent.methods.certified import check_share
 from atent.methods.trades import TRADES, combined
 from atent.runs.loading import load
 from atent.threat import Threat
@@ -80,7 +79,7 @@ class DistilledTRADES(Method):
     """Share of the training over which eps grows linearly from 0."""
 
     def __post_init__(self) -> None:
-        check_share("share", self.share)
+        check_number("share", self.share, 0, 1)
         check_number("temperature", self.temperature, 0, above=True)
         self._trades()
 

@@ -13,7 +13,7 @@ from atent.certify.graph import Graph
 from atent.certify.projection import estimated_margins
 from atent.checks import check_number
 from atent.methods.base import Method, Metrics, State, check_budget, check_warmup, method, warm
-from atent.methods.certified import check_share, mixed_loss
+from atent.methods.certified import mixed_loss
 from atent.rng import seed_from
 from atent.threat import Threat
 
@@ -81,7 +81,7 @@ class Dual(Method):
 
     def __post_init__(self) -> None:
         check_warmup(self.eps_warmup)
-        check_share("kappa", self.kappa)
+        check_number("kappa", self.kappa, 0, 1)
         if self.projections is not None:
             check_number("projections", self.projections, 1, whole=True)
             if self.projections > _PROJECTIONS:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from atent.checks import Settings, check_choice, check_number
+from atent.checks import Settings, check_number
 from atent.distributed import gathered
 from atent.guard import ask
 from atent.losses import wide
@@ -58,16 +58,13 @@ class EmbeddingTerm(metaclass=Settings):
 
     def __post_init__(self) -> None:
         check_number("weight (of embedding)", self.weight, 0)
-        check_choice("divergence", self.divergence, ("mmd", "discriminator"))
-        check_choice("kernel", self.kernel, ("multiquadric", "rbf"))
         check_number("sigma (of embedding)", self.sigma, 0, above=True)
         if not 0 <= self.ramp <= 1:
             raise ValueError(f"ramp (of embedding) is a share of the training, in [0, 1], got {self.ramp}")
         check_number("width (of the discriminator)", self.width, 1, whole=True)
         check_number("depth (of the discriminator)", self.depth, 0, whole=True)
         check_number("lr (of the discriminator)", self.lr, 0, above=True)
-        if not 0 <= self.beta1 < 1:
-            raise ValueError(f"beta1 (of the discriminator) must lie in [0, 1), got {self.beta1}")
+        check_number("beta1 (of the discriminator)", self.beta1, 0, 1, below=True)
         given = [f.name for f in fields(self) if getattr(self, f.name) != f.default]
         if given and not self.weight:
             raise ValueError(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from atent.attacks.bisection import bisect
 from atent.attacks.oracle import Oracle
 from atent.attacks.starts import Start, check_start, start
-from atent.checks import check_choice, check_number
+from atent.checks import check_number
 from atent.distributed import gathered
 from atent.guard import ask, guard
 from atent.losses import cross_entropy
@@ -121,10 +121,7 @@ class MMA(Method):
         step = self.step_scale * self.resolved_eps_min / self.steps
         length = f"with steps={self.steps} and eps_min={self.resolved_eps_min:g} a step of"
         check_reach(self.threat, step, f"step_scale {self.step_scale:g} {length}")
-        check_number("clean_weight", self.clean_weight, 0)
-        if self.clean_weight >= 1:
-            raise ValueError(f"clean_weight must lie in [0, 1), got {self.clean_weight}")
-        check_choice("margin_loss", self.margin_loss, ("ce", "slm"))
+        check_number("clean_weight", self.clean_weight, 0, 1, below=True)
 
     @property
     def d_max(self) -> float:

@@ -132,9 +132,7 @@ class SmoothAdv(Method):
         check_number("steps", self.steps, 2 if self.attack == "ddn" else 1, whole=True)
         if self.attack == "ddn" and (self.step_size is not None or self.start != "zero"):
             raise ValueError("step_size and start have no effect with attack 'ddn': omit them")
-        check_number("shrink", self.shrink, 0)
-        if self.shrink >= 1:
-            raise ValueError(f"shrink must lie in [0, 1), got {self.shrink}")
+        check_number("shrink", self.shrink, 0, 1, below=True)
         if self.attack == "pgd" and self.shrink != SmoothAdv.shrink:
             raise ValueError("shrink has no effect with attack 'pgd': omit it, or use attack 'ddn'")
         check_warmup(self.eps_warmup)

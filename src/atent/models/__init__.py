@@ -8,6 +8,8 @@ from numbers import Integral
 
 from torch import nn
 
+from atent.checks import check_number
+
 from .binary import binary_logits
 from .normalize import Normalize
 from .reference import check_output, from_reference
@@ -110,9 +112,7 @@ def build(
         if not has_dropout(name):
             able = ", ".join(other for other in MODELS if has_dropout(other))
             raise ValueError(f"{name} has no dropout; these have: {able}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
-        settings["dropout"] = dropout
+        settings["dropout"] = check_number("dropout", dropout, 0, 1, below=True)
     if normalize is not None and flat:
         raise ValueError(f"normalize is for images, and {name} takes points: scale them in the data")
     layer = None if normalize is None else Normalize(*normalize)

@@ -116,9 +116,7 @@ class Average:
 
 def check_average(decay: float, start: float) -> None:
     """ValueError for values out of range."""
-    check_number("average_decay", decay, 0)
-    if decay >= 1:
-        raise ValueError(f"average_decay must lie in [0, 1), got {decay}")
+    check_number("average_decay", decay, 0, 1, below=True)
     if not 0 <= start < 1:
         raise ValueError(f"average_start is a share of the training, in [0, 1), got {start}")
 

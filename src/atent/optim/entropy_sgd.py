@@ -278,17 +278,15 @@ def scoped(gamma: float, scoping: float, t: int, inner_lr: float) -> float:
 
 def _check(group: dict[str, Any]) -> None:
     """ValueError for settings out of range."""
-    for name in ("lr", "inner_lr", "alpha"):
+    for name in ("lr", "inner_lr"):
         check_number(name, group[name], 0, above=True)
-    for name in ("momentum", "inner_momentum", "weight_decay", "gamma", "scoping", "noise"):
+    check_number("alpha", group["alpha"], 0, 1, above=True)
+    for name in ("momentum", "inner_momentum"):
+        check_number(name, group[name], 0, 1, below=True)
+    for name in ("weight_decay", "gamma", "scoping", "noise"):
         check_number(name, group[name], 0)
     for name in ("inner_steps", "seed"):
         check_number(name, group[name], 0, whole=True)
-    for name in ("momentum", "inner_momentum"):
-        if group[name] >= 1:
-            raise ValueError(f"{name} must lie in [0, 1), got {group[name]}")
-    if group["alpha"] > 1:
-        raise ValueError(f"alpha must lie in (0, 1], got {group['alpha']}")
     if not isinstance(group["nesterov"], bool):
         raise ValueError(f"nesterov must be true or false, got {group['nesterov']!r}")
     if group["nesterov"] and not group["momentum"]:

@@ -66,8 +66,7 @@ class LARS(torch.optim.Optimizer):
         check_number("lr", given["lr"], 0, above=True)
         check_number("weight_decay", given["weight_decay"], 0)
         check_number("trust", given["trust"], 0, above=True)
-        if not 0 <= given["momentum"] < 1:
-            raise ValueError(f"momentum must lie in [0, 1), got {given['momentum']}")
+        check_number("momentum", given["momentum"], 0, 1, below=True)
         super().add_param_group(param_group)
 
     @torch.no_grad()

@@ -105,8 +105,7 @@ class Optimizer(metaclass=Settings):
         except ValueError as error:
             raise ValueError(f"name: {error}" if ":" in self.name else str(error)) from error
         check_number("lr", self.lr, 0, above=True)
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum must lie in [0, 1), got {self.momentum}")
+        check_number("momentum", self.momentum, 0, 1, below=True)
         check_number("weight_decay", self.weight_decay, 0)
         if self.clip_norm is not None:
             check_number("clip_norm", self.clip_norm, 0, above=True)
