@@ -12,7 +12,8 @@ import tyro
 
 from atent.cli import output
 from atent.cli.jobs import jobs_of
-from atent.cli.parse import Name, Place, Text, arg, read
+from atent.cli.parse import Flat, Name, Place, Text, arg, read
+from atent.cli.trainings import TrainingsOptions
 from atent.cli.width import screen
 from atent.cli.words import help_wanted, hyphened, options_of, seconds, split_sections
 from atent.experiments.recipe_files import SECTIONS, UsageError
@@ -32,12 +33,7 @@ def compare(
     first_seed: Annotated[int, arg("N")] = 0,
     name: Name = None,
     runs: Annotated[str, arg("PATH")] = "runs",
-    jobs: Annotated[int, arg("N")] = 1,
-    backend: Annotated[str, arg("{local,ray,slurm}")] = "local",
-    address: Text = None,
-    cpus: Annotated[int, arg("N")] = 1,
-    gpus: Annotated[float, arg("X")] = 0.0,
-    slurm: Annotated[tuple[str, ...], arg("NAME=VALUE ...")] = (),
+    trainings: Annotated[TrainingsOptions, Flat],
     budget: Text = None,
     allow_large_eps: bool = False,
     beside: Place = None,
@@ -65,18 +61,6 @@ def compare(
         Name of the result folder. Default: compare; a number is appended if it exists.
     runs
         Parent folder of the result folder.
-    jobs
-        Number of concurrent trainings; each uses its share of the CPU cores.
-    backend
-        Where the trainings run: processes of this machine, Ray tasks, or SLURM jobs (extras of the package).
-    address
-        With --backend ray: address of the cluster, such as auto. Default: a temporary local cluster.
-    cpus
-        With --backend ray and slurm: CPUs per training.
-    gpus
-        With --backend ray and slurm: GPUs per training.
-    slurm
-        With --backend slurm: job parameters under submitit's names, such as partition=gpu timeout_min=240.
     budget
         Train for equal time instead of equal epochs, such as 10m, 90s or 1h30m. Counts the time of training steps;
         schedules are scaled to fit, and the table reports the epochs completed.
@@ -92,9 +76,10 @@ def compare(
     json
         Print the comparison to standard output as a single JSON document.
     """
-    for option, value, least in (("--seeds", seeds, 1), ("--first-seed", first_seed, 0), ("--jobs", jobs, 1)):
+    for option, value, least in (("--seeds", seeds, 1), ("--first-seed", first_seed, 0)):
         if value < least:
             raise UsageError(f"{option} must be at least {least}, got {value}")
+    trainings.check()
     if any(map(_is_run, recipes)):
         return _finished(recipes, name=name, runs=runs, beside=beside, json=json, command=command)
     overrides = list(fields)
@@ -105,14 +90,13 @@ def compare(
     made = jobs_of(recipes, overrides, allow_large_eps=allow_large_eps)
     if allow_large_eps:
         overrides.append("--allow_large_eps")
-    from atent.experiments import backends
     from atent.experiments import compare as room
     from atent.experiments.plan import Plan
     from atent.experiments.recipes import job
     from atent.runs import locks
 
     locks.steal(steal_lock)
-    place = backends.make(backend, at_once=jobs, address=address, cpus=cpus, gpus=gpus, slurm=slurm)
+    place = trainings.place()
     with output.json_alone(json) as emit:
         plan = Plan(made, tuple(range(first_seed, first_seed + seeds)), tuple(overrides), command)
         path, found = room.compare(
@@ -206,10 +190,7 @@ def _by_recipe(headings: list[str], rows: list[tuple[str, list[Entry]]]) -> Tabl
 
 
 # Options of training, which do not apply to run folders.
-_TRAINING = (
-    "--seeds", "--first-seed", "--jobs", "--backend", "--address", "--cpus", "--gpus", "--slurm", "--budget",
-    "--allow-large-eps",
-)  # fmt: skip
+_TRAINING = ("--seeds", "--first-seed", "--budget", "--allow-large-eps", *options_of(TrainingsOptions))
 
 
 def _check_seeds(words: list[str]) -> None:

@@ -10,8 +10,8 @@ from typing import Annotated
 import tyro
 
 from atent.cli import output
-from atent.cli.parse import Name, Text, arg, read
-from atent.experiments.recipe_files import UsageError
+from atent.cli.parse import Flat, Name, arg, read
+from atent.cli.trainings import TrainingsOptions
 
 if typing.TYPE_CHECKING:
     from atent.experiments.results import SweepFile
@@ -22,12 +22,7 @@ def sweep(
     *,
     name: Name = None,
     runs: Annotated[str, arg("PATH")] = "runs",
-    jobs: Annotated[int, arg("N")] = 1,
-    backend: Annotated[str, arg("{local,ray,slurm}")] = "local",
-    address: Text = None,
-    cpus: Annotated[int, arg("N")] = 1,
-    gpus: Annotated[float, arg("X")] = 0.0,
-    slurm: Annotated[tuple[str, ...], arg("NAME=VALUE ...")] = (),
+    trainings: Annotated[TrainingsOptions, Flat],
     quiet: bool = False,
     steal_lock: bool = False,
     json: bool = False,
@@ -48,18 +43,6 @@ def sweep(
         Name of the result folder. Default: that of the file.
     runs
         Parent folder of the result folder.
-    jobs
-        Number of concurrent trainings; with one, the same file always gives the same trials.
-    backend
-        Where the trainings run: processes of this machine, Ray tasks, or SLURM jobs (extras of the package).
-    address
-        With --backend ray: address of the cluster, such as auto. Default: a temporary local cluster.
-    cpus
-        With --backend ray and slurm: CPUs per training.
-    gpus
-        With --backend ray and slurm: GPUs per training.
-    slurm
-        With --backend slurm: job parameters under submitit's names, such as partition=gpu timeout_min=240.
     quiet
         Print only results, warnings and errors: no progress, estimates or suggestions.
     steal_lock
@@ -67,9 +50,7 @@ def sweep(
     json
         Print the result to standard output as a single JSON document.
     """
-    if jobs < 1:
-        raise UsageError(f"--jobs must be at least 1, got {jobs}")
-    from atent.experiments import backends
+    trainings.check()
     from atent.experiments.sweep.loop import run_sweep
     from atent.experiments.sweep.spec import read_sweep
     from atent.extras import extra
@@ -78,7 +59,7 @@ def sweep(
     locks.steal(steal_lock)
     found = read_sweep(file)
     extra("optuna", "sweep", "atent sweep")
-    place = backends.make(backend, at_once=jobs, address=address, cpus=cpus, gpus=gpus, slurm=slurm)
+    place = trainings.place()
     with output.json_alone(json) as emit:
         path, result = run_sweep(
             found, runs=runs, name=name, backend=place, command=command, progress=not quiet,
