@@ -1,5 +1,6 @@
 """What the tests of the training methods share: small float64 networks, batches, streams and distances."""
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from atent import runs as folder
 from atent.data import DataSettings, load
+from atent.runs import manifest
+from atent.runs.checkpoint import add_state
 from atent.threat import Threat
 
 N, CLASSES = 8, 5
@@ -22,6 +25,18 @@ BALLS = ("linf", "l2")
 # 2^8 products, round by 10 * 16 * 2^8 * 2^-53 < 5e-12 of the sums of absolute values, and of those cancellation leaves
 # a tenth or more. A wrong formula is off by 1e-6 and more.
 ROUNDING = 5e-11
+
+
+def instances(place):
+    """The rows of the instances.csv of VNN-LIB properties: network, property, timeout in seconds."""
+    with open(place / "instances.csv", newline="", encoding="utf-8") as file:
+        return [(place / network, place / prop, float(timeout)) for network, prop, timeout in csv.reader(file)]
+
+
+def save_state(run, state):
+    """Make ``state`` the newest checkpoint of a run."""
+    with manifest.sealed(run) as files:
+        add_state(files, state)
 
 
 def network(norm=False, dropout=0.0, seed=3):

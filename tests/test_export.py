@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from kit import own
+from kit import instances, own
 from torch import nn
 
 import atent
@@ -145,7 +145,7 @@ def test_properties_say_what_the_ball_says(tmp_path):
     # 0.9 - 0.1 stays above 0.1 + 0.1; 0.55 - 0.1 falls below 0.45 + 0.1; the last image is misclassified as 0.
     assert found.misclassified == 1
     assert found.counterexamples == (1,)
-    rows = vnnlib.instances(tmp_path)
+    rows = instances(tmp_path)
     assert [(row[1].name, row[2]) for row in rows] == [(f"image_{i}.vnnlib", 60.0) for i in range(3)]
     read = vnnlib.read(rows[0][1])
     assert read.label == 0

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from kit import unsealed
+from kit import save_state, unsealed
 
 from atent.cli.jobs import recipe_job
 from atent.data import DataSettings, load
@@ -14,7 +14,7 @@ from atent.experiments.recipe_files import moved
 from atent.messages import deprecated
 from atent.methods import Standard
 from atent.runs import read_rows, with_present_keys
-from atent.runs.checkpoint import load_state, save_state
+from atent.runs.checkpoint import load_state
 from atent.runs.folder import completed
 from atent.train import Callback, fit
 from atent.train.settings import TrainSettings

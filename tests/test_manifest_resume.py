@@ -6,13 +6,13 @@ import shutil
 
 import pytest
 import torch
-from kit import unsealed
+from kit import save_state, unsealed
 from peak_run import BEST_EPOCH, CPU, EPOCHS, PREVIOUS, STATE, content, flip, net, run_to_change, trained, whole_run  # noqa: F401 - fixtures
 
 from atent import runs as folder
 from atent.methods import Standard
 from atent.runs import manifest
-from atent.runs.checkpoint import load_state, read_weights, save_state
+from atent.runs.checkpoint import load_state, read_weights
 from atent.runs.manifest import Damaged, record, states
 from atent.train import Callback, TrainSettings
 from atent.train.fingerprint import difference

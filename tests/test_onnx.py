@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from kit import instances
 from torch import nn
 
 import atent
@@ -31,7 +32,7 @@ def test_an_onnx_file_is_the_network(short_run, capsys):
     for n in (1, 2, 5):
         x = torch.rand(n, 1, 8, 8)
         assert torch.allclose(run(x), model(x), atol=checks.tolerance(model, x), rtol=0)
-    about = programs.onnx_about(path)
+    (about,) = [json.loads(each.value) for each in onnx.load(path).metadata_props if each.key == "atent"]
     assert (about["shape"], about["box"], about["classes"]) == ([1, 8, 8], [0.0, 1.0], 10)
     assert about["data"] == "digits"
     (opset,) = [each.version for each in onnx.load(path).opset_import if each.domain == ""]
@@ -78,7 +79,7 @@ def test_properties_and_network_agree(short_run, capsys):
     found = json.loads(capsys.readouterr().out)
     place = Path(found["written"])
     assert place == Path("run/vnnlib")
-    rows = vnnlib.instances(place)
+    rows = instances(place)
     assert found["properties"] == len(rows) == 12 - found["misclassified"]
     # So large a radius that PGD succeeds on some.
     assert found["counterexamples"]

@@ -28,10 +28,24 @@ from atent.paper.engine import Bench, job, measured
 from atent.paper.layout import Measure, Training
 from atent.paper.published import Figure, published, value
 from atent.paper.scales import LAPTOP, PAPER, SCALES, SMOKE
-from atent.paper.tables import ELSEWHERE, NAMES, TABLES, UNREACHED, claimed
+from atent.paper.tables import NAMES, TABLES, claimed
 from atent.runs import manifest, read_json, read_jsonl
 from atent.threat import Threat, radius
 from atent.train.interrupt import Interrupted, stop_requests
+
+UNREACHED = {
+    ("mnist-linf", "mart"): "in no table of the supplement; `atent train mnist5k-linf-mart` shows the method",
+    ("cifar10-linf", "mart"): "in no table of the supplement; `atent train cifar10-linf-mart` makes it",
+    ("cifar10-linf", "mma"): "in no table of the supplement; no recipe for linf MMA on CIFAR-10",
+    ("cifar10-linf", "standard"): "in no table of the supplement; the first row of `finetune` is that network",
+    ("cifar10-linf", "atent"): "in no table of the supplement; `table-s3` evaluates that network",
+    ("cifar10-linf", "trades"): "in no table of the supplement; `atent train cifar10-linf-trades` makes it",
+    ("cifar10-linf", "pgdat"): "in no table of the supplement; `atent train cifar10-linf-pgdat` makes it",
+}
+"""Published rows that no command here reproduces, with the reason."""
+
+# Made in files of their own: every row of these is claimed there.
+ELSEWHERE = ("table-s4", "figure-s1", "figure-1")
 
 # The supplement's tables, typed a second time: row, then its figures from left to right.
 SUPPLEMENT = {

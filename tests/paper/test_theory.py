@@ -411,7 +411,9 @@ def test_thermodynamic_integration_meets_quadrature():
         return nn.functional.cross_entropy(model(points), y.expand(len(points)), reduction="none")
 
     w = torch.zeros(1, dtype=D)
-    level = float(quadrature.free_energy(loss, w, density, grid)) - density.temperature * density.log_normal(2)
+    # T log of the integral of exp(-gamma/2 ||x' - x||^2 / T) over the plane: the free energy of a loss of 0.
+    zero = density.temperature * math.log(2 * math.pi * density.temperature / density.gamma)
+    level = float(quadrature.free_energy(loss, w, density, grid)) - zero
     assert found.level[0] == pytest.approx(level, abs=4 * found.level[1])
     verdicts = [r.verdict for r in integrated(found, density, "linear")]
     assert verdicts == ["holds", "holds", "fails", "not applicable"]

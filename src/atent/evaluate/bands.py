@@ -46,13 +46,6 @@ def band_masks(h: int, w: int, cut: int) -> dict[str, Tensor]:
     }
 
 
-def filtered(d: Tensor, mask: Tensor) -> Tensor:
-    """The part of ``d`` (n, c, h, w) in the coefficients of ``mask`` (h, w); ``d`` itself for a full mask."""
-    if bool(mask.all()):
-        return d
-    return inverse_dct(dct(d) * mask.to(d))
-
-
 def split_bands(d: Tensor, cut: int | None = None) -> dict[str, Tensor]:
     """The parts of a perturbation in the four `BANDS`: they sum to it, and their squared norms to its squared norm.
 

@@ -100,14 +100,6 @@ def runtime(path: Path) -> Run:
     return run
 
 
-def onnx_about(path: Path) -> dict[str, Any]:
-    """The metadata of an ONNX file that `write_onnx` wrote; {} for any other."""
-    onnx = extra("onnx", "onnx", "reading an ONNX file")
-    properties = {each.key: each.value for each in onnx.load(path).metadata_props}
-    found: dict[str, Any] = json.loads(properties.get(_KEY, "{}"))
-    return found
-
-
 def _on_cpu(target: Target) -> tuple[nn.Module, Tensor]:
     """A copy of the network on the CPU, and two inputs: torch would specialise to a batch of one."""
     model = copy.deepcopy(target.model).cpu().eval()

@@ -7,7 +7,6 @@ logit (Y) is at least as large. The version is VNN-LIB 1.0.
 
 from __future__ import annotations
 
-import csv
 import re
 from dataclasses import dataclass
 from decimal import Decimal
@@ -143,12 +142,6 @@ def read(path: Path) -> Property:
     if len(labels) != 1 or larger != set(range(classes)) - labels or bool((low.isnan() | high.isnan()).any()):
         raise ValueError(f"{path} is not a property of local robustness: one box, and every other class against one")
     return Property(low, high, label, classes)
-
-
-def instances(place: Path) -> list[tuple[Path, Path, float]]:
-    """The rows of instances.csv: network, property, timeout in seconds."""
-    with open(place / INSTANCES, newline="", encoding="utf-8") as file:
-        return [(place / network, place / prop, float(timeout)) for network, prop, timeout in csv.reader(file)]
 
 
 def _checked(path: Path, wanted: Property, inputs: Inputs, i: int, run: Run) -> bool:

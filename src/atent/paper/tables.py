@@ -244,20 +244,6 @@ UNMADE = {
 }
 """Recipes that a table would need but that do not exist, with the reason."""
 
-UNREACHED = {
-    ("mnist-linf", "mart"): "in no table of the supplement; `atent train mnist5k-linf-mart` shows the method",
-    ("cifar10-linf", "mart"): "in no table of the supplement; `atent train cifar10-linf-mart` makes it",
-    ("cifar10-linf", "mma"): "in no table of the supplement; no recipe for linf MMA on CIFAR-10",
-    ("cifar10-linf", "standard"): "in no table of the supplement; the first row of `finetune` is that network",
-    ("cifar10-linf", "atent"): "in no table of the supplement; `table-s3` evaluates that network",
-    ("cifar10-linf", "trades"): "in no table of the supplement; `atent train cifar10-linf-trades` makes it",
-    ("cifar10-linf", "pgdat"): "in no table of the supplement; `atent train cifar10-linf-pgdat` makes it",
-}
-"""Published rows that no command here reproduces, with the reason."""
-
-# Made in files of their own: every row of these is claimed there.
-ELSEWHERE = ("table-s4", "figure-s1", "figure-1")
-
 
 def claimed() -> set[tuple[str, str, str]]:
     """Every published cell (table, row, column) that a table at the paper's scale reproduces."""

@@ -336,14 +336,8 @@ def export(run: str | Path, out: str | Path) -> Path:
 # ---- checkpoints
 
 
-def save_state(run: Path, state: dict[str, Any]) -> None:
-    """The complete state for a resume in one file; the previous checkpoint is kept."""
-    with manifest.sealed(run) as files:
-        add_state(files, state)
-
-
 def add_state(files: manifest.Sealed, state: dict[str, Any]) -> None:
-    """`save_state` together with other files."""
+    """Write the complete state for a resume, as one of several files; the previous checkpoint is kept."""
     (files.run / LAST).mkdir(exist_ok=True)
     files.keep(f"{LAST}/{STATE}", f"{LAST}/{PREVIOUS}")
     with files.add(f"{LAST}/{STATE}") as temporary:
@@ -351,7 +345,7 @@ def add_state(files: manifest.Sealed, state: dict[str, Any]) -> None:
 
 
 def load_state(run: Path, device: torch.device) -> dict[str, Any]:
-    """The newest complete state of `save_state`; raises as `find_state`."""
+    """The newest complete state of `add_state`; raises as `find_state`."""
     return find_state(run, device)[0]
 
 

@@ -32,10 +32,6 @@ class Entropic:
                 f"temperature must be above 0, got {self.temperature}: at 0 there is no density, only a mode"
             )
 
-    def log_normal(self, dim: int) -> float:
-        """log of the integral of exp(-gamma/2 ||x' - x||^2 / T) over R^dim: log Z where the loss is 0."""
-        return 0.5 * dim * math.log(2 * math.pi * self.temperature / self.gamma)
-
     def anchor_term(self, z: Tensor, x: Tensor) -> Tensor:
         """gamma/2 ||z - x||^2, (n,)."""
         return 0.5 * self.gamma * (z - x).flatten(1).square().sum(1)
