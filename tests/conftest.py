@@ -72,6 +72,12 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def seeded():
+    """The test begins with the same state of torch's global random numbers, alone or after others."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def all_digits():
     """Scikit-learn's digits, float64 (1797, 1, 8, 8) in [0, 1], and labels."""

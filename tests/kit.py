@@ -58,6 +58,23 @@ def network(norm=False, dropout=0.0, seed=3):
     return model.train()
 
 
+def learnt(x, y, labels, *, steps, classes, seed=3, dropout=0.0):
+    """A small float64 network with batch-norm, in train mode, after ``steps`` of Adam on the first ``labels`` of a
+    batch of 5 x 5 images."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(
+        nn.Conv2d(1, 5, 3, padding=1), nn.BatchNorm2d(5), nn.Softplus(), nn.Flatten(),
+        nn.Dropout(dropout), nn.Linear(125, classes),
+    ).double()  # fmt: skip
+    step = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(steps):
+        step.zero_grad()
+        nn.functional.cross_entropy(model(x)[:labels], y[:labels]).backward()
+        step.step()
+    step.zero_grad()
+    return model.train()
+
+
 def batch(n=N, seed=5, side=6, classes=CLASSES):
     """Inputs in [0, 1] of shape (n, 1, side, side), and labels."""
     rng = torch.Generator().manual_seed(seed)

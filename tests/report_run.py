@@ -1,8 +1,12 @@
 """What the tests of the report share: a run with everything, and a page read back."""
 
 import json
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+
+import pytest
+from kit import unsealed
 
 from atent.experiments import recipes as config
 from atent.experiments.certificate import certify_folder
@@ -34,6 +38,25 @@ def complete_run(path):
     certify_folder(path, sigma=0.25, n=60, n0=10, limit=5, device="cpu", progress=False)
     certify_folder(path, method="ibp", radii=[0.01], limit=5, device="cpu", progress=False)
     return path
+
+
+# Modules that import these fixtures have them as `made` and `run`.
+@pytest.fixture(scope="module", name="made")
+def made_once(tmp_path_factory):
+    """A `complete_run`, which no test changes."""
+    return complete_run(tmp_path_factory.mktemp("report") / "whole")
+
+
+@pytest.fixture(name="run")
+def run_to_change(made, tmp_path):
+    """A copy of it to change."""
+    shutil.copytree(made, tmp_path / "copy")
+    return unsealed(tmp_path / "copy")
+
+
+def part(*inside):
+    """A part of a page, read."""
+    return Document("".join(inside))
 
 
 def load(path):

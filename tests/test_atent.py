@@ -22,13 +22,7 @@ from atent.rng import Batch
 EPS = {"l2": 1.0, "linf": 0.3}
 
 
-@pytest.fixture(autouse=True)
-def _quiet():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 # -- networks, float64

@@ -18,14 +18,7 @@ from atent.train import TrainSettings, fit
 from atent.train.calibration import adopt
 from atent.train.interrupt import Interrupted
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 def measured(method, model, x, y, seed=77):

@@ -24,13 +24,7 @@ NORM = pytest.mark.parametrize("norm", EPS)
 BETA = pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
 
 
-@pytest.fixture(autouse=True)
-def _quiet():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 def three_layers(seed=1):

@@ -18,13 +18,7 @@ from atent.sgld import data_entropy_coefficients
 SAMPLES = {"objective": "data-entropy", "variant": "published", "noise": 0.3, "gamma": 2.0}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 # -- in the plane, where integrals are sums over a grid

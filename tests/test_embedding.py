@@ -48,14 +48,6 @@ from atent.train.interrupt import Interrupted
 LINF = Threat("linf", 0.1)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def normal(n, d, seed, mean=0.0):
     return mean + torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 

@@ -33,13 +33,7 @@ ONE_PASS = ("FGSMRS",)
 FIXED = ("CROWNIBP", "Dual")
 
 
-@pytest.fixture(autouse=True)
-def _quiet():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 def make(name, norm="linf", **given):

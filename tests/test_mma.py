@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from kit import ROUNDING, Syncs, distance, gradient, stream
+from kit import ROUNDING, Syncs, distance, gradient, learnt, stream
 from kit import batch as _batch
 from torch import nn
 from torch.nn import functional as F
@@ -27,21 +27,8 @@ def batch(n=N, seed=5):
 
 
 def network(seed=3, dropout=0.0):
-    """A small network with batch-norm that gets most of `batch` right."""
-    torch.manual_seed(seed)
-    model = nn.Sequential(
-        nn.Conv2d(1, 5, 3, padding=1), nn.BatchNorm2d(5), nn.Softplus(), nn.Flatten(),
-        nn.Dropout(dropout), nn.Linear(125, CLASSES),
-    ).double()  # fmt: skip
-    x, y = batch()
-    # seven labels are learnt, the others stay a matter of chance
-    step = torch.optim.Adam(model.parameters(), lr=0.01)
-    for _ in range(30):
-        step.zero_grad()
-        F.cross_entropy(model(x)[:7], y[:7]).backward()
-        step.step()
-    step.zero_grad()
-    return model.train()
+    """A network that gets most of `batch` right: seven labels are learnt, the others stay a matter of chance."""
+    return learnt(*batch(), 7, steps=30, classes=CLASSES, seed=seed, dropout=dropout)
 
 
 def make(norm, **given):

@@ -56,13 +56,7 @@ LARGE = tuple(name for name, count in COUNTS.items() if count > 1.2e7 and name !
 SMALL = [name for name in COUNTS if name not in LARGE]
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 def meta(name, **settings):

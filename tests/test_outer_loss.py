@@ -15,14 +15,7 @@ from atent.losses import cross_entropy
 from atent.methods import ATENT, METHODS, PGDAT, TRADES, Standard
 from atent.methods.base import ramp, scheduled
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 def divergence(answer, reference):

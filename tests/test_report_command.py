@@ -1,28 +1,13 @@
 """`atent report`: what it writes and refuses, and the next steps it gives."""
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
 from commands import given
-from kit import unsealed
-from report_run import RESULTS, Document, complete_run
+from report_run import RESULTS, Document, made_once, run_to_change  # noqa: F401 - fixtures
 
 from atent.cli import main
 from atent.report.collect import read
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    return complete_run(tmp_path_factory.mktemp("report") / "whole")
-
-
-@pytest.fixture
-def run(made, tmp_path):
-    """A copy of it to change."""
-    shutil.copytree(made, tmp_path / "copy")
-    return unsealed(tmp_path / "copy")
 
 
 def said(capsys, *args):

@@ -4,13 +4,11 @@ import base64
 import io
 import json
 import re
-import shutil
 
 import numpy as np
 import pytest
 import torch
-from kit import unsealed
-from report_run import CAVEAT, PART, Document, change, complete_run, load
+from report_run import CAVEAT, PART, Document, change, load, made_once, part, run_to_change  # noqa: F401 - fixtures
 
 import atent
 from atent.data import DataSettings
@@ -25,25 +23,8 @@ from atent.stats import percent, share
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    return complete_run(tmp_path_factory.mktemp("report") / "whole")
-
-
-@pytest.fixture
-def run(made, tmp_path):
-    """A copy of it to change."""
-    shutil.copytree(made, tmp_path / "copy")
-    return unsealed(tmp_path / "copy")
-
-
-@pytest.fixture(scope="module")
 def page(made):
     return report([made], images=3, progress=False)
-
-
-def part(*inside):
-    """A part of a page, read."""
-    return Document("".join(inside))
 
 
 # ---- figures ----------------------------------------------------------------------------------------------

@@ -6,8 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from kit import unsealed
-from report_run import CAVEAT, RESULTS, Document, change, complete_run, load
+from report_run import CAVEAT, RESULTS, Document, change, load, made_once, part, run_to_change  # noqa: F401 - fixtures
 
 from atent import plots
 from atent.cli import main
@@ -15,24 +14,6 @@ from atent.report import compared, report, sections
 from atent.report.collect import read
 from atent.runs import write_json
 from atent.stats import percent, share
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    return complete_run(tmp_path_factory.mktemp("report") / "whole")
-
-
-@pytest.fixture
-def run(made, tmp_path):
-    """A copy of it to change."""
-    shutil.copytree(made, tmp_path / "copy")
-    return unsealed(tmp_path / "copy")
-
-
-def part(*inside):
-    """A part of a page, read."""
-    return Document("".join(inside))
-
 
 # ---- several ----------------------------------------------------------------------------------------------
 
@@ -147,7 +128,7 @@ def test_a_bare_folder_gives_a_page_that_says_what_is_missing(made, tmp_path):
     bare.mkdir()
     shutil.copy(made / "config.json", bare)
     text = Document(report([bare], images=2, progress=False)).text
-    for part in (
+    for words in (
         "Not evaluated on the test set yet",
         f"atent evaluate {bare}",
         "There is no evaluation.",
@@ -160,7 +141,7 @@ def test_a_bare_folder_gives_a_page_that_says_what_is_missing(made, tmp_path):
         "PGDAT",
         "digits-linf-pgdat",
     ):
-        assert part in text
+        assert words in text
     assert "robust accuracy, linf" not in text
     config = load(bare / "config.json")
     (bare / "config.json").write_text(json.dumps({"method": {"name": "Mine"}, "train": config["train"]}))

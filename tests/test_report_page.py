@@ -11,18 +11,13 @@ import subprocess
 
 import pytest
 from kit import unsealed
-from report_run import PART, RESULTS, Document, change, complete_run, load
+from report_run import PART, RESULTS, Document, change, load, made_once  # noqa: F401 - fixtures
 
 from atent.report import report
 from atent.runs import write_json
 
 EVIL = "<script>alert(1)</script>"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    return complete_run(tmp_path_factory.mktemp("report") / "whole")
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from kit import ROUNDING, distance, gradient, stream
+from kit import ROUNDING, distance, gradient, learnt, stream
 from kit import batch as _batch
 from torch import nn
 from torch.nn import functional as F
@@ -25,20 +25,7 @@ def batch(n=N, seed=5):
 
 
 def network(seed=3, dropout=0.0):
-    """A small network with batch-norm that has learnt five of `batch`'s labels."""
-    torch.manual_seed(seed)
-    model = nn.Sequential(
-        nn.Conv2d(1, 5, 3, padding=1), nn.BatchNorm2d(5), nn.Softplus(), nn.Flatten(),
-        nn.Dropout(dropout), nn.Linear(125, CLASSES),
-    ).double()  # fmt: skip
-    x, y = batch()
-    step = torch.optim.Adam(model.parameters(), lr=0.01)
-    for _ in range(25):
-        step.zero_grad()
-        F.cross_entropy(model(x)[:5], y[:5]).backward()
-        step.step()
-    step.zero_grad()
-    return model.train()
+    return learnt(*batch(), 5, steps=25, classes=CLASSES, seed=seed, dropout=dropout)
 
 
 def run(method, model, x, y, **given):

@@ -25,9 +25,7 @@ EPS = {"l2": 0.8, "linf": 0.2}
 SIGMA = 0.12
 
 
-@pytest.fixture(autouse=True)
-def _quiet():
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 def threat(norm, eps=None, box=(0.0, 1.0)):

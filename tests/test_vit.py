@@ -28,13 +28,7 @@ from atent.train.fingerprint import completed
 LINF = Threat("linf", 0.1)
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 def small(**given):
