@@ -255,7 +255,7 @@ def collect(batches: Iterable[Any]) -> tuple[Tensor, Tensor]:
 
 
 def as_tensor(name: str, value: Any) -> Tensor:
-    """A tensor from a tensor (unchanged), an array, a number or nested lists of numbers."""
+    """A tensor from a tensor (unchanged), an array, a number or nested lists of numbers; ValueError for others."""
     check_dense(name, value)
     if isinstance(value, Tensor):
         return value

@@ -1,10 +1,10 @@
-"""Registries of attacks, methods, models, data sets and optimizers: built-in, installed as plug-ins, or user-defined.
+"""Registries of attacks, methods, models, data sets, optimizers and certifiers: built-in, installed, or user-defined.
 
 There are four kinds of names. A built-in: a module of the subpackage registers it by a decorator. An entry point of an
-installed package, in the group of the subpackage (`atent.attacks`, `atent.methods`, `atent.models`, `atent.data`,
-`atent.optimizers`). "module:Thing", imported from the current directory or the installed packages if `atent.trust`
-permits it: only `load_object` turns a name into code. And "foolbox:LinfPGD", with a prefix known to the registry: an
-object of another package, found by a module of this one.
+installed package, in the group of the kind (`atent.attacks`, `atent.methods`, `atent.models`, `atent.data`,
+`atent.optimizers`, `atent.certifiers`). "module:Thing", imported from the current directory or the installed packages
+if `atent.trust` permits it: only `load_object` turns a name into code. And "foolbox:LinfPGD", with a prefix known to
+the registry: an object of another package, found by a module of this one.
 """
 
 from __future__ import annotations
@@ -50,13 +50,14 @@ class Registry(Mapping[str, T]):
         Whether an object of a plug-in is of this kind.
     wanted
         Description of the kind, for errors.
-    flaw
-        The error, in one line, for an object of the user that lacks what its kind needs, or None.
-    page
-        The page of the documentation that describes the kind, for errors.
     others
         Prefixes of names with their own finder, and the module whose function ``find`` it is. Such a name can refer
-        only to what that finder knows, so it needs no trust.
+        only to what that finder knows, so it needs no trust. Default: none.
+    flaw
+        Returns the error, in one line, for an object of the user that lacks what its kind needs, else None. Default: no
+        check.
+    page
+        The page of the documentation that describes the kind, for errors. Default: docs/extending.md.
 
     Examples
     --------

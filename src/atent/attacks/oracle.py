@@ -133,7 +133,8 @@ class Oracle:
 
     @torch.no_grad()
     def value(self, x: Tensor, y: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
-        """Each sample's loss (n,) and logits (n, classes) without a graph, averaged as gradients are."""
+        """Each sample's loss (n,) and logits (n, classes) without a graph, averaged as gradients are; ValueError for a
+        loss without one value per sample."""
         logits = self._forward(x, y)
         values = loss(logits, y)
         if not isinstance(values, Tensor) or values.shape != x.shape[:1]:
@@ -147,7 +148,11 @@ class Oracle:
         return values, logits
 
     def gradient(self, x: Tensor, y: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
-        """Input gradient of each sample's loss (summed over the batch), the losses (n,) and logits (n, classes)."""
+        """Input gradient of each sample's loss (summed over the batch), the losses (n,) and logits (n, classes).
+
+        ValueError for a loss that is not a function or has not one value per sample, and for logits without a gradient
+        with respect to ``x``.
+        """
         if not callable(loss):
             raise ValueError(f"loss must be a function of (logits, y) such as atent.losses.margin, got {loss!r}")
         found: tuple[Tensor, Tensor, Tensor] | None = None

@@ -169,7 +169,7 @@ def _check_seed(settings: DataSettings) -> None:
 
 
 def carve(source: Source, settings: DataSettings) -> Data:
-    """The three splits of a source by the settings, see `load`; the name is only recorded."""
+    """The three splits of a source by the settings, see `load`, with its errors; the name is only recorded."""
     _check_seed(settings)
     shape = tuple(source.train.x.shape[1:])
     if settings.augment != "none" and len(shape) != 3:

@@ -90,6 +90,6 @@ def levels(file: object, x: np.ndarray) -> None:
 
 
 def count(name: str, value: int | None) -> None:
-    """A number of samples in the settings must be None or at least 1."""
+    """ValueError unless a number of samples in the settings is None or at least 1."""
     if value is not None and value < 1:
         raise ValueError(f"data.{name} is {value}; it must be 1 or more")

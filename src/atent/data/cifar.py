@@ -45,7 +45,8 @@ def records(path: Path, classes: int = 10, head: int = 1) -> tuple[np.ndarray, n
 
 
 def absent(path: Path) -> tuple[dict[str, Any], str]:
-    """How many official records `missing.csv` (file, position, label) lists as absent, and its sha256."""
+    """How many official records `missing.csv` (file, position, label) lists as absent, and its sha256;
+    ValueError for a line of another form."""
     content, digest = read(path)
     try:
         rows = list(csv.DictReader(io.StringIO(content.decode())))

@@ -21,7 +21,7 @@ _TWICE = 8
 
 
 def tensor_source(given: Mapping[str, Tensor | np.ndarray], box: Box) -> Source:
-    """The source of x_train, y_train, x_test and y_test, see `atent.data.from_tensors`."""
+    """The source of x_train, y_train, x_test and y_test, see `atent.data.from_tensors`, with its errors."""
     a = {key: _array(key, value) for key, value in given.items()}
     for key in ("x_train", "x_test"):
         if a[key].ndim not in (2, 4) or 0 in a[key].shape:

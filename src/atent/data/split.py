@@ -173,7 +173,8 @@ class Data:
         None, or at least their number.
 
         "stratified": each class has its share (see `spread`), sampled by the data's split_seed: the same samples for
-        every model, method and training seed. "first": the first n in the order of the part.
+        every model, method and training seed. "first": the first n in the order of the part. ValueError for another
+        part or limit.
         """
         check_choice("part", part, get_args(Part))
         return subset(getattr(self, part), n, rule or self.subset, self.seed)
@@ -211,7 +212,7 @@ class Source:
 
 
 def subset(samples: Split, n: Limit, rule: Rule, seed: int) -> Split:
-    """n samples of a split by the rule, see `Data.sample`."""
+    """n samples of a split by the rule, see `Data.sample`; ValueError for a limit that is not a number or "all"."""
     count = everything(n)
     if count is not None and (isinstance(count, bool) or not isinstance(count, Integral)):
         raise ValueError(f"a limit is an integer or 'all', got {count!r}")

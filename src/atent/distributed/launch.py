@@ -156,7 +156,7 @@ class Job:
             _JOB = None
 
     def meet(self) -> None:
-        """Wait for every rank, unless one has failed."""
+        """Wait for every rank; `Lost` if one has failed."""
         self._met += 1
         with speaking():
             self.notes.write(f"met/{self._met}/{self.here.rank}")

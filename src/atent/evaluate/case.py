@@ -49,7 +49,7 @@ def begun(
     search_dtype: SearchDtype | Auto | None = None, channels_last: bool | Auto = False, folding: bool = True,
     world: World = SINGLE, advance: Advance | None = None,
 ) -> Case:  # fmt: skip
-    """The arguments of `evaluate`, checked, and the clean predictions."""
+    """The arguments of `evaluate`, checked, with its errors, and the clean predictions."""
     if attacks is None:
         raise ValueError(
             "attacks is missing: evaluate(model, x, y, [PGD(...)]), evaluate(model, loader, attacks=[PGD(...)]), or {}"

@@ -140,21 +140,21 @@ def theory(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def sweep(content: dict[str, Any]) -> dict[str, Any]:
-    """The content of a sweep.json of any version."""
+    """The content of a sweep.json of any version; ValueError for an unknown one."""
     if _current({"schema_version": content["schema_version"]}, SWEEP_VERSION, "a sweep"):
         return content
     raise ValueError(f"schema version {content['schema_version']}, which no version of atent wrote")
 
 
 def transfer(content: dict[str, Any]) -> dict[str, Any]:
-    """The content of a transfer.json of any version."""
+    """The content of a transfer.json of any version; ValueError for an unknown one."""
     if _current({"schema_version": content["schema_version"]}, TRANSFER_VERSION, "a transfer matrix"):
         return content
     raise ValueError(f"schema version {content['schema_version']}, which no version of atent wrote")
 
 
 def bench(content: dict[str, Any]) -> dict[str, Any]:
-    """The content of a bench.json of any version."""
+    """The content of a bench.json of any version; ValueError for an unknown one."""
     if _current({"schema_version": content["schema_version"]}, BENCH_VERSION, "a benchmark"):
         return content
     raise ValueError(f"schema version {content['schema_version']}, which no version of atent wrote")

@@ -102,7 +102,7 @@ class Studies(metaclass=Settings):
         self.network(target)
 
     def attack(self, target: Target) -> Attack:
-        """The attack whose perturbations are split."""
+        """The attack whose perturbations are split; ValueError without a threat."""
         if target.threat is None and "eps=" not in self.band_attack:
             raise ValueError("--bands needs a threat: give --norm and --eps")
         return parse(

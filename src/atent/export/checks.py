@@ -112,7 +112,8 @@ def _in_parts(run: Run, x: Tensor, size: int = 250) -> Tensor:
 
 
 def compared(model: nn.Module, run: Run, inputs: Inputs, batches: Sequence[int]) -> Check:
-    """``run`` compared with ``model``, in batches of each of these sizes; batches of 1 on 10 images of each kind."""
+    """``run`` compared with ``model``, in batches of each of these sizes; batches of 1 on 10 images of each kind.
+    ValueError where the shapes of the outputs differ."""
     model = copy.deepcopy(model).cpu().eval()
     x = inputs.all
     allowed = tolerance(model, x)

@@ -84,7 +84,7 @@ def write_onnx(target: Target, path: Path) -> Run:
 
 
 def runtime(path: Path) -> Run:
-    """An ONNX file in onnxruntime, on the CPU."""
+    """An ONNX file in onnxruntime, on the CPU; ValueError for a file that it does not run."""
     onnxruntime = extra("onnxruntime", "onnx", "running an ONNX file")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()

@@ -127,7 +127,7 @@ def check_counts(norm: str, eps: float | Radii) -> None:
 
 
 def as_eps(value: Any) -> float | Radii:
-    """A radius, inf, or one radius per sample."""
+    """A radius, inf, or one radius per sample; ValueError for others."""
     if isinstance(value, float):
         return value if value == math.inf else radius(value)
     if isinstance(value, Radii):
@@ -142,7 +142,7 @@ def as_eps(value: Any) -> float | Radii:
 
 
 def as_box(value: Any) -> Box:
-    """A pair of numbers, or a pair of tuples with one number per channel."""
+    """A pair of numbers, or a pair of tuples with one number per channel; ValueError for others."""
     message = f"box must be (low, high), finite, with low < high, got {shown(value)} (or a sequence each, per channel)"
     if isinstance(value, str | bytes | dict | set):
         raise ValueError(message)

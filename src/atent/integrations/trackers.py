@@ -85,7 +85,8 @@ class TensorBoard(Tracker):
         self.writer: Any = None
 
     def open(self, progress: Progress) -> None:
-        """Open the event files; figures that an interrupted run recorded after its checkpoint are hidden."""
+        """Open the event files; figures that an interrupted run recorded after its checkpoint are hidden.
+        ValueError without a folder."""
         place = self.place or (progress.run / self.name if progress.run else None)
         if place is None:
             raise ValueError("TensorBoard needs a folder: give fit(run=...), or TensorBoard('FOLDER')")

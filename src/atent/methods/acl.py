@@ -130,7 +130,10 @@ class ACL(Method):
         self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator,
         ids: Tensor | None = None, progress: float = 1.0, state: State | None = None,
     ) -> Pairs:  # fmt: skip
-        """Two views of each image, clean and perturbed; the state of the model is restored."""
+        """Two views of each image, clean and perturbed; the state of the model is restored.
+
+        ValueError for fewer than two images.
+        """
         if len(x) < 2:
             raise ValueError(f"NT-Xent needs at least 2 pairs of views, got {len(x)}: use a batch of at least 2 images")
         clean = self.threat.clamp(torch.cat([self.views(x, rng), self.views(x, rng)]))

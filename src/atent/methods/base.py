@@ -197,7 +197,10 @@ class Method(metaclass=Settings):
         self, model: nn.Module, x: Tensor, y: Tensor, aux: Any, *, progress: float = 1.0, weight: float = 1.0,
         state: State | None = None,
     ) -> Metrics:  # fmt: skip
-        """`backward` after the adversary: add ``weight`` times the gradient of the loss at ``aux``."""
+        """`backward` after the adversary: add ``weight`` times the gradient of the loss at ``aux``.
+
+        ValueError for a loss without a gradient.
+        """
         loss, metrics = checked_loss(self, self.loss(model, x, y, aux, progress=progress, state=state), x)
         if not loss.requires_grad:
             raise ValueError(

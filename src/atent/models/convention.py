@@ -44,7 +44,7 @@ class Convention:
             self.bounds()
 
     def bounds(self) -> tuple[float, float]:
-        """The input range as two numbers."""
+        """The input range as two numbers, the first below the second; ValueError for other texts."""
         found = re.fullmatch(r"\s*([-+.\deE]+?)\.\.([-+.\deE]+)\s*", self.input_range or "0..1")
         try:
             low, high = map(float, found.groups()) if found else (0.0, 0.0)

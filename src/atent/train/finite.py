@@ -172,7 +172,8 @@ def line_of(problem: str | None, meter: Meter, lr: float) -> str | None:
 
 @contextmanager
 def finite_logits(epoch: int, lr: float, run: Path | None) -> Iterator[None]:
-    """Inside, logits that are not finite end the training: finite weights may still overflow in a forward pass."""
+    """Inside, logits that are not finite end the training by `Diverged`: finite weights may still overflow in a
+    forward pass."""
     try:
         yield
     except NotFinite:

@@ -154,7 +154,7 @@ class Trainer:
             self.stopped = self.watch.line(self.history[-1])
 
     def train(self) -> Fitted:
-        """Train to the end; the network then has the best epoch's weights."""
+        """Train to the end; the network then has the best epoch's weights. ValueError if no epoch was completed."""
         with kernels.chosen(self.settings, self.device), stop_requests() as asked:
             self.agreed = agreement.Agreement(asked, self.keeper.due)
             self.keeper.start(fresh=True)

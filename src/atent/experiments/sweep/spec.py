@@ -82,7 +82,7 @@ class Sweep:
 
     @cached_property
     def grid(self) -> list[dict[str, Any]]:
-        """The settings of each trial of a grid, the last parameter changing fastest."""
+        """The settings of each trial of a grid, the last parameter changing fastest; UsageError for too many."""
         axes = [each.values if isinstance(each, Choice) else each.listed() for each in self.space]
         if math.prod(map(len, axes)) > _MOST_TRIALS:
             raise UsageError(f"the grid has {math.prod(map(len, axes)):,} trials, and {_MOST_TRIALS:,} are allowed")
