@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from atent.checks import Settings
-from atent.models import build
+from atent.models.builder import build
 from atent.models.contrastive import Contrastive, Frozen
 from atent.models.dual import Branch
 from atent.models.reference import from_reference
