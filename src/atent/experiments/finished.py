@@ -17,14 +17,13 @@ from atent.data import Limit
 from atent.experiments.collect import Row, assembled, evaluation_of, seed_result
 from atent.experiments.evaluation import evaluate_target
 from atent.experiments.interrupted import note_unfinished
-from atent.experiments.plan import flat
+from atent.experiments.recipe_files import SECTIONS, flat
 from atent.experiments.results import ComparisonFile, EvaluationFile
 from atent.experiments.target import load_target
 from atent.runs.manifest import write_json
 from atent.threat import Threat
 
 # Sections of a configuration that identify a run; the place and the seed do not.
-_SECTIONS = ("data", "model", "method", "optimizer", "schedule", "train", "evaluate")
 _APART = ("train.seed", "train.device", "data.builder", "model.builder")
 
 
@@ -50,7 +49,7 @@ class _Made:
 
     def settings(self) -> dict[str, Any]:
         """The key that groups runs that differ only in the seed."""
-        plain = json.loads(folder.dumps({s: self.config[s] for s in _SECTIONS if s in self.config}))
+        plain = json.loads(folder.dumps({s: self.config[s] for s in SECTIONS if s in self.config}))
         found = {key: value for key, value in flat(plain).items() if not key.startswith(_APART)}
         about = self.config["about"]["data"]
         return {"recipe": self.config.get("recipe"), **found, "data.counts": about["counts"]["train"]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from atent import runs as folder
 from atent.attacks.spec import spell
 from atent.data.settings import READING
 from atent.experiments.pipeline import Job
+from atent.experiments.recipe_files import SECTIONS, flat
 from atent.experiments.target import recipe_attacks, threat_of
 from atent.runs.checkpoint import STATE
 from atent.runs.manifest import read_json
@@ -21,12 +22,6 @@ from atent.threat import EXTRA, Threat
 
 PLAN = "plan.json"
 NAME = "compare"
-
-# Where and how fast a run is made, not what it is.
-_ASIDE = (
-    "recipe", "data.root", "train.threads", "train.save_minutes", "train.precision", "train.channels_last",
-    "train.compile", "evaluate.batch", "evaluate.channels_last", "evaluate.folding",
-)  # fmt: skip
 
 Build = Callable[[dict[str, Any], str | None], Job]
 """build(tables, recipe): the job that a saved configuration describes."""
@@ -204,9 +199,8 @@ def _differs(saved: dict[str, Any], job: Job, build: Build, aside: tuple[str, ..
 
     The sections ``aside`` do not count.
     """
-    sections = ("data", "model", "method", "optimizer", "schedule", "train", "evaluate")
     try:
-        old = _flat(build({s: folder.completed(saved)[s] for s in sections}, saved["recipe"]))
+        old = _flat(build({s: folder.completed(saved)[s] for s in SECTIONS}, saved["recipe"]))
     except (KeyError, ValueError) as error:
         return f"not to be read: {str(error).splitlines()[0]}"
     new = _flat(job)
@@ -219,20 +213,6 @@ def _differs(saved: dict[str, Any], job: Job, build: Build, aside: tuple[str, ..
 def _flat(job: Job) -> dict[str, Any]:
     """A job's settings by their options, as JSON has them, without those that only say where it runs."""
     return flat(json.loads(folder.dumps(job.sections())))
-
-
-def flat(plain: dict[str, Any]) -> dict[str, Any]:
-    """The same of the sections of a configuration."""
-
-    def walk(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                yield from walk(inner, f"{path}.{key}" if path else key)
-        elif path not in _ASIDE:
-            yield path, value
-
-    # The method's name comes first: if it differs, its fields differ too.
-    return {"method.name": plain["method"]["name"], **dict(walk(plain, ""))}
 
 
 def state(run: Run, build: Build, aside: tuple[str, ...] = ()) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from atent import runs as folder
-from atent.experiments.recipe_files import SECTIONS, read_recipe
+from atent.experiments.recipe_files import SECTIONS, flat, read_recipe
 from atent.experiments.recipes import job
 
 # The differences that the line names.
@@ -55,8 +55,6 @@ def changed(config: Mapping[str, Any], run: Path) -> str | None:
     run
         The run folder.
     """
-    from atent.experiments.plan import flat  # it imports the pipeline, which imports this file
-
     known = (config.get("about") or {}).get("recipe_file")
     path = _found(known, run) if known else None
     if known is None or path is None:

@@ -12,6 +12,7 @@ import functools
 import json
 import sys
 import tomllib
+from collections.abc import Iterator
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -25,6 +26,12 @@ SECTIONS = ("data", "model", "method", "optimizer", "schedule", "train", "evalua
 _HEAD = ("about", "aims", "baseline", "extends", "drop")
 BASE = "base/"
 """Where the parents lie that are not recipes themselves."""
+
+# Where and how fast a run is made, not what it is.
+_ASIDE = (
+    "recipe", "data.root", "train.threads", "train.save_minutes", "train.precision", "train.channels_last",
+    "train.compile", "evaluate.batch", "evaluate.channels_last", "evaluate.folding",
+)  # fmt: skip
 
 # Former paths of settings.
 _MOVED = {"method.awp": "train.awp"}
@@ -227,6 +234,21 @@ def moved(tables: Tables) -> Tables:
 
 def _are_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def flat(tables: Tables) -> dict[str, Any]:
+    """The settings of a recipe's tables by their paths, such as train.epochs, without those that only say where and how
+    fast it runs."""
+
+    def walk(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                yield from walk(inner, f"{path}.{key}" if path else key)
+        elif path not in _ASIDE:
+            yield path, value
+
+    # The method's name comes first: if it differs, its fields differ too.
+    return {"method.name": tables["method"]["name"], **dict(walk(tables, ""))}
 
 
 def _merged(above: Tables, below: Tables) -> Tables:
