@@ -17,7 +17,8 @@ from atent.optim.settings import Walk
 from atent.runs import read_rows
 from atent.threat import Threat
 from atent.train import Callback, TrainSettings, fit
-from atent.train.memory import Begun, MicroBatches
+from atent.train.begun import Begun
+from atent.train.memory import MicroBatches
 
 LINF = Threat("linf", 0.05)
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from atent.distributed import BatchShard, World
-from atent.guard import Values
 from atent.memory import OutOfMemory, halved, release
 from atent.methods import Method
 from atent.methods.base import Metrics
 from atent.methods.contract import checked_backward
+from atent.train.begun import Begun
 from atent.train.parallel import Parallel
 from atent.train.settings import TrainSettings
 
@@ -106,29 +105,3 @@ class MicroBatches:
             raise OutOfMemory(
                 f"out of memory at {most} samples: {name} needs the full batch, so lower train.batch_size"
             ) from error
-
-
-class Begun:
-    """The buffers and the method's state before a step."""
-
-    def __init__(self, model: nn.Module, state: dict[str, Any]) -> None:
-        buffers = list(model.buffers())
-        self.buffers = Values(buffers)
-        self.state, self.kept = state, {key: _copied(value) for key, value in state.items()}
-        # Inference tensors have no version, and are not written to by a step.
-        self.versions = {(id(t), t._version) for t in buffers if not t.is_inference()}
-        self.marks = {key: (id(t), t._version) for key, t in state.items() if isinstance(t, Tensor)}
-
-    def moved(self, key: str, value: Tensor) -> bool:
-        """Whether the step has written to an entry of the state, or replaced it."""
-        return self.marks.get(key) != (id(value), value._version)
-
-    def restore(self) -> None:
-        """Restore them."""
-        self.buffers.restore()
-        self.state.clear()
-        self.state.update(self.kept)
-
-
-def _copied(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) else copy.deepcopy(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +19,9 @@ from atent.distributed.gradients import add_gradients
 from atent.distributed.sharding import is_sharded
 from atent.methods import Method
 from atent.methods.base import Metrics
+from atent.train.begun import Begun
 from atent.train.reduction import Changes, Packed
 from atent.train.settings import TrainSettings
-
-if TYPE_CHECKING:
-    from atent.train.memory import Begun
 
 # Interval of steps that detect random numbers sampled outside `atent.rng.Batch`.
 _DETECT_EVERY = 100
