@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from atent.distributed import batch_shard
-from atent.distributed.batch_rng import drawn
+from atent.distributed.batch_rng import sampled
 
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85
@@ -134,18 +134,18 @@ class Batch:
 
     def uniform(self, like: Tensor, *, use: str = "", restart: int = 0, step: int = 0) -> Tensor:
         """Uniform on [0, 1)."""
-        draw = partial(torch.rand, generator=self.rng, dtype=like.dtype, device=like.device)
-        return draw(like.shape) if batch_shard.now is None else drawn(like.shape, draw)
+        sample = partial(torch.rand, generator=self.rng, dtype=like.dtype, device=like.device)
+        return sample(like.shape) if batch_shard.now is None else sampled(like.shape, sample)
 
     def normal(self, like: Tensor, *, use: str = "", restart: int = 0, step: int = 0) -> Tensor:
         """Standard normal."""
-        draw = partial(torch.randn, generator=self.rng, dtype=like.dtype, device=like.device)
-        return draw(like.shape) if batch_shard.now is None else drawn(like.shape, draw)
+        sample = partial(torch.randn, generator=self.rng, dtype=like.dtype, device=like.device)
+        return sample(like.shape) if batch_shard.now is None else sampled(like.shape, sample)
 
     def integers(self, high: int, shape: tuple[int, ...], *, use: str = "", restart: int = 0, step: int = 0) -> Tensor:
         """Integers in [0, high), int64."""
-        draw = partial(torch.randint, high, generator=self.rng, device=self.rng.device)
-        return draw(shape) if batch_shard.now is None else drawn(shape, draw)
+        sample = partial(torch.randint, high, generator=self.rng, device=self.rng.device)
+        return sample(shape) if batch_shard.now is None else sampled(shape, sample)
 
     def take(self, index: Tensor) -> Batch:
         """The same stream, which has no samples."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
 from atent.checks import Settings, check_number
-from atent.distributed.batch_rng import drawn
+from atent.distributed.batch_rng import sampled
 
 # Luma of ITU-R BT.601, as in torchvision and PIL.
 _LUMA = (0.299, 0.587, 0.114)
@@ -104,7 +104,7 @@ class Views(metaclass=Settings):
                 f"views are for images, a float batch (n, c, h, w), got {x.dtype} of shape {tuple(x.shape)}"
             )
         # One call for all numbers: area, ratio, column, row, mirrored, jittered, grey, four factors, four ranks.
-        u = drawn((len(x), 15), lambda shape: torch.rand(shape, generator=rng, device=x.device, dtype=x.dtype))
+        u = sampled((len(x), 15), lambda shape: torch.rand(shape, generator=rng, device=x.device, dtype=x.dtype))
         out = self._crop(x, u[:, :5])
         if self.recolours:
             out = torch.where(_each(u[:, 5] < self.jitter_probability), self._jitter(out, u[:, 7:11], u[:, 11:]), out)

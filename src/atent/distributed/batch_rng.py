@@ -1,8 +1,8 @@
 """Random numbers of the full batch for a part of it: ranks and micro-batches sample as one process does, and select
 their rows.
 
-The streams of `atent.rng.Batch` call `drawn`. Random operations of a network, such as dropout, and of a method with its
-generator are intercepted by `Catching`, a dispatch mode of torch.
+The streams of `atent.rng.Batch` call `sampled`. Random operations of a network, such as dropout, and of a method with
+its generator are intercepted by `Catching`, a dispatch mode of torch.
 """
 
 from __future__ import annotations
@@ -31,28 +31,28 @@ _ALIKE = {_aten.rand_like, _aten.randn_like, _aten.randint_like, _aten.bernoulli
 _RANDOM = _SIZED | _FILLING | _ALIKE
 
 
-def drawn(shape: Sequence[int], draw: Callable[[tuple[int, ...]], Tensor]) -> Tensor:
-    """``draw(shape)`` for a full batch; for a part of it, its rows of ``draw`` at the full batch's shape.
+def sampled(shape: Sequence[int], sample: Callable[[tuple[int, ...]], Tensor]) -> Tensor:
+    """``sample(shape)`` for a full batch; for a part of it, its rows of ``sample`` at the full batch's shape.
 
     Parameters
     ----------
     shape
         The shape of the result; the first dimension is one of samples if it is a multiple of the part's.
-    draw
-        Samples random numbers of a given shape.
+    sample
+        Returns random numbers of a given shape.
     """
     now = batch_shard.now
     layout = now.layout(shape[0]) if now is not None and len(shape) else None
     if now is None or layout is None:
-        return draw(tuple(shape))
+        return sample(tuple(shape))
     with _by_hand(now):
-        return now.take(draw((_rows(now, layout), *shape[1:])), layout)
+        return now.take(sample((_rows(now, layout), *shape[1:])), layout)
 
 
 class Catching(TorchDispatchMode):
     """Inside, random operations with a dimension of samples sample for the full batch and return the rows of its part.
 
-    ``caught`` counts them, without those of `drawn`. Not intercepted are random numbers inside fused kernels and
+    ``caught`` counts them, without those of `sampled`. Not intercepted are random numbers inside fused kernels and
     operations that use a number of them that depends on values: attention with dropout on CUDA, dropout between the
     layers of a recurrent network on CUDA, ``rrelu``, ``poisson``, ``multinomial``. These are sampled independently on
     each rank, as are those of compiled or scripted modules.

@@ -268,7 +268,6 @@ class ShardFile:
     """As of `Lines`."""
 
 
-Portion = ShardFile
 """The former name of `ShardFile`."""
 
 Resume = str | Path | ShardFile | None

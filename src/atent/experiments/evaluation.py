@@ -120,7 +120,7 @@ def evaluate_target(
 def _hints(target: Target) -> Hints:
     """What the hint of a target's evaluation considers, and its words."""
     hints = Hints(_may_differ(target), target.data.about.get("class_names"))
-    # Advice on a training is of no use for weights of others.
+    # Advice on a training has no effect on weights of others.
     trained = target.origin is not None and target.origin == target.place
     return hints if trained else replace(hints, advice="")
 

@@ -15,7 +15,7 @@ from atent import runs as folder
 from atent.distributed.shards import Shard
 from atent.evaluate import evaluate_shard, sweep_shard
 from atent.evaluate.evaluation import costs, radii_costs
-from atent.evaluate.lines import Portion
+from atent.evaluate.lines import ShardFile
 from atent.experiments.evaluation import about_evaluation, chain, check_request, how, samples
 from atent.experiments.studies import Studies, study_shard
 from atent.experiments.target import Target
@@ -163,7 +163,7 @@ def _measured(
             resume = beside(partial, "sweep")
             sweep_shard(target.model, known, attacks, radii, shard, resume=resume, advance=advance, **given)
     for name in studies.chosen:
-        study_shard(studies, name, target, known, Portion(beside(partial, name), shard), progress=progress)
+        study_shard(studies, name, target, known, ShardFile(beside(partial, name), shard), progress=progress)
     return clean
 
 

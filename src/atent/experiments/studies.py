@@ -32,7 +32,7 @@ from atent.evaluate import (
     measure_flips,
 )
 from atent.evaluate.bands import FULL, checked_cut
-from atent.evaluate.lines import Portion, Resume
+from atent.evaluate.lines import Resume, ShardFile
 from atent.experiments.results import BandReport, CorruptionReport, FlipReport, FourierReport, Mean, Result, Share
 from atent.experiments.results.base import Adversary
 from atent.experiments.results.studies import (
@@ -141,7 +141,7 @@ def run_studies(
         resume = beside(partial, name) if partial else None
         begun = time.perf_counter()
         if world.size > 1 and resume is not None:
-            part = Portion(resume, Shard(world.rank, world.size), world.rank)
+            part = ShardFile(resume, Shard(world.rank, world.size), world.rank)
             study_shard(studies, name, target, known, part, progress=progress)
             world.wait()
         report = alone(lambda: _report(studies, name, target, known, resume, progress).to_json())  # noqa: B023
@@ -150,7 +150,7 @@ def run_studies(
 
 
 def study_shard(
-    studies: Studies, name: str, target: Target, known: Checked, part: Portion, *, progress: bool = True
+    studies: Studies, name: str, target: Target, known: Checked, part: ShardFile, *, progress: bool = True
 ) -> None:
     """Evaluate the batches of the study ``name`` in ``part``, and record their results in its file."""
     _asked(studies, name, target, known, part, progress)

@@ -204,7 +204,7 @@ class EntropySGD(torch.optim.Optimizer):
                     losses.append(closure().detach())
                 samples = normals(groups, first["seed"], "entropy-sgd", first["t"], k)
                 for group, gamma in zip(groups, gammas):
-                    eta, drawn = group["inner_lr"], {p: next(samples) for p in group["params"]}
+                    eta, noises = group["inner_lr"], {p: next(samples) for p in group["params"]}
                     moving = [p for p in group["params"] if p.grad is not None]
                     for p in moving:
                         means.setdefault(p, anchors[p].clone())
@@ -214,7 +214,7 @@ class EntropySGD(torch.optim.Optimizer):
                         langevin_move_(
                             moving, torch._foreach_neg(_ahead(moving, speeds, group["inner_momentum"])),
                             [anchors[p] for p in moving], step_size=eta, weight=eta * gamma, noise=group["noise"],
-                            normals=[n for p in moving if (n := drawn[p]) is not None],
+                            normals=[n for p in moving if (n := noises[p]) is not None],
                         )  # fmt: skip
                     moved = [p for p in group["params"] if p in means]
                     share = group["alpha"] if group["average"] == "exponential" else 1 / (k + 1)

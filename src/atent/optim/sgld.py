@@ -102,7 +102,7 @@ class SGLD(torch.optim.Optimizer):
         samples = normals(self.param_groups, first["seed"], "sgld", first["t"])
         for group in self.param_groups:
             lr, gamma, noise = group["lr"], group["gamma"], group["noise"]
-            drawn = {p: next(samples) for p in group["params"]}
+            noises = {p: next(samples) for p in group["params"]}
             moving = [p for p in group["params"] if p.grad is not None]
             for p in moving:
                 if gamma and "anchor" not in self.state[p]:
@@ -112,7 +112,7 @@ class SGLD(torch.optim.Optimizer):
                 langevin_move_(
                     moving, torch._foreach_neg(slopes), [self.state[p]["anchor"] for p in moving] if gamma else None,
                     step_size=lr, weight=lr * gamma, noise=noise,
-                    normals=[n for p in moving if (n := drawn[p]) is not None],
+                    normals=[n for p in moving if (n := noises[p]) is not None],
                 )  # fmt: skip
             group["t"] += 1
         return loss

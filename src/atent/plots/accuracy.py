@@ -193,11 +193,11 @@ def security(rows: Sequence[Row], *, title: str | None = None) -> Figure:
     norms = sorted({row["norm"] for row in rows})
     if len(norms) != 1:
         raise ValueError(f"a security curve is of one norm, got {', '.join(norms) or 'no rows'}: draw one for each")
-    grey = norms[0] == "linf" and all(
+    levels = norms[0] == "linf" and all(
         row["radius"] < 1 and abs(255 * row["radius"] - round(255 * row["radius"])) < 1e-6 for row in rows
     )
-    unit = 255 if grey else 1
-    units = "1/255 of the pixel range" if grey else _units(norms[0], [str(row.get("threat", "")) for row in rows])
+    unit = 255 if levels else 1
+    units = "1/255 of the pixel range" if levels else _units(norms[0], [str(row.get("threat", "")) for row in rows])
     figure = blank(8, 5.2)
     axes = figure.subplots()
     plain(axes)
