@@ -167,7 +167,7 @@ def test_networks_and_methods_of_the_user(iris):
         ({"method": "atnet"}, np.eye(4), [0, 1, 0, 1], "did you mean 'ATENT'"),
         ({"method": "acl"}, np.eye(4), [0, 1, 0, 1], "ACL trains without labels"),
         ({"eps": -1}, np.eye(4), [0, 1, 0, 1], "eps must be"),
-        ({"validation_fraction": 1}, np.eye(4), [0, 1, 0, 1], "validation_fraction must be"),
+        ({"validation_fraction": 1}, np.eye(4), [0, 1, 0, 1], "validation_fraction must lie in"),
         ({"method_params": {"stepz": 1}}, np.eye(4), [0, 1, 0, 1], "did you mean 'steps'"),
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from atent.attacks import ATTACKS, Attack
 from atent.attacks.spec import parse
 from atent.certify import verified
+from atent.certify.bounds import Method as BoundMethod
+from atent.checks import check_number
 from atent.data.checks import floats
 from atent.data.split import Data, Split, split, stratified
 from atent.evaluate import evaluate
@@ -187,8 +189,7 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _data(self, inputs: np.ndarray, labels: np.ndarray, seed: int) -> tuple[Data, bool]:
         """The training set as `Data`, and whether a part of it is the validation set."""
-        if not 0 <= self.validation_fraction < 1:
-            raise ValueError(f"validation_fraction must be at least 0 and below 1, got {self.validation_fraction}")
+        check_number("validation_fraction", self.validation_fraction, 0, 1, below=True)
         classes, n = len(self.classes_), int(self.validation_fraction * len(labels))
         samples = split(inputs, labels, None)
         train, validation = samples, samples
@@ -301,10 +302,7 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         found = evaluate(self.network_, inputs, self._labels(y, len(inputs)), attacks, seed=seed)
         return float(found.worst["value"])
 
-    def certify(
-        self, X: Any, radius: float | str | None = None, *,
-        method: Literal["ibp", "crown-ibp", "crown", "dual", "alpha-crown"] = "crown",
-    ) -> np.ndarray:  # fmt: skip
+    def certify(self, X: Any, radius: float | str | None = None, *, method: BoundMethod = "crown") -> np.ndarray:
         """Whether the prediction of each sample is the same for all inputs within ``radius`` of it, bool (n,).
 
         True is verified by bounds (`atent.certify.verified`); False means that the bounds do not decide.
