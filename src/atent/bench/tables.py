@@ -8,6 +8,7 @@ from functools import partial
 
 from atent import markdown
 from atent.experiments.results.bench import BenchCase, BenchFile, BenchRow, BenchSection, Quartiles
+from atent.runs.origin import commit_of
 
 _HEADS = {
     "forwards": "forwards",
@@ -114,15 +115,13 @@ def _omitted(section: BenchSection) -> list[str]:
 def head(found: BenchFile) -> list[str]:
     """How and on which machine the measurements were made, one line each."""
     about, known = found.provenance, found.machine
-    commit = f", commit {about['commit'][:12]}" if about["commit"] else ""
-    commit += ", modified" if about["dirty"] else ""
     packages = ", ".join(f"{name} {version}" for name, version in known["packages"].items()) or "none"
     sets = ", ".join(known["instruction_sets"]) or "unknown"
     lines = [
         f"processor {about['device_name']}, {known['cores']} cores, {about['threads']} in use; torch computes with"
         f" {known['torch_uses']}",
         f"instruction sets {sets}",
-        f"version atent {about['version']}{commit}; torch {about['torch']}; Python {about['python']}",
+        f"version atent {about['version']}{commit_of(about)}; torch {about['torch']}; Python {about['python']}",
         f"attacks of other packages: {packages}",
         f"medians and quartiles of n interleaved rounds, in {'CPU' if found.clock == 'cpu' else 'wall'} milliseconds;"
         " ratios within a round, with the 95 % interval of their geometric mean",

@@ -1,11 +1,12 @@
 """The arrays of an .npz file: their headers are compared with the sizes in the file before memory is allocated."""
 
+import contextlib
 import hashlib
 import io
 import math
 import struct
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +29,14 @@ def arrays(path: Path, keys: Sequence[str]) -> tuple[dict[str, np.ndarray], str]
     content, digest = read(path)
     if not content.startswith(b"PK"):
         raise ValueError(f"{path}: not an .npz file (it does not begin like a zip archive)")
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            names = [name.removesuffix(".npy") for name in archive.namelist()]
-            lacking = [key for key in keys if key not in names]
-            if lacking:
-                raise ValueError(f"{', '.join(lacking)} not in the file, which contains {', '.join(names[:20])}")
-            entries = {
-                key: archive.getinfo(f"{key}.npy" if f"{key}.npy" in archive.namelist() else key) for key in keys
-            }
-            check_size(f"{path}, unpacked", sum(entry.file_size for entry in entries.values()))
-            return {key: _array(archive, entry, key) for key, entry in entries.items()}, digest
-    # zipfile and numpy report damage by exceptions of many types.
-    except Exception as error:
-        text = " ".join(str(error).split())
-        raise ValueError(text if text.startswith(str(path)) else f"{path}: {text}") from error
+    with _reading(path), zipfile.ZipFile(io.BytesIO(content)) as archive:
+        names = [name.removesuffix(".npy") for name in archive.namelist()]
+        lacking = [key for key in keys if key not in names]
+        if lacking:
+            raise ValueError(f"{', '.join(lacking)} not in the file, which contains {', '.join(names[:20])}")
+        entries = {key: archive.getinfo(f"{key}.npy" if f"{key}.npy" in archive.namelist() else key) for key in keys}
+        check_size(f"{path}, unpacked", sum(entry.file_size for entry in entries.values()))
+        return {key: _array(archive, entry, key) for key, entry in entries.items()}, digest
 
 
 def on_disk(
@@ -52,24 +46,31 @@ def on_disk(
 
     Raises ValueError, in one line, as `arrays`, and for arrays that are compressed, which cannot be read row by row.
     """
+    with _reading(path), zipfile.ZipFile(path) as archive, open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        entries = {name.removesuffix(".npy"): archive.getinfo(name) for name in archive.namelist()}
+        lacking = [key for key in (*in_memory, *stored) if key not in entries]
+        if lacking:
+            raise ValueError(f"{', '.join(lacking)} not in the file, which contains {', '.join([*entries][:20])}")
+        rows = {}
+        for key in stored:
+            entry = entries[key]
+            if entry.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f"{key} is compressed: write the file by numpy.savez, or set data.resident true")
+            # The content follows a header of 30 bytes, the name, and a field of its own length.
+            file.seek(entry.header_offset + 26)
+            name, extra = struct.unpack("<HH", file.read(4))
+            rows[key] = Rows.of(path, part=(entry.header_offset + 30 + name + extra, entry.file_size))
+        check_size(f"{path}, without {', '.join(stored)}", sum(entries[key].file_size for key in in_memory))
+        return {key: _array(archive, entries[key], key) for key in in_memory}, rows, digest
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Inside, every error is a ValueError, in one line that names the file."""
     try:
-        with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            entries = {name.removesuffix(".npy"): archive.getinfo(name) for name in archive.namelist()}
-            lacking = [key for key in (*in_memory, *stored) if key not in entries]
-            if lacking:
-                raise ValueError(f"{', '.join(lacking)} not in the file, which contains {', '.join([*entries][:20])}")
-            rows = {}
-            for key in stored:
-                entry = entries[key]
-                if entry.compress_type != zipfile.ZIP_STORED:
-                    raise ValueError(f"{key} is compressed: write the file by numpy.savez, or set data.resident true")
-                # The content follows a header of 30 bytes, the name, and a field of its own length.
-                file.seek(entry.header_offset + 26)
-                name, extra = struct.unpack("<HH", file.read(4))
-                rows[key] = Rows.of(path, part=(entry.header_offset + 30 + name + extra, entry.file_size))
-            check_size(f"{path}, without {', '.join(stored)}", sum(entries[key].file_size for key in in_memory))
-            return {key: _array(archive, entries[key], key) for key in in_memory}, rows, digest
+        yield
+    # zipfile and numpy report damage by exceptions of many types.
     except Exception as error:
         text = " ".join(str(error).split())
         raise ValueError(text if text.startswith(str(path)) else f"{path}: {text}") from error

@@ -34,6 +34,7 @@ from atent.precision import SearchDtype
 from atent.probe import Auto
 from atent.progress import bar
 from atent.runs.foreign import begins_with_file
+from atent.runs.origin import commit_of
 from atent.threat import Threat
 
 
@@ -245,8 +246,6 @@ def summary(found: EvaluationFile) -> list[str]:
     about = found.provenance
     threats = {name: attack.threat.threat() for name, attack in found.attacks.items()}
     shown = dict.fromkeys(_with_decimals(t) for t in threats.values())
-    changed = ", modified" if about["dirty"] else ""
-    commit = f", commit {about['commit'][:12]}{changed}" if about["commit"] else ""
     device = about["device"] + (f" ({about['device_name']})" if about["device_name"] != about["device"] else "")
     lines = [
         f"threat   {', '.join(shown) or 'none'}",
@@ -262,7 +261,7 @@ def summary(found: EvaluationFile) -> list[str]:
     searched = f", search {' '.join(how)}" if how else ""
     return [
         *lines,
-        f"version  atent {about['version']}{commit}; torch {about['torch']} on {device}{searched}",
+        f"version  atent {about['version']}{commit_of(about)}; torch {about['torch']} on {device}{searched}",
         f"seed     {found.seed}",
     ]
 

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from atent.models.registry import model
+from atent.models.sides import at_least
 
 from .init import kaiming_fan_out
 
@@ -105,7 +106,5 @@ def kw_resnet(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32)) -
 
 def _quarter(name: str, shape: tuple[int, int, int]) -> tuple[int, int, int]:
     """The channels of the input, and its sides after two halvings."""
-    c, h, w = shape
-    if min(h, w) < 4:
-        raise ValueError(f"{name} takes inputs of at least 4 x 4 pixels, got shape {tuple(shape)}")
+    c, h, w = at_least(4, name, shape)
     return c, h // 4, w // 4

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from torch import nn
 
 from atent.models.registry import model
+from atent.models.sides import at_least
 
 
 @model
@@ -17,10 +18,8 @@ def lenet5(*, classes: int = 10, shape: tuple[int, int, int] = (1, 28, 28)) -> n
     LeNet5Madry, except for the last two layers, `fc1` and `fc2` (there `linear1` and `linear2`). Raises
     ValueError if h or w is below 4.
     """
-    c, h, w = shape
+    c, h, w = at_least(4, "lenet5", shape)
     rows, columns = h // 4, w // 4
-    if min(rows, columns) < 1:
-        raise ValueError(f"lenet5 takes inputs of at least 4 x 4 pixels, got shape {tuple(shape)}")
     return nn.Sequential(
         OrderedDict(
             conv1=nn.Conv2d(c, 32, 5, padding=2), relu1=nn.ReLU(), maxpool1=nn.MaxPool2d(2),
@@ -39,10 +38,8 @@ def lenet5_small(*, classes: int = 10, shape: tuple[int, int, int] = (1, 28, 28)
     3x3 convolutions with padding 1, 32-pool-64-pool, then fully connected 200-classes. 648,226 parameters for
     (1, 28, 28) and 10 classes. Raises ValueError if h or w is below 4.
     """
-    c, h, w = shape
+    c, h, w = at_least(4, "lenet5_small", shape)
     rows, columns = h // 4, w // 4
-    if min(rows, columns) < 1:
-        raise ValueError(f"lenet5_small takes inputs of at least 4 x 4 pixels, got shape {tuple(shape)}")
     return nn.Sequential(
         OrderedDict(
             conv1=nn.Conv2d(c, 32, 3, padding=1), relu1=nn.ReLU(), maxpool1=nn.MaxPool2d(2),

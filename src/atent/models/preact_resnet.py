@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from atent.models.registry import model
+from atent.models.sides import at_least
 
 from .init import kaiming_fan_out
 
@@ -94,7 +95,5 @@ def preact_resnet18_plain(*, classes: int = 10, shape: tuple[int, int, int] = (3
 
 
 def _preact_resnet18(name: str, shape: tuple[int, int, int], classes: int, plain: bool) -> PreActResNet:
-    c, h, w = shape
-    if min(h, w) < 8:
-        raise ValueError(f"{name} takes inputs of at least 8 x 8 pixels, got shape {tuple(shape)}")
+    c, _, _ = at_least(8, name, shape)
     return PreActResNet(c, (64, 128, 256, 512), (2, 2, 2, 2), classes, plain)

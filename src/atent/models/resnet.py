@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn.functional import max_pool2d, pad, relu
 
 from atent.models.registry import model
+from atent.models.sides import at_least
 
 from .init import kaiming_fan_out
 
@@ -112,10 +113,7 @@ def _resnet(
     name: str, shape: tuple[int, int, int], widths: Sequence[int], blocks: Sequence[int], classes: int,
     block: Callable[[int, int, int], nn.Module] = BasicBlock, pooled: bool = False,
 ) -> ResNet:  # fmt: skip
-    c, h, w = shape
-    least = 32 if pooled else 8
-    if min(h, w) < least:
-        raise ValueError(f"{name} takes inputs of at least {least} x {least} pixels, got shape {tuple(shape)}")
+    c, _, _ = at_least(32 if pooled else 8, name, shape)
     return ResNet(c, widths, blocks, classes, block, pooled)
 
 

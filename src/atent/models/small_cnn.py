@@ -5,6 +5,7 @@ from collections import OrderedDict
 from torch import nn
 
 from atent.models.registry import model
+from atent.models.sides import at_least
 
 
 @model
@@ -18,10 +19,8 @@ def small_cnn(*, classes: int = 10, shape: tuple[int, int, int] = (1, 28, 28), d
 
     The last layer is initialised to zero, so before the first update all logits and input gradients are 0.
     """
-    c, h, w = shape
+    c, h, w = at_least(16, "small_cnn", shape)
     rows, columns = (((side - 4) // 2 - 4) // 2 for side in (h, w))
-    if min(rows, columns) < 1:
-        raise ValueError(f"small_cnn takes inputs of at least 16 x 16 pixels, got shape {tuple(shape)}")
     features: OrderedDict[str, nn.Module] = OrderedDict(
         conv1=nn.Conv2d(c, 32, 3), relu1=nn.ReLU(),
         conv2=nn.Conv2d(32, 32, 3), relu2=nn.ReLU(), maxpool1=nn.MaxPool2d(2),

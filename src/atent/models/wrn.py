@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from atent.models.registry import model
+from atent.models.sides import at_least
 
 from .init import kaiming_fan_out
 
@@ -70,9 +71,7 @@ def _stage(count: int, inputs: int, outputs: int, stride: int, dropout: float) -
 
 
 def _wrn(name: str, depth: int, widen: int, shape: tuple[int, int, int], classes: int, dropout: float) -> WideResNet:
-    c, h, w = shape
-    if min(h, w) < 8:
-        raise ValueError(f"{name} takes inputs of at least 8 x 8 pixels, got shape {tuple(shape)}")
+    c, _, _ = at_least(8, name, shape)
     return WideResNet(depth, widen, channels=c, classes=classes, dropout=dropout)
 
 

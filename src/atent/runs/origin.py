@@ -9,6 +9,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,14 @@ _GIT_PLACES = (
     "GIT_PREFIX",
     "GIT_NAMESPACE",
 )
+
+
+def commit_of(about: Mapping[str, Any]) -> str:
+    """The commit of a `provenance` for a line on the version: ", commit 0123456789ab", and ", modified" where the files
+    differ from it; "" if it is not known."""
+    if not about["commit"]:
+        return ""
+    return f", commit {about['commit'][:12]}{', modified' if about['dirty'] else ''}"
 
 
 def provenance(*, seed: int | None = None, device: Any = None) -> dict[str, Any]:

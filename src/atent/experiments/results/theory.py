@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from atent.experiments.results.base import Result, Samples, strict
+from atent.runs.origin import commit_of
 
 THEORY_VERSION = 1
 
@@ -91,13 +92,11 @@ class TheoryFile(Result):
         verdicts = [row.verdict for row in self.rows]
         counts = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(verdicts))
         s, about = self.settings, self.provenance
-        changed = ", modified" if about["dirty"] else ""
-        commit = f", commit {about['commit'][:12]}{changed}" if about["commit"] else ""
         return [
             f"lines    {len(verdicts)}: {counts}",
             f"data     {self.data.name}, test images: {self.data.text}, d = {self.dim}",
             f"density  gamma {s['gamma']:g}, T {s['temperature']:.4g} (samples near l2 radius {s['radius']:g})",
             f"seed     {s['seed']}; {sum(self.seconds.values()):.0f} s",
-            f"version  atent {about['version']}{commit}; torch {about['torch']}",
+            f"version  atent {about['version']}{commit_of(about)}; torch {about['torch']}",
             "Sampled checks and quadrature can refute a statement but not prove it: docs/theory.md has the proofs.",
         ]
