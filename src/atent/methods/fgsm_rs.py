@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from atent.attacks.pgd import PGD
-from atent.checks import check_number
 from atent.guard import ask
 from atent.losses import cross_entropy
 from atent.methods.base import (
@@ -82,8 +81,6 @@ class FGSMRS(Method):
 
     def __post_init__(self) -> None:
         check_budget(self.threat)
-        if self.step_size is not None:
-            check_number("step_size", self.step_size, 0)
         check_warmup(self.eps_warmup)
         check_reach(self.threat, self.attack(1.0).resolved_step, "a step_size of")
 

@@ -82,17 +82,14 @@ class TRADES(Method):
     """Label smoothing in the clean batch's cross-entropy, in [0, 1)."""
 
     def __post_init__(self) -> None:
-        check_number("steps", self.steps, 1, whole=True)
-        if self.step_size is not None:
-            check_number("step_size", self.step_size, 0)
         check_number("beta", self.beta, 0)
-        # At x the KL is at its minimum: the gradient there is rounding error, and its sign a full step.
-        check_number("start_noise", self.start_noise, 0, above=True)
-        check_reach(self.threat, self.start_noise, "start_noise")
         check_warmup(self.eps_warmup)
         check_smoothing(self.label_smoothing)
         check_budget(self.threat)
+        # The attack checks its own settings.
         check_reach(self.threat, self.attack(1.0).resolved_step, f"with steps={self.steps} a step_size of")
+        # At x the KL is at its minimum: the gradient there is rounding error, and its sign a full step.
+        check_reach(self.threat, self.start_noise, "start_noise")
 
     def attack(self, progress: float) -> PGD:
         """The adversary at ``progress``; a given step size shrinks with eps, the start does not."""
