@@ -208,6 +208,13 @@ def by_image(a: Sequence[str], b: Sequence[str]) -> list[float]:
     return [sum((p > q) - (p < q) for p, q in zip(one, other)) / len(a) for one, other in zip(zip(*a), zip(*b))]
 
 
+def mcnemar_by_image(a: Sequence[str], b: Sequence[str]) -> float:
+    """`mcnemar` over images, each of which favours the side that is correct on it for more of the seeds; arguments and
+    ValueError as `by_image`."""
+    gaps = by_image(a, b)
+    return mcnemar(sum(g > 0 for g in gaps), sum(g < 0 for g in gaps))
+
+
 # ---- two samples -------------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from atent.attacks.base import Attack, attack
 from atent.attacks.oracle import Oracle
-from atent.attacks.smallest import beyond, keep_smaller
+from atent.attacks.smallest import adam, beyond, keep_smaller, next_weight
 from atent.checks import check_number
 from atent.rng import Streams
 from atent.threat import Threat, l2_norm, per_sample
@@ -97,8 +97,7 @@ class CarliniWagner(Attack):
             z, norm = self._descend(oracle, x, y, c, begin)
             success = norm.isfinite()
             best, smallest = keep_smaller(best, smallest, z, norm, success)
-            lower, upper = torch.where(success, lower, c), torch.where(success, c, upper)
-            c = torch.where(upper.isinf(), 10 * c, (lower + upper) / 2)
+            c, lower, upper = next_weight(c, lower, upper, success)
         return best
 
     def _descend(self, oracle: Oracle, x: Tensor, y: Tensor, c: Tensor, begin: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,7 +140,6 @@ class CarliniWagner(Attack):
             objective = (norm / width) ** 2 + c * short
             # The chain rule through z / width, so that Adam's epsilon has the same effect in every box.
             grad = (2 * (z - x) / width + per_sample(c, x) * (width * grad)) / 2 * (1 - squashed**2)
-            mean, square = 0.9 * mean + 0.1 * grad, 0.999 * square + 0.001 * grad**2
-            unbiased = mean / (1 - 0.9 ** (k + 1)), square / (1 - 0.999 ** (k + 1))
-            w = w - self.step_size * unbiased[0] / (unbiased[1].sqrt() + 1e-8)
+            mean, square, direction, scale = adam(mean, square, grad, k)
+            w = w - self.step_size * direction / scale
         return (w, mean, square), best, smallest, objective

@@ -12,7 +12,7 @@ from torch import Tensor
 from atent.attacks.base import Attack, attack
 from atent.attacks.oracle import Oracle
 from atent.attacks.regions import grid, superpixels, visibility
-from atent.attacks.smallest import beyond, keep_smaller
+from atent.attacks.smallest import beyond, keep_smaller, next_weight
 from atent.attacks.sparse import counts
 from atent.checks import check_number
 from atent.geometry.blocks import largest
@@ -145,8 +145,7 @@ class SAPF(Attack):
             last, z, norm = self._factorise(threat, oracle, problem)
             success = norm.isfinite()
             best, smallest = keep_smaller(best, smallest, z, norm, success)
-            lower, upper = torch.where(success, lower, c), torch.where(success, c, upper)
-            c = torch.where(upper.isinf(), (10 * c).clamp_max(_MOST), (lower + upper) / 2)
+            c, lower, upper = next_weight(c, lower, upper, success, _MOST)
         return torch.where(per_sample(smallest.isfinite(), x), best, last)
 
     def _regions(self, threat: Threat, x: Tensor) -> Tensor | None:

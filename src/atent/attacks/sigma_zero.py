@@ -11,7 +11,7 @@ from torch import Tensor
 
 from atent.attacks.base import Attack, attack
 from atent.attacks.oracle import Oracle
-from atent.attacks.smallest import annealed, beyond, keep_smaller
+from atent.attacks.smallest import adam, annealed, beyond, keep_smaller
 from atent.checks import check_number
 from atent.geometry.blocks import Blocks
 from atent.rng import Streams
@@ -96,10 +96,9 @@ class SigmaZero(Attack):
                 break
             d = (z - x) / width
             grad = unit(grad * width + count_slope(blocks, d, self.sigma), math.inf)
-            mean, square = 0.9 * mean + 0.1 * grad, 0.999 * square + 0.001 * grad**2
-            unbiased = mean / (1 - 0.9 ** (k + 1)), square / (1 - 0.999 ** (k + 1))
+            mean, square, direction, scale = adam(mean, square, grad, k)
             step = annealed(self.step_size, 0.1 * self.step_size, max(0, k - 1) / self.steps)
-            z = self.threat.clamp(x + width * (d - step * unbiased[0] / (unbiased[1].sqrt() + 1e-8)))
+            z = self.threat.clamp(x + width * (d - step * direction / scale))
             change = self.threshold_rate * annealed(self.step_size, 0.1 * self.step_size, k / self.steps)
             tau = (tau + torch.where(fooled, change, -change)).clamp(0, 1)
             # A block is kept if its largest entry reaches the threshold.

@@ -1,4 +1,4 @@
-"""Iteration of minimum-norm attacks: a path from x that records its smallest adversarial point."""
+"""Minimum-norm attacks: a path from x that records its smallest adversarial point, and what several of them share."""
 
 from __future__ import annotations
 
@@ -73,6 +73,25 @@ def keep_smaller(best: Tensor, smallest: Tensor, z: Tensor, norm: Tensor, fooled
     """``best`` and ``smallest``, replaced by ``z`` and ``norm`` where z is adversarial and closer."""
     better = fooled & (norm < smallest)
     return torch.where(per_sample(better, z), z, best), torch.where(better, norm, smallest)
+
+
+def next_weight(
+    c: Tensor, lower: Tensor, upper: Tensor, success: Tensor, most: float = math.inf
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The next weight of the loss per sample, (n,), and the limits of the search (Carlini and Wagner 2017).
+
+    Ten times ``c``, at most ``most``, until a success, then the midpoint of the largest failure ``lower`` and the
+    smallest success ``upper``, which is inf without one.
+    """
+    lower, upper = torch.where(success, lower, c), torch.where(success, c, upper)
+    return torch.where(upper.isinf(), (10 * c).clamp_max(most), (lower + upper) / 2), lower, upper
+
+
+def adam(mean: Tensor, square: Tensor, grad: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Adam's two moments after the gradient of step ``k``, and the numerator and the denominator of its direction
+    (Kingma and Ba 2015, with the default decay rates)."""
+    mean, square = 0.9 * mean + 0.1 * grad, 0.999 * square + 0.001 * grad**2
+    return mean, square, mean / (1 - 0.9 ** (k + 1)), (square / (1 - 0.999 ** (k + 1))).sqrt() + 1e-8
 
 
 def track_smallest(

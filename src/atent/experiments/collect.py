@@ -152,10 +152,8 @@ def _difference(
     if outcomes is None and len(shares[0]) == 1:
         return None
     values = [[share.value for share in side] for side in shares]
-    found, p = stats.paired(values[0], values[1], shares[0][0].n, outcomes), None
-    if outcomes is not None:
-        gaps = stats.by_image(*outcomes)
-        p = stats.mcnemar(sum(g > 0 for g in gaps), sum(g < 0 for g in gaps))
+    found = stats.paired(values[0], values[1], shares[0][0].n, outcomes)
+    p = None if outcomes is None else stats.mcnemar_by_image(*outcomes)
     return Difference(found.value, found.low, found.high, p)
 
 

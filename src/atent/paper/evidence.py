@@ -156,8 +156,7 @@ def difference(a: Cell, b: Cell, *, same_networks: bool = False) -> Difference:
     p = None
     if outcomes:
         over.append(f"{n:,} images")
-        gaps = stats.by_image(*outcomes)
-        p = stats.mcnemar(sum(g > 0 for g in gaps), sum(g < 0 for g in gaps))
+        p = stats.mcnemar_by_image(*outcomes)
     basis = f"over {' and '.join(over)}" + ("" if outcomes else f", on the same {n:,} images")
     low, high = (-math.inf, math.inf) if same_networks else _ranked(one, other, n)
     if low > found.low or high < found.high:
