@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from atent import __version__
 from atent.attacks.base import Attack
 from atent.attacks.spec import spell
+from atent.attacks.wrapper import nest
 from atent.data.described import spans, unspan
 from atent.distributed import SINGLE, World
 from atent.evaluate.lines import Lines, Values
@@ -201,9 +202,8 @@ def _settings(attack: Attack) -> list[Any]:
 
 
 def code_of_attack(attack: Attack) -> list[str]:
-    """`code_of` of an attack, its parts, and the attack that it repeats or transfers."""
-    inner = getattr(attack, "inner", None)
-    return code_of(map(type, [attack, *attack.parts().values(), *([inner] if isinstance(inner, Attack) else [])]))
+    """`code_of` of an attack and, at every depth, of its parts and of the attack that it repeats or transfers."""
+    return code_of(map(type, nest(attack)))
 
 
 def _models(attack: Attack) -> list[nn.Module]:
