@@ -60,6 +60,12 @@ class CertificateFile(Result):
     certifier: Plugin | None = None
     """Where the method is not built in: its module, name and version."""
 
+    @property
+    def fingerprint(self) -> str | None:
+        """Hash of the weights and buffers that were certified; None in files of the first versions."""
+        found: str | None = self.made.get("about", self.made).get("weights")
+        return found
+
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Self:
         """As `Result.from_json`, as the type that it is: only smoothing has noise samples, and only a sequential test
