@@ -188,6 +188,31 @@ def test_runs_of_one_name_have_a_row_each(run, tmp_path):
         assert [row["run"] for row in rows] == places
 
 
+def test_runs_of_one_name_have_a_row_each_over_several_commands(run, tmp_path, monkeypatch):
+    """Before: the second command replaced the row of the first."""
+    monkeypatch.chdir(tmp_path)
+    for part in ("a", "b"):
+        shutil.copytree(run, Path(part, "same"))
+    how = ["--method", "ibp", "--norm", "linf", "--radius", "0.01", "--limit", "8", "--quiet", "--table"]
+
+    def named(*words):
+        assert main(["certify", *words]) == 0
+        return [row["run"] for row in json.loads((tmp_path / "t.json").read_text())["rows"]]
+
+    assert named("a/same", *how, "t.md") == ["same"]
+    assert named("b/same", *how, "t.md") == ["same", "b/same"]
+    # From another folder and by another path these are the same.
+    monkeypatch.chdir("a")
+    assert named("same", *how, "../t.md") == ["same", "b/same"]
+    assert named(str(tmp_path / "b" / "same"), *how, "../t.md") == ["same", str(tmp_path / "b" / "same")]
+    # A row of an earlier version is known by the name of its run.
+    content = json.loads((tmp_path / "t.json").read_text())
+    for row in content["rows"]:
+        del row["folder"]
+    (tmp_path / "t.json").write_text(json.dumps(content))
+    assert named("same", *how, "../t.md") == ["same", str(tmp_path / "b" / "same")]
+
+
 def test_smoothing_and_bounds_meet_in_one_table(run, capsys, tmp_path):
     table = tmp_path / "t.md"
     common = ["certify", str(run), "--limit", "12", "--table", str(table), "--quiet", "--device", "cpu"]

@@ -152,6 +152,7 @@ class CertifiedRow:
     """One certificate of one run."""
 
     run: str
+    """Its name, or its path where the table has runs of this name in several folders."""
     trained: str | None
     how: str
     """The method and its settings, as text."""
@@ -161,6 +162,8 @@ class CertifiedRow:
     """None for bounds."""
     certified: list[CertifiedEntry]
     provenance: dict[str, Any]
+    folder: str | None = None
+    """Hash of the place of the certificate relative to the table; None in tables of earlier versions."""
 
 
 @strict
