@@ -9,7 +9,9 @@ from bound_networks import inputs
 from torch import nn
 from torch.nn import functional as F
 
-from atent.certify import bounds, margins, read, verified
+from atent.attacks import FGSM
+from atent.certify import Sampling, bounds, certify_run, margins, read, verified
+from atent.evaluate import evaluate
 from atent.threat import Threat
 
 
@@ -109,6 +111,46 @@ def test_what_is_no_call_for_bounds(trained, batch):
     refused(lambda: bounds(nn.Sequential(nn.Conv2d(1, 2, 3)).double().eval(), x, threat), "(n, classes)")
     stretch = nn.Sequential(nn.Flatten(), nn.Linear(64, 1), Wide(torch.ones(3))).double().eval()
     refused(lambda: bounds(stretch, x, threat), "(1,)", "(3,)")
+
+
+def test_a_wrapped_or_lazy_network_is_refused_with_what_to_give():
+    x, threat = inputs((3,)), Threat("linf", 0.1)
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 3)).double().eval()
+    parallel = nn.DataParallel(net)
+    refused(lambda: bounds(parallel, x, threat), "a DataParallel: give the network inside, model.module")
+    bounds(parallel.module, x, threat)
+    within = nn.Sequential(nn.Flatten(), parallel).eval()
+    refused(lambda: verified(within, x, torch.zeros(len(x)).long(), threat), "1 (DataParallel)", "model.1.module")
+    lazy = nn.Sequential(nn.LazyLinear(4), nn.ReLU(), nn.Linear(4, 3)).double().eval()
+    refused(lambda: bounds(lazy, x, threat), "0 (LazyLinear)", "pass one batch through the network first, model(x)")
+    lazy(x)
+    bounds(lazy, x, threat)
+
+
+class Masked(nn.Module):
+    def __init__(self, value):
+        super().__init__()
+        self.fc = nn.Linear(3, 3)
+        self.register_buffer("mask", torch.tensor([0.0, value, 0.0]))
+
+    def forward(self, x):
+        return self.fc(x) + self.mask
+
+
+def test_a_class_that_is_masked_by_minus_infinity_names_the_remedy():
+    """Before: bounds were infinite and no sample was verified; others named weights and inputs."""
+    x, y, threat = inputs((3,)).float(), torch.zeros(len(inputs((3,)))).long(), Threat("linf", 0.01)
+    net = Masked(-torch.inf).eval()
+    remedy = ("-inf as a logit of class 1", "such as -1e9")
+    refused(lambda: bounds(net, x, threat), *remedy)
+    refused(lambda: verified(net, x, y, threat), *remedy)
+    refused(lambda: FGSM(threat)(net, x, y), *remedy)
+    refused(lambda: evaluate(net, x, y, [FGSM(threat)]), *remedy)
+    refused(lambda: certify_run(net, x, y, Sampling(0.1, 10, 20, 0.1)), *remedy)
+    for broken in (torch.nan, torch.inf):
+        refused(lambda value=broken: FGSM(threat)(Masked(value).eval(), x, y), "NaN or infinite logits: check its")
+    assert (verified(Masked(-1e9).eval(), x, net.fc(x)[:, ::2].argmax(1) * 2, threat)).shape == y.shape
+    assert float(bounds(Masked(-1e9).eval(), x, threat)[1][:, 1].detach().max()) < -9e8
 
 
 def _replaced(net):

@@ -11,7 +11,7 @@ from torch import nn
 from atent import plots
 from atent.certify import Certificate, Sampling, Smoothed, certify_run, merge
 from atent.certify.certificate import certified_network
-from atent.certify.rows import Row, read_rows
+from atent.certify.rows import Row, read_rows, sums
 from atent.folded import Folded
 from atent.models import build
 from atent.stats import interval
@@ -236,6 +236,64 @@ def test_rows_of_other_weights_are_not_taken(tmp_path):
     with pytest.raises(ValueError, match=r"was made with about\.weights"):
         certify_run(net, x, y, SAMPLING, path=path)
     assert len(certify_run(net, x, y, SAMPLING, path=tmp_path / "free.csv", about={}).rows) == 3
+
+
+def test_rows_of_other_images_are_not_taken(task, tmp_path, capsys):
+    """Before: another image of the same number got the certificate of the first."""
+    model, x, y, ids = task
+    path = tmp_path / "rows.csv"
+    first = certify_run(model, x[:4], y[:4], SAMPLING, ids=ids[:4], path=path)
+    assert read_rows(path) == list(first.rows)
+    assert len({row.image for row in first.rows}) == 4
+    before = path.read_bytes()
+    other = x.clone()
+    other[2, 0, 0, 0] = 1 - other[2, 0, 0, 0]
+    # Other labels too are no damage.
+    for labels in (y, (y + 1) % 10):
+        with pytest.raises(ValueError, match=r"rows\.csv has the certificate of another image as number 102") as error:
+            certify_run(model, other, labels, SAMPLING, ids=ids, path=path)
+        assert "\n" not in str(error.value)
+        assert path.read_bytes() == before
+    # More images of other numbers continue the file.
+    assert same(certify_run(model, other[3:], y[3:], SAMPLING, ids=ids[3:], path=path).rows[:1], first.rows[3:])
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("about", [None, {}])
+def test_a_file_without_hashes_of_its_images_is_refused(about, task, tmp_path):
+    """As earlier versions wrote it, with or without a record of the network."""
+    model, x, y, _ = task
+    path = tmp_path / "rows.csv"
+    certify_run(model, x[:3], y[:3], SAMPLING, path=path, about=about)
+    content = json.loads(path.with_suffix(".json").read_text())
+    content["made"]["about"].pop("model", None)
+    path.with_suffix(".json").write_text(json.dumps(content))
+    path.write_text("".join(line.rpartition("\t")[0] + "\n" for line in path.read_text().splitlines()))
+    sums(path).unlink(missing_ok=True)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="was made by an earlier version, which did not record its images") as error:
+        certify_run(model, x, y, SAMPLING, path=path, about=about)
+    assert "\n" not in str(error.value)
+    assert path.read_bytes() == before
+    assert len(merge([path], 64).rows) == 3
+
+
+def test_rows_of_a_network_with_other_settings_or_by_another_certifier_are_not_taken(tmp_path):
+    """Before: the rows of the first network were those of the second, whose weights are the same."""
+
+    class Other(Smoothed):
+        pass
+
+    torch.manual_seed(0)
+    x, y, path = torch.rand(3, 1, 4, 4), torch.arange(3), tmp_path / "rows.csv"
+    net = nn.Sequential(nn.Flatten(), nn.LeakyReLU(0.1), nn.Linear(16, 3))
+    first = certify_run(net, x, y, SAMPLING, path=path)
+    assert certify_run(net, x, y, SAMPLING, path=path).rows == first.rows
+    with pytest.raises(ValueError, match=r"made with about\.certifier None, not Other"):
+        certify_run(net, x, y, SAMPLING, path=path, certifier=Other)
+    net[1].negative_slope = 0.3
+    with pytest.raises(ValueError, match=r"made with about\.model"):
+        certify_run(net, x, y, SAMPLING, path=path)
 
 
 def test_a_file_of_an_earlier_version_without_the_network_is_resumed_by_an_empty_about(tmp_path):

@@ -1,9 +1,10 @@
 """`atent certify`: smoothing, bounds, shards and refusals."""
 
+import importlib
 import json
 import re
 import shutil
-from functools import partial
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,9 @@ from command_line import gaussian_run
 from atent import Threat
 from atent.certify.rows import read_rows
 from atent.cli import main
-from atent.experiments import certificate
 from atent.experiments.certificate import certify_folder
 from atent.experiments.certificate_lines import layout
-from atent.folded import Folded
+from atent.messages import once
 
 
 @pytest.fixture(scope="module")
@@ -65,26 +65,85 @@ def test_the_command_certifies_resumes_shards_and_merges(run, capsys, tmp_path):
     assert json.loads((run / "certificate-2.json").read_text())["n"] == 9
 
 
-def test_shards_that_an_earlier_version_began_end_without_folding(tmp_path, monkeypatch):
+def earlier(file):
+    """A certificate as an earlier version wrote it: without hashes of the images and of the network's settings."""
+    sidecar = file.with_suffix(".json")
+    content = json.loads(sidecar.read_text())
+    del content["made"].get("about", content["made"])["model"]
+    sidecar.write_text(json.dumps(content))
+    if file.exists():
+        file.write_text("".join(line.rpartition("\t")[0] + "\n" for line in file.read_text().splitlines()))
+
+
+def test_the_certificate_names_the_batch_norms_that_are_folded(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     text = "import torch\nfrom atent.models import build\ndef net():\n    torch.manual_seed(0)\n    return build"
     Path("norms_in_it.py").write_text(text + "('resnet8', shape=(1, 8, 8))\n")
     made = {"data": "digits", "sigma": 0.2, "n0": 20, "n": 100, "alpha": 0.01, "limit": 4, "device": "cpu"}
-    call = partial(certify_folder, "norms_in_it:net", progress=False, trust_code=True, **made)
-    with monkeypatch.context() as before:
-        before.setattr(certificate, "certified_network", lambda model, *rest: Folded(model, 0, None))
-        _, begun, _ = call(shard="1/2")
-    _, ended, _ = call(shard="2/2")
-    _, full, found = call(merged=True)
-    assert begun.made == ended.made == full.made
-    assert "network" not in full.made
-    assert len(found.rows) == 4
-    (tmp_path / "new").mkdir()
-    monkeypatch.chdir(tmp_path / "new")
-    _, new, _ = call()
-    assert new.made["network"]["batch_norms_folded"] == 9
-    assert any("9 batch norms folded" in line for line in layout(new)[2])
+    _, found, _ = certify_folder("norms_in_it:net", progress=False, trust_code=True, **made)
+    assert found.made["network"]["batch_norms_folded"] == 9
+    assert any("9 batch norms folded" in line for line in layout(found)[2])
+
+
+def test_a_certificate_of_an_earlier_version_is_named_and_left(run, tmp_path, capsys):
+    run = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("certificate*", "manifest.json"))
+    words = ["certify", str(run), "--n", "100", "--n0", "10", "--limit", "4", "--quiet", "--device", "cpu"]
+    assert main(words) == 0
+    file = run / "certificate.csv"
+    (run / "manifest.json").unlink(missing_ok=True)
+    earlier(file)
+    before = file.read_bytes()
+    capsys.readouterr()
+    once.cache_clear()
+    assert main([*words[:-2], "--limit", "6", "--device", "cpu"]) == 0
+    err = capsys.readouterr().err.splitlines()
+    assert sum("certificate.csv was made by an earlier version" in line for line in err) == 1, err
+    assert file.read_bytes() == before
+    assert len(read_rows(file)) == 4
+    assert [len(row.image) for row in read_rows(run / "certificate-2.csv")] == [16] * 6
+    for i in (1, 2):
+        assert main([*words, "--seed", "1", "--shard", f"{i}/2"]) == 0
+        (run / "manifest.json").unlink(missing_ok=True)
+        earlier(run / f"certificate.shard-{i}-of-2.csv")
+    capsys.readouterr()
+    assert main([*words, "--seed", "1", "--merge"]) == 2
+    assert "by an earlier version" in capsys.readouterr().err
+
+
+def test_other_images_of_the_same_numbers_are_noticed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    text = """
+import torch
+from atent.data import from_tensors
+
+def data():
+    x, y = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(SEED)), torch.arange(40) % 10
+    return from_tensors(x, y, x, y, validation=10)
+"""
+    net = "import torch\ndef net():\n    torch.manual_seed(0)\n    return torch.nn.Sequential(torch.nn.Flatten(),"
+    Path("images_remain.py").write_text(net + " torch.nn.Linear(64, 10))\n")
+    words = ["certify", "images_remain:net", "--data", "images_that_change:data", "--sigma", "0.25", "--n", "100",
+             "--n0", "10", "--limit", "6", "--quiet", "--device", "cpu"]  # fmt: skip
+
+    def certified(seed, *more):
+        (tmp_path / "images_that_change.py").write_text(text.replace("SEED", seed))
+        sys.modules.pop("images_that_change", None)
+        importlib.invalidate_caches()
+        status = main([*words, *more])
+        return status, capsys.readouterr().err
+
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    assert certified("0") == (0, "")
+    status, err = certified("1")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "certificate of another image as number" in err
+    assert certified("0")[0] == 0
+    for seed, part in (("0", "1/2"), ("1", "2/2")):
+        assert certified(seed, "--seed", "5", "--shard", part)[0] == 0
+    status, err = certified("1", "--seed", "5", "--merge")
+    assert (status, "certificate of another image as number" in err) == (2, True)
 
 
 @pytest.mark.slow
@@ -127,6 +186,31 @@ def test_runs_of_one_name_have_a_row_each(run, tmp_path):
         assert main(["certify", *places, *how, "--table", str(tmp_path / "t.md")]) == 0
         rows = json.loads((tmp_path / "t.json").read_text())["rows"]
         assert [row["run"] for row in rows] == places
+
+
+def test_runs_of_one_name_have_a_row_each_over_several_commands(run, tmp_path, monkeypatch):
+    """Before: the second command replaced the row of the first."""
+    monkeypatch.chdir(tmp_path)
+    for part in ("a", "b"):
+        shutil.copytree(run, Path(part, "same"))
+    how = ["--method", "ibp", "--norm", "linf", "--radius", "0.01", "--limit", "8", "--quiet", "--table"]
+
+    def named(*words):
+        assert main(["certify", *words]) == 0
+        return [row["run"] for row in json.loads((tmp_path / "t.json").read_text())["rows"]]
+
+    assert named("a/same", *how, "t.md") == ["same"]
+    assert named("b/same", *how, "t.md") == ["same", "b/same"]
+    # From another folder and by another path these are the same.
+    monkeypatch.chdir("a")
+    assert named("same", *how, "../t.md") == ["same", "b/same"]
+    assert named(str(tmp_path / "b" / "same"), *how, "../t.md") == ["same", str(tmp_path / "b" / "same")]
+    # A row of an earlier version is known by the name of its run.
+    content = json.loads((tmp_path / "t.json").read_text())
+    for row in content["rows"]:
+        del row["folder"]
+    (tmp_path / "t.json").write_text(json.dumps(content))
+    assert named("same", *how, "../t.md") == ["same", str(tmp_path / "b" / "same")]
 
 
 def test_smoothing_and_bounds_meet_in_one_table(run, capsys, tmp_path):

@@ -221,9 +221,10 @@ def test_a_folder_for_the_hub_is_a_run_with_a_card(short_run, capsys):
         atent.load(place)
 
 
-def test_results_of_other_weights_are_not_claimed(short_run, capsys):
+@pytest.mark.parametrize("how", ["--method ibp --norm linf", "--sigma 0.1 --n 100 --n0 10"])
+def test_results_of_other_weights_are_not_claimed(how, short_run, capsys):
     """The last epoch's weights have no evaluation of their own, nor has a certificate of others' a place."""
-    assert main(["certify", "run", "--method", "ibp", "--radius", "0.01", "--norm", "linf", "--limit", "5"]) == 0
+    assert main(["certify", "run", *how.split(), "--radius", "0.01", "--limit", "5"]) == 0
     (path,) = short_run.glob("certificate*.json")
     path.write_text(re.sub(r'"weights": "[0-9a-f]{16}"', '"weights": "0000000000000000"', path.read_text()))
     (short_run / "manifest.json").unlink()

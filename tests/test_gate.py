@@ -227,6 +227,19 @@ def test_a_certificate_counts_for_its_own_weights_and_radius(short_run, capsys):
     assert "of these weights" in refused(capsys, "evaluate", "run", "--attacks", "FGSM", "--min-certified", "0@0.01")
 
 
+def test_a_certificate_by_smoothing_counts_for_its_own_weights(short_run, capsys):
+    """Before: it counted for none."""
+    words = ["--sigma", "0.1", "--n", "100", "--n0", "10", "--radius", "0.01", "--limit", "10", "--quiet"]
+    assert main(["certify", "run", *words]) == 0
+    status, printed = evaluated(["--min-certified", "0@0.01"], capsys)
+    assert status == 0, printed.err
+    (path,) = short_run.glob("certificate*.json")
+    found = json.loads(path.read_text())
+    path.write_text(path.read_text().replace(found["made"]["about"]["weights"], "0" * 16))
+    (short_run / "manifest.json").unlink(missing_ok=True)
+    assert "of these weights" in refused(capsys, "evaluate", "run", "--attacks", "FGSM", "--min-certified", "0@0.01")
+
+
 @pytest.mark.parametrize(
     ("result", "reason"),
     [

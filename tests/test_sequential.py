@@ -275,7 +275,7 @@ def test_rows_record_their_samples_resume_and_merge(task, tmp_path):
     found = certify_run(model, x, y, SAMPLING, ids=ids, path=path)
     assert list(found.rows[:4]) == kept
     assert read_rows(path) == list(found.rows)
-    assert path.read_text().splitlines()[0].split("\t")[-1] == "samples"
+    assert path.read_text().splitlines()[0].split("\t")[-2:] == ["samples", "image"]
     at = Smoothed(model, SIGMA).certify_at(x, 0.2, 20, 300, 0.01, seed=3, ids=ids)
     assert [row.predict for row in found.rows] == at.classes.tolist()
     assert [row.samples for row in found.rows] == at.samples.tolist()

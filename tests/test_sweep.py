@@ -1,10 +1,12 @@
 """`atent sweep`: what may be swept, which trials are made, and what a sweep that was stopped makes of its journal."""
 
 import dataclasses
+import importlib
 import json
 import re
 import shlex
 import shutil
+import sys
 import tomllib
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from atent.experiments.sweep import collect, loop
 from atent.experiments.sweep.space import Range, parameter
 from atent.experiments.sweep.spec import Sweep, changed, read_sweep
 from atent.experiments.sweep.study import keeps
+from atent.methods import METHODS
 from atent.runs import read_jsonl
 from atent.train.interrupt import Interrupted
 
@@ -427,6 +430,70 @@ def test_the_folder_of_another_sweep_is_left_alone(here, known):
     with pytest.raises(FileExistsError, match="is not a sweep"):
         swept(written("trials = 2"), name="taken")
     assert (path / "journal.log").read_bytes() == before
+
+
+OWN = """
+from dataclasses import dataclass
+
+from atent.attacks import FGSM
+from atent.methods import PGDAT, method
+
+
+@method
+@dataclass(frozen=True)
+class Mine(PGDAT):
+    change = {change}
+
+
+@dataclass(frozen=True)
+class Signs(FGSM):
+    pass
+
+
+def net(classes, shape):
+    pass
+"""
+
+
+@pytest.mark.parametrize("place", ["method", "plug-in", "space", "attack", "network", "nothing"])
+def test_an_edit_of_the_users_code_is_noticed(here, known, place, monkeypatch):
+    """Before: the finished trials remained, beside those of the new code."""
+    monkeypatch.syspath_prepend(str(here))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.setattr(METHODS, "_built_in", dict(METHODS._built_in))
+    space, fixed = {
+        "method": (STEPS, '"method.name" = "swept_by_user:Mine"'),
+        "plug-in": (STEPS, '"method.name" = "Mine"'),
+        "space": ('"method.name" = ["PGDAT", "swept_by_user:Mine"]', ""),
+        "attack": (STEPS, '"train.validate_attack" = "EoT(attack=\'swept_by_user:Signs\', samples=2)"'),
+        "network": (STEPS, '"model.name" = "swept_by_user:net"'),
+        "nothing": (STEPS, '"evaluate.attacks" = ["swept_by_user:Signs"]'),
+    }[place]
+
+    def after(change):
+        (here / "swept_by_user.py").write_text(OWN.format(change=change))
+        METHODS._built_in.pop("Mine", None)
+        sys.modules.pop("swept_by_user", None)
+        importlib.invalidate_caches()
+        if place == "plug-in":
+            importlib.import_module("swept_by_user")
+        return swept(written("trials = 2", space, fixed))
+
+    path, found = after(1)
+    assert trials(after(1)[1]) == trials(found)
+    if place == "nothing":  # a sweep does not use the test set
+        assert trials(after(2)[1]) == trials(found)
+        return
+    before = (path / "journal.log").read_bytes()
+    with pytest.raises(ValueError, match=r"trials of other code \(swept_by_user has changed\): restore") as error:
+        after(2)
+    assert "\n" not in str(error.value)
+    assert (path / "journal.log").read_bytes() == before
+    # A plan of an earlier version records no code.
+    plan = json.loads((path / "sweep-plan.json").read_text())
+    assert plan.pop("code")
+    (path / "sweep-plan.json").write_text(json.dumps(plan))
+    assert trials(after(2)[1]) == trials(found)
 
 
 def test_the_journal_of_another_sweep_is_refused(here, known):

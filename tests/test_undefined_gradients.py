@@ -9,12 +9,15 @@ from torch import nn
 from atent import Threat
 from atent.attacks import PGD, AutoAttack, Square, Transfer
 from atent.attacks.base import _UNDEFINED as CLAUSE
+from atent.cli import main
 from atent.data import DataSettings, load
 from atent.distributed.shards import Shard
-from atent.evaluate import Evaluation, evaluate, evaluate_shard
-from atent.experiments.comparison import attributed, markdown
+from atent.evaluate import Evaluation, evaluate, evaluate_shard, sweep
+from atent.experiments.comparison import attributed, markdown, radius_remarks
 from atent.experiments.finished import compare_runs
 from atent.experiments.results import ComparisonFile
+from atent.experiments.results.base import Share
+from atent.experiments.results.evaluation import SweepRow
 from atent.methods import Standard
 from atent.report import report
 from atent.train import TrainSettings, fit
@@ -62,6 +65,33 @@ def test_a_composite_attack_names_the_part_and_a_transfer_reports_its_source(cas
     assert CLAUSE in found.attacks["t"]["remarks"]
 
 
+def test_the_radii_of_a_sweep_have_it_where_it_was_met(case):
+    model, x, y = case
+    rows = sweep(model, x, y, {"pgd": PGD(LINF, steps=2), "square": Square(LINF, queries=3)}, [0, 0.05])
+    assert [row.get("remarks") for row in rows] == [[CLAUSE], [CLAUSE], None, None]
+    assert "hint" not in rows[0]
+    read = [SweepRow(**{**row, **{key: stated(row[key]) for key in ("clean", "robust", "monotone")}}) for row in rows]
+    assert radius_remarks(read) == [f"pgd: {CLAUSE}."]
+    (_, *others) = read
+    assert radius_remarks(others) == [f"linf 0.05: pgd: {CLAUSE}."]
+
+
+def stated(found):
+    return Share(**found)
+
+
+def test_the_radii_of_a_sweep_have_the_hint():
+    class Flat(nn.Module):
+        def forward(self, x):
+            return torch.cat([x.flatten(1)[:, :1].round(), x.new_full((len(x), 1), 0.5)], 1)
+
+    x = torch.rand(30, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    y = Flat()(x).argmax(1)
+    rows = sweep(Flat(), x, y, [PGD(LINF, steps=2)], [0.01, 0.05])
+    assert [("exactly zero" in row["hint"]) for row in rows] == [True, True]
+    assert evaluate(Flat(), x, y, [PGD(LINF, steps=2)]).hint == rows[0]["hint"]
+
+
 def test_a_resumed_and_a_sharded_evaluation_keep_it(case, tmp_path):
     attacks, how = [PGD(LINF, steps=2)], {"batch": 2, "blocks": True}
     whole = evaluate(*case, attacks, resume=tmp_path / "a.jsonl", **how)
@@ -89,7 +119,7 @@ def masked():
     return Masked(64, 10)
 
 
-def test_comparison_and_report_show_it(tmp_path, monkeypatch):
+def test_comparison_and_report_show_it(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     data = load(DataSettings("digits", limit=200))
     how = TrainSettings(epochs=1, batch_size=64, device="cpu", validate_limit=20)
@@ -103,4 +133,9 @@ def test_comparison_and_report_show_it(tmp_path, monkeypatch):
     assert line in markdown(found)
     assert ComparisonFile.from_json(found.to_json()) == found
     assert CLAUSE in report(["masked"], images=0)
+    words = ["--attacks", "FGSM(norm=linf, eps=0.1)", "--limit", "20", "--radius", "0.05", "0.1", "--quiet"]
+    capsys.readouterr()
+    assert main(["evaluate", "masked", *words]) == 0
+    assert capsys.readouterr().out.count(CLAUSE) == 2
+    assert f'<p class="note">FGSM: {CLAUSE}.</p>' in report(["masked"], images=0)
     assert CLAUSE not in report(["plain"], images=0)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from atent.contracts import check_dense, dropped, in_units, label_remedy, paired, undeclared
+from atent.contracts import check_dense, dropped, in_units, label_remedy, not_finite, paired, undeclared
 from atent.fields import LARGEST, defaults, fitting, mistyped, shown
 from atent.guard import check_module, check_shape
 from atent.messages import deprecated, once, unknown
@@ -378,10 +378,10 @@ def check_labels(y: Tensor, classes: int) -> None:
 
 
 class NotFinite(ValueError):
-    """The model returned logits that are NaN or infinite."""
+    """The model returned ``logits`` that are NaN or infinite."""
 
-    def __init__(self) -> None:
-        super().__init__("the model returned NaN or infinite logits: check its weights and its input range")
+    def __init__(self, logits: Tensor | None = None) -> None:
+        super().__init__(not_finite(logits))
 
 
 def check_logits(logits: Tensor, y: Tensor) -> None:
@@ -390,7 +390,7 @@ def check_logits(logits: Tensor, y: Tensor) -> None:
     check_labels(y, logits.shape[1])
     z = logits.detach().float()
     if not torch.isfinite(z).all():
-        raise NotFinite
+        raise NotFinite(z)
     # Equal one-hot rows come from a network that ignores its input, such as one with a bias only.
     constant = bool((z == z[:1]).all()) and bool(((z == 0) | (z == 1)).all())
     if not constant and bool((z >= 0).all()) and bool(((z.sum(1) - 1).abs() < 1e-4).all()):

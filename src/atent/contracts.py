@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -108,6 +109,23 @@ def label_remedy(y: np.ndarray) -> str:
     if y.ndim == 1 and y.dtype.kind in "fb" and np.isfinite(y).all() and (y == np.floor(y)).all():
         return ": convert them by y.astype(np.int64), or y.long() for a tensor"
     return ""
+
+
+def masked_class(logits: Any) -> int | None:
+    """The first class that is masked by -inf in logits (n, classes), a tensor; None if none is, or if others are not
+    finite."""
+    masked, finite = logits == -math.inf, logits - logits == 0
+    if not (bool(masked.any()) and bool((masked | finite).all()) and bool(finite.any(1).all())):
+        return None
+    return int(masked.any(0).nonzero()[0])
+
+
+def not_finite(logits: Any = None) -> str:
+    """The error for logits (n, classes), a tensor, that are not all finite."""
+    masked = None if logits is None else masked_class(logits)
+    if masked is None:
+        return "the model returned NaN or infinite logits: check its weights and its input range"
+    return f"the model returned -inf as a logit of class {masked}: mask a class by a finite logit such as -1e9"
 
 
 def owned(entry: Any) -> bool:

@@ -176,7 +176,8 @@ class Lowered(nn.Module):
             raise ValueError(f"search_dtype {dtype} is for a float32 model, this one is {own}: omit it")
         if dtype == "tf32":
             check_tf32(next((p.device for p in model.parameters()), torch.device("cpu")))
-        self.model, self.dtype = model, None if dtype == "tf32" else getattr(torch, dtype)
+        self.model, self.search_dtype = model, dtype
+        self.dtype = None if dtype == "tf32" else getattr(torch, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         inner = x.view_as(x)

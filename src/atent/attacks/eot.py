@@ -7,17 +7,17 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from atent.attacks.base import Attack, attack
+from atent.attacks.base import attack
 from atent.attacks.oracle import Oracle
-from atent.attacks.spec import nested
+from atent.attacks.wrapper import Wrapper, inside
 from atent.checks import check_number
 from atent.rng import Streams
-from atent.threat import NORMS, Threat
+from atent.threat import Threat
 
 
 @attack
 @dataclass(frozen=True)
-class EoT(Attack):
+class EoT(Wrapper):
     """Expectation over transformation: an ``attack`` whose gradients are means over several passes.
 
     For random models: every gradient and its loss is a mean over ``samples`` passes. With one sample the result equals
@@ -47,7 +47,6 @@ class EoT(Attack):
     """
 
     FORMER: ClassVar[dict[str, str]] = {"draws": "samples"}
-    norms: ClassVar[tuple[str, ...]] = NORMS
 
     threat: Threat
     attack: str = "PGD(steps=20)"
@@ -60,26 +59,12 @@ class EoT(Attack):
         inner = self.inner
         if not inner.needs_gradient:
             raise ValueError(f"EoT averages gradients, and {self.attack} uses none: run it alone")
-        if inner.parts() or hasattr(inner, "inner") or getattr(inner, "eot", 1) > 1:
+        if inside(inner) or getattr(inner, "eot", 1) > 1:
             raise ValueError(
                 f"EoT needs an attack that is one search with single gradients, got {self.attack}: use PGD(...), or"
                 " AutoAttack(version=rand) alone"
             )
-
-    @property
-    def inner(self) -> Attack:
-        """The attack that is averaged."""
-        return nested(self.attack, self.threat)
-
-    def check_aims(self) -> None:
-        self.inner.check_aims()
-
-    @property
-    def stream(self) -> str:
-        return self.inner.stream
-
-    def remarks(self, classes: int) -> list[str]:
-        return self.inner.remarks(classes)
+        super().__post_init__()
 
     @property
     def passes(self) -> int:

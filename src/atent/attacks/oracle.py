@@ -17,6 +17,7 @@ from atent.contracts import kind_of
 from atent.guard import NO_GRADIENT, ask, explain
 from atent.losses import margin
 from atent.messages import deprecated
+from atent.precision import Lowered, images_last
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -71,6 +72,15 @@ class Oracle:
         rows = rows if self.rows is None else self.rows[rows]
         seen = torch.zeros_like(self.forwards).index_add_(0, rows, torch.ones_like(rows, dtype=self.forwards.dtype))
         return replace(self, check=False, least=(0, ""), rows=rows, seen=seen)
+
+    def on(self, model: nn.Module, x: Tensor) -> Oracle:
+        """The same samples and the same way of search on another model, whose passes are not counted; its first pass is
+        checked. ``x``: inputs of the model, for its memory format."""
+        last = self.channels_last and images_last(model, x)
+        forwards, backwards = torch.zeros_like(self.forwards), torch.zeros_like(self.backwards)
+        if isinstance(self.model, Lowered):
+            model = Lowered(model, self.model.search_dtype)
+        return replace(self, model=model, forwards=forwards, backwards=backwards, check=True, channels_last=last)
 
     def averaging(self, samples: int) -> Oracle:
         """The same model and counters, every gradient averaged over ``samples`` passes."""

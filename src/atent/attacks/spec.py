@@ -191,8 +191,9 @@ def _name(attack: Attack) -> tuple[str, set[str]]:
     cls = type(attack).__name__
     if cls.lower() == "autoattack" or (ATTACKS.is_built_in(cls) and type(attack) is not ATTACKS.find(cls)):
         cls = _called(type(attack))  # bare names are reserved for one class each
-    if hasattr(attack, "inner"):
-        return f"{cls} {label(attack.inner)}", {"threat", "attack"}
+    inner = getattr(attack, "inner", None)
+    if isinstance(inner, Attack):
+        return f"{cls} {label(inner)}", {"threat", "attack"}
     said = {"threat"}
     if attack.parts():
         version = getattr(attack, "version", "standard")

@@ -7,27 +7,27 @@ from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from atent import trust
-from atent.attacks.base import Attack, attack
+from atent.attacks.base import attack
 from atent.attacks.oracle import Oracle
-from atent.attacks.spec import nested
+from atent.attacks.wrapper import Wrapper
 from atent.guard import guard
 from atent.rng import Streams
 from atent.runs.loading import load
-from atent.threat import NORMS, Threat
+from atent.threat import Threat
 
 
 @attack
 @dataclass(frozen=True)
-class Transfer(Attack):
+class Transfer(Wrapper):
     """Adversarial inputs crafted on a ``source`` model and evaluated on the attacked one, which is not queried before.
 
     With the attacked model as the source the result equals that of the attack itself, bit for bit. The source runs in
-    eval mode and is restored; its passes are not counted. A source given as text is loaded at the first use and moved
-    to the device and dtype of the inputs; a module is used as it is.
+    eval mode and is restored; its passes are not counted. A search in low precision is one on the source. A source
+    given as text is loaded at the first use and moved to the device and dtype of the inputs; a module is used as it is.
+    The points of a minimum-norm attack are the smallest adversarial ones of the source.
 
     Raises
     ------
@@ -51,7 +51,6 @@ class Transfer(Attack):
     """
 
     needs_gradient: ClassVar[bool] = False
-    norms: ClassVar[tuple[str, ...]] = NORMS
 
     threat: Threat
     attack: str = "PGD(steps=40)"
@@ -65,22 +64,7 @@ class Transfer(Attack):
         # It is loaded later, outside the fence in which the reference was given.
         if isinstance(self.source, str) and ":" in self.source and not Path(self.source).is_dir():
             trust.check(self.source)
-        _ = self.inner
-
-    @property
-    def inner(self) -> Attack:
-        """The attack on the source."""
-        return nested(self.attack, self.threat)
-
-    def check_aims(self) -> None:
-        self.inner.check_aims()
-
-    @property
-    def stream(self) -> str:
-        return self.inner.stream
-
-    def remarks(self, classes: int) -> list[str]:
-        return self.inner.remarks(classes)
+        super().__post_init__()
 
     @property
     def passes(self) -> int:
@@ -93,12 +77,8 @@ class Transfer(Attack):
 
     def search(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         model = self.model.to(x) if isinstance(self.source, str) else self.model
-        counters = torch.zeros(2, len(x), dtype=torch.int64, device=x.device)
         with guard(model):
-            seen = Oracle(
-                model, *counters, check=True, targeted=oracle.targeted, watch=oracle.watch, undefined=oracle.undefined
-            )
-            return self.inner.bounded(seen, x, y, streams)
+            return self.inner.bounded(oracle.on(model, x), x, y, streams)
 
 
 def load_source(text: str) -> nn.Module:

@@ -16,7 +16,8 @@ from atent.certify.linear import Form, Relaxation, back, form, least
 from atent.certify.region import Region, region
 from atent.certify.rounding import Arithmetic, down
 from atent.certify.slopes import STEPS, ascended, with_slopes
-from atent.checks import as_inputs, as_samples, check_batch, check_choice, check_number, check_threat
+from atent.checks import NotFinite, as_inputs, as_samples, check_batch, check_choice, check_number, check_threat
+from atent.contracts import masked_class
 from atent.guard import ask, check_weights, guard, random_states, seed_all
 from atent.precision import full_precision
 from atent.threat import Threat
@@ -339,6 +340,8 @@ def _check_reading(graph: Graph, x: Tensor, threat: Threat) -> None:
                 "the network uses random numbers in its forward pass: bounds need a deterministic function"
             )
     for answer in answers:
+        if masked_class(answer) is not None:
+            raise NotFinite(answer)
         # Where a sum may overflow the interval is infinite, and the logit may be NaN.
         outside = ~((answer >= box.lower) & (answer <= box.upper) | (box.lower.isinf() & box.upper.isinf()))
         if outside.any():

@@ -20,6 +20,7 @@ from atent.certify.rows import (
     append,
     claim,
     claimed_as,
+    images_of,
     made,
     of_rank,
     read_rows,
@@ -41,6 +42,7 @@ from atent.messages import deprecated
 from atent.origins import code_of
 from atent.progress import Advance
 from atent.runs import manifest
+from atent.runs.identity import identity_of
 from atent.runs.locks import held, lock_of
 from atent.runs.weights import fingerprint
 
@@ -83,8 +85,8 @@ def certify_run(
         it was made. Rows that it contains already are not computed again, so the same call resumes an interrupted
         one, with the same rows except for ``time``. Default: no file.
     about
-        Plain values that must agree for a file to be resumed. Default: a hash of the model's weights, and of the source
-        of those of its classes that are the user's. ``{}``: no values.
+        Plain values that must agree for a file to be resumed. Default: `identity`. ``{}``: no values. The images must
+        agree in any case.
     shard
         (i, k), 0 <= i < k <= n: every k-th group of samples that share forward passes, from the i-th on, so that the
         rows are bit for bit those of a run without shards. A group is one sample with n above 4,000, and 50 samples in
@@ -115,7 +117,7 @@ def certify_run(
     ------
     ValueError
         In one line, for inputs that cannot be certified, for labels beyond the model's outputs, for a file that was
-        made with other settings, and for a certifier that raises or returns something else.
+        made with other settings or images, and for a certifier that raises or returns something else.
 
     Examples
     --------
@@ -137,7 +139,7 @@ def certify_run(
     if len(ids.unique()) != len(ids):
         raise ValueError("ids must be different sample numbers: two equal ones would share their noise and their row")
     mine = shard_rows(shard, len(x), _group(sampling, batch))
-    about = _identity(model) if about is None and path is not None else about
+    about = identity(model, certifier) if about is None and path is not None else about
     if network is None and path is not None and claimed_as(Path(path), made_of(sampling, about or {})):
         network = Folded(model, 0, None)
     if network is None:
@@ -150,10 +152,13 @@ def certify_run(
         return _certified(smoothed, model, x, y, ids, sampling, Path(path), batch, world, advance)
 
 
-def _identity(model: nn.Module) -> dict[str, Any]:
-    """What identifies a model in the file of its rows."""
-    code = code_of({type(module) for module in model.modules()})
-    return {"weights": fingerprint(model), **({"code": code} if code else {})}
+def identity(model: nn.Module, certifier: Callable[[nn.Module, float], Any] = Smoothed) -> dict[str, Any]:
+    """What identifies a network, and a certifier other than `Smoothed`, in the file of a certificate."""
+    found = {"weights": fingerprint(model), "model": identity_of(model)}
+    if certifier is Smoothed:
+        return found
+    code = code_of([certifier])
+    return {**found, "certifier": name_of(certifier), **({"code": code} if code else {})}
 
 
 @contextmanager
@@ -190,10 +195,11 @@ def _certified(
 ) -> Certificate:  # fmt: skip
     """The certificate of the samples; rows that the file at ``path`` contains are not computed again."""
     done: dict[int, Row] = {}
+    images = images_of(ids, x)
     if path is not None:
         most = largest_radius(sampling.n, sampling.alpha, sampling.sigma)
         labels = dict(zip(ids.tolist(), y.tolist()))
-        for rows in world.gather(list(resumed(of_rank(path, world.rank), labels, most).values())):
+        for rows in world.gather(list(resumed(of_rank(path, world.rank), labels, most, images).values())):
             done |= {row.idx: row for row in rows}
         manifest.forget_file(of_rank(path, world.rank))  # it grows
     check_labels(y, clean_logits(model, x[:1], sampling.seed).shape[1])
@@ -206,6 +212,7 @@ def _certified(
     made: list[Row] = []
     for part in Shard(world.rank, world.size).of(groups):
         rows = rows_of(smoothed, model, x[part.to(x.device)], y[part.to(y.device)], ids[part], sampling, batch, advance)
+        rows = [row._replace(image=images[row.idx]) for row in rows]
         if path is not None:
             append(of_rank(path, world.rank), rows)
         made += rows

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from atent.certify import affine, copies
 from atent.certify.operators import LAYERS, NORMS, TIMES_MINUS_1, Fork, Kind, Known, function
-from atent.certify.tracing import AUGMENTED, Tracer, known_layer
+from atent.certify.tracing import AUGMENTED, Tracer, check_readable, known_layer
 from atent.guard import check_module, guard
 
 SUPPORTED = (
@@ -99,7 +99,7 @@ def read(model: nn.Module, *, training: bool = False) -> Graph:
     ------
     ValueError
         In one line, for a model in train mode otherwise, a layer or an operation that is not supported, a layer with a
-        hook, a scripted model, and a forward pass that branches on its input.
+        hook, a scripted or parallel model, lazy layers, and a forward pass that branches on its input.
 
     Examples
     --------
@@ -114,8 +114,7 @@ def read(model: nn.Module, *, training: bool = False) -> Graph:
     """
     model = getattr(model, "_orig_mod", model)  # compiled: the same code
     check_module(model)
-    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
-        raise ValueError("bounds read Python code, not TorchScript: give the network itself, not a scripted one")
+    check_readable(model)
     refuse_training(model, allowed=training)
     # A single layer would be traced into its own forward pass; in a Sequential it is a leaf.
     root = nn.Sequential(model)

@@ -7,12 +7,17 @@ import glob
 import hashlib
 import math
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
+from atent.messages import once
 from atent.runs import as_json, dumps, manifest, write_atomic
 from atent.runs.files import report_dropped, write_error, write_new
+from atent.runs.identity import LENGTH, digest
 
 
 class Row(NamedTuple):
@@ -38,10 +43,18 @@ class Row(NamedTuple):
     samples: int = 0
     """Noise samples of a sequential test, including those of the selection; 0, and no column, where n0 + n were
     taken."""
+    image: str = ""
+    """Hash of the image, see `images_of`; "", and no column, in files of earlier versions."""
 
 
-# Files of the two kinds.
-_FIXED, _SEQUENTIAL = list(Row._fields[:-1]), list(Row._fields)
+_FIXED = list(Row._fields[:-2])
+# The columns of files of all kinds.
+_HEADS = [[*_FIXED, *samples, *image] for samples in ([], ["samples"]) for image in ([], ["image"])]
+
+
+def images_of(ids: Tensor, x: Tensor) -> dict[int, str]:
+    """The hashes of the images ``x`` (n, ...) by their numbers ``ids`` (n,)."""
+    return {number: digest(image) for number, image in zip(ids.tolist(), x)}
 
 
 def sidecar(path: Path) -> Path:
@@ -71,6 +84,8 @@ def claim(path: Path, wanted: dict[str, Any]) -> None:
     if not made_alike(path, wanted):
         old, new = _flat(made(path)), _flat(wanted)
         key = next(k for k in (*old, *new) if old.get(k) != new.get(k))
+        if _is_earlier(path, wanted):
+            raise ValueError(f"{path} {_EARLIER}: choose another file")
         if key == "noise":
             raise ValueError(
                 f"{path} was made with the noise of another version ({old.get(key, 'before it was recorded')}), not"
@@ -91,6 +106,8 @@ def free(path: Path, wanted: dict[str, Any]) -> Path:
     stem, dot, tail = path.name.partition(".")
     number, found = 1, path
     while not made_alike(found, wanted):
+        if _is_earlier(found, wanted):
+            once(f"{found} {_EARLIER}: it remains, and is not continued")
         number += 1
         found = path.with_name(f"{stem}-{number}{dot}{tail}")
     return found
@@ -117,6 +134,16 @@ def made(path: Path) -> dict[str, Any]:
         )
     found: dict[str, Any] = manifest.read_json(sidecar(path))["made"]
     return found
+
+
+_EARLIER = "was made by an earlier version, which did not record its images and all settings of its network"
+
+
+def _is_earlier(path: Path, wanted: dict[str, Any]) -> bool:
+    """Whether the certificate at ``path`` is of the same weights, by a version that did not identify the network by
+    more than these."""
+    old, new = (tree.get("about", tree) for tree in (made(path), wanted))
+    return "model" in new and "model" not in old and old.get("weights") == new.get("weights")
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -149,21 +176,39 @@ def read_rows(path: str | Path) -> list[Row]:
 
 def _is_header(line: str) -> bool:
     # In files of earlier versions the column of the clean class is called natural.
-    return line.replace("natural", "clean").split("\t") in (_FIXED, _SEQUENTIAL)
+    return line.replace("natural", "clean").split("\t") in _HEADS
 
 
 def _header(rows: Sequence[Row]) -> str:
-    return "\t".join(_SEQUENTIAL if rows and rows[0].samples else _FIXED) + "\n"
+    more = {name: bool(rows and getattr(rows[0], name)) for name in ("samples", "image")}
+    return "\t".join([*_FIXED, *(name for name, there in more.items() if there)]) + "\n"
 
 
 def _parsed(line: str) -> Row | None:
     cells = line.split("\t")
+    # No number of noise samples is as long as a hash.
+    image = cells.pop() if len(cells) > len(_FIXED) and re.fullmatch(_HASH, cells[-1]) else ""
     kinds = (int, int, int, float, int, float, int, int, int)
     try:
         values: list[Any] = [kind(cell) for kind, cell in zip(kinds[: max(len(cells), 8)], cells, strict=True)]
-        return Row(*values)
+        return Row(*values)._replace(image=image)
     except ValueError:
         return None
+
+
+_HASH = f"[0-9a-f]{{{LENGTH}}}"
+
+
+def check_images(path: Path, rows: Iterable[Row], images: Mapping[int, str]) -> None:
+    """ValueError, in one line, for a row of another image than that of its number in ``images``, as of `images_of`."""
+    for row in rows:
+        if not row.image:
+            raise ValueError(f"{path} {_EARLIER}: choose another file")
+        if row.image != images.get(row.idx, row.image):
+            raise ValueError(
+                f"{path} has the certificate of another image as number {row.idx}: choose another file, or give the"
+                " images that it was begun with"
+            )
 
 
 # ---- a file that grows
@@ -174,7 +219,9 @@ def sums(path: Path) -> Path:
     return path.with_name(f".{path.name}.sums")
 
 
-def resumed(path: Path, labels: Mapping[int, int], most: float) -> dict[int, Row]:
+def resumed(
+    path: Path, labels: Mapping[int, int], most: float, images: Mapping[int, str] | None = None
+) -> dict[int, Row]:
     """The rows of a file that grows, by sample number; damaged ones are dropped, with one line on stderr.
 
     Parameters
@@ -185,11 +232,13 @@ def resumed(path: Path, labels: Mapping[int, int], most: float) -> dict[int, Row
         True classes by sample number.
     most
         The largest radius.
+    images
+        Hashes of the images by sample number, as of `images_of`. Default: not compared.
 
     Raises
     ------
     ValueError
-        In one line, for a file that contains no row of a certificate.
+        In one line, for a file that contains no row of a certificate, and for rows of other images.
     """
     if not path.exists():
         return {}
@@ -198,10 +247,11 @@ def resumed(path: Path, labels: Mapping[int, int], most: float) -> dict[int, Row
     *lines, _ = path.read_text(errors="replace").split("\n")
     rows = [_parsed(line) for line in lines[1:]]
     salt = dumps(made(path))
-    good = [
-        row for row in rows
-        if row is not None and _possible(row, labels, most) and (known is None or _sum(row, salt) in known)
-    ]  # fmt: skip
+    intact = [row for row in rows if row is not None and (known is None or _sum(row, salt) in known)]
+    if images is not None:
+        # Other images may have other labels, which are no damage.
+        check_images(path, intact, images)
+    good = [row for row in intact if _possible(row, labels, most)]
     headed = bool(lines) and _is_header(lines[0])
     if lines and not good and not headed:
         raise ValueError(f"{path}, line 1: expected the columns {' '.join(_FIXED)}, found {lines[0][:200]!r}")
@@ -270,7 +320,8 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
 
 
 def _line(row: Row) -> str:
-    return "\t".join(repr(cell) for cell in (row if row.samples else row[:-1])) + "\n"
+    more = ([repr(row.samples)] if row.samples else []) + ([row.image] if row.image else [])
+    return "\t".join([*map(repr, row[: len(_FIXED)]), *more]) + "\n"
 
 
 def _write(path: Path, text: str, head: str) -> None:

@@ -51,5 +51,5 @@ def check_complete(files: Sequence[Path], place: Path) -> None:
             raise ValueError(f"shard {missing + 1}/{k} is missing in {place}: run --shard {missing + 1}/{k}")
     if not files:
         other = sorted(place.glob("*certificate*.shard-*-of-*.csv"))
-        made = f"; {other[0].name} was made with other options" if other else ""
+        made = f"; {other[0].name} was made with other options or by an earlier version" if other else ""
         raise ValueError(f"{place} has no shard of this certificate{made}: give the options of --shard i/k to --merge")

@@ -6,7 +6,9 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import fx, nn
+from torch.nn.parameter import is_lazy
 
 from atent.certify.operators import LAYERS
 
@@ -16,6 +18,20 @@ AUGMENTED = {name: getattr(operator, name) for name in ("iadd", "isub", "imul", 
 def known_layer(module: nn.Module) -> type[nn.Module] | None:
     """The supported layer of torch that it is, if any; a subclass with its own forward is not."""
     return next((k for k in LAYERS if isinstance(module, k) and type(module).forward is k.forward), None)
+
+
+def check_readable(model: nn.Module) -> None:
+    """ValueError for a network whose code or layers cannot be read, with what to give in its place."""
+    for name, module in model.named_modules():
+        part = f"{name} ({type(module).__name__})" if name else f"a {type(module).__name__}"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError("bounds read Python code, not TorchScript: give the network itself, not a scripted one")
+        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            raise ValueError(
+                f"bounds cannot read {part}: give the network inside, model{f'.{name}' * bool(name)}.module"
+            )
+        if any(map(is_lazy, [*module.parameters(recurse=False), *module.buffers(recurse=False)])):
+            raise ValueError(f"{part} has no weights yet: pass one batch through the network first, model(x)")
 
 
 class _Proxy(fx.Proxy):

@@ -58,7 +58,8 @@ class Votes:
     def check(self) -> None:
         """NotFinite where a logit was NaN or infinite; waits for the device."""
         if not torch.isfinite(self.largest):
-            raise NotFinite
+            # A masked class is masked without noise too.
+            raise NotFinite(ask(self.model, self.x[:1]))
 
     def _reserve(self, room: int) -> None:
         if room != len(self.inputs):

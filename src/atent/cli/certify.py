@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import typing
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -184,11 +183,8 @@ def _shown(done: dict[str, Any], plot: str | None, table: str | None, radius: tu
         draw({run: rows for run, (_, _, rows) in done.items()}, plot, radius)
         print(f"written: {plot}")
     if table:
-        rows = {run: row(found) for run, (_, found, _) in done.items()}
-        names = [each.run for each in rows.values()]
-        # Folders of one name in different places would replace each other's row.
-        named = [each if names.count(each.run) == 1 else replace(each, run=run) for run, each in rows.items()]
-        beside = add(Path(table), named)
+        rows = {run: row(found, out, Path(table)) for run, (out, found, _) in done.items()}
+        beside = add(Path(table), rows)
         print(f"written: {table}, {beside}")
 
 

@@ -127,10 +127,14 @@ def evaluate(
 def _drawn(evaluation: EvaluationFile, found: dict[str, Any], path: Path, stem: str) -> list[Path]:
     """Print the tables of radii and studies, and draw their figures; return the files."""
     from atent import plots
+    from atent.experiments.comparison import radius_remarks
 
     written = []
     if evaluation.sweep:
         _radii(found["sweep"])
+        # An evaluation prints its hint with its own table.
+        for line in radius_remarks(evaluation.sweep, hints=evaluation.hint is None):
+            print(line)
         written.append(output.save_figure(plots.security(found["sweep"]), path.with_name(f"{stem}security.png")))
     written += print_studies(evaluation, path, stem)
     if evaluation.union is not None:

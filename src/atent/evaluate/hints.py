@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from atent.attacks.base import Attack
+from atent.attacks.wrapper import inside, nest
 from atent.data.split import spread
 from atent.losses import cross_entropy, margin
 from atent.stats import share
@@ -107,10 +108,11 @@ def gradient_hint(
     ``flat(loss)`` (n,) bool: which samples have a zero gradient of the loss. Rounding layers have a gradient of zero,
     and the cross-entropy of a network whose logits are far apart is constant in float32.
     """
-    each = [part for attack in attacks for part in (attack.parts().values() or [attack])]
-    if not each or not all(part.needs_gradient for part in each):
+    each = [run for attack in attacks for run in nest(attack)]
+    if not each or not all(run.needs_gradient for run in each):
         return None
-    entropy = any(getattr(part, "loss", "margin" if part.minimum_norm else "ce") == "ce" for part in each)
+    searches = [run for run in each if not inside(run)]
+    entropy = any(getattr(run, "loss", "margin" if run.minimum_norm else "ce") == "ce" for run in searches)
     name, loss = ("cross-entropy", cross_entropy) if entropy else ("margin", margin)
     try:
         found = flat(loss)

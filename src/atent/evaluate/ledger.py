@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,11 +15,13 @@ from torch import Tensor, nn
 from atent import __version__
 from atent.attacks.base import Attack
 from atent.attacks.spec import spell
+from atent.attacks.wrapper import nest
 from atent.data.described import spans, unspan
 from atent.distributed import SINGLE, World
 from atent.evaluate.lines import Lines, Values
 from atent.evaluate.outcomes import bits
 from atent.origins import code_of
+from atent.runs.identity import digest, identity_of
 from atent.threat import Box
 
 
@@ -184,10 +184,10 @@ def fingerprint(
 ) -> dict[str, Any]:
     """What an evaluation depends on, as short hashes and plain values, without batch size and device."""
     return {
-        "model": _hash(*_contents(model)),
-        "inputs": _hash(x),
-        "labels": _hash(y),
-        "ids": _hash(ids),
+        "model": identity_of(model),
+        "inputs": digest(x),
+        "labels": digest(y),
+        "ids": digest(ids),
         "attacks": [[name, *_settings(a)] for name, a in attacks.items()],
         **settings,
         "version": __version__,
@@ -196,14 +196,13 @@ def fingerprint(
 
 def _settings(attack: Attack) -> list[Any]:
     """All that the results of an attack depend on; it may contain a model, such as the source of a transfer."""
-    models = [_hash(*_contents(model)) for model in _models(attack)]
+    models = [identity_of(model) for model in _models(attack)]
     return [spell(attack, threat=True), list(_box(attack)), *models, *code_of_attack(attack)]
 
 
 def code_of_attack(attack: Attack) -> list[str]:
-    """`code_of` of an attack, its parts, and the attack that it repeats or transfers."""
-    inner = getattr(attack, "inner", None)
-    return code_of(map(type, [attack, *attack.parts().values(), *([inner] if isinstance(inner, Attack) else [])]))
+    """`code_of` of an attack and, at every depth, of its parts and of the attack that it repeats or transfers."""
+    return code_of(map(type, nest(attack)))
 
 
 def _models(attack: Attack) -> list[nn.Module]:
@@ -211,57 +210,5 @@ def _models(attack: Attack) -> list[nn.Module]:
     return [value for value in values if isinstance(value, nn.Module)]
 
 
-def _contents(model: nn.Module) -> Iterator[str | Tensor]:
-    """The types of a model's modules and their source and settings where they are the user's, its parameters and its
-    buffers."""
-    for name, module in model.named_modules():
-        yield f"{name} {type(module).__qualname__}"
-    yield from code_of({type(module) for module in model.modules()})
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        yield name
-        yield tensor
-    yield from _settings_of(model)
-
-
-def _settings_of(model: nn.Module) -> Iterator[str]:
-    """What the parameters and the code of a user's network do not show: the settings of its layers, numbers and strings
-    that its modules have as attributes, and its hooks. Nothing for the built-in models, which are identified by their
-    names."""
-    packages = {type(module).__module__.partition(".")[0] for module in model.modules()}
-    if "atent" in packages and packages <= {"atent", "torch"}:
-        return
-    for name, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            continue
-        own = {key: value for key, value in vars(module).items() if key != "training" and _is_setting(key, value)}
-        hooks = [getattr(h, "__qualname__", "") for each in _HOOKS for h in getattr(module, each).values()]
-        if own or hooks or module.extra_repr():
-            yield f"{name} {module.extra_repr()} {sorted(own.items())} {hooks}"
-
-
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
-
-
-def _is_setting(key: str, value: Any) -> bool:
-    """Whether an attribute is a setting: a public float, word, switch, or sequence of these. Integers are counters of
-    calls and limits as well, which a repeated call may have at other values."""
-    if isinstance(value, tuple | list):
-        return bool(value) and all(_is_setting(key, each) for each in value)
-    return key[0] != "_" and (
-        isinstance(value, bool | str | None) or (isinstance(value, float) and math.isfinite(value))
-    )
-
-
 def _box(attack: Attack) -> Box:
     return attack.threat.box
-
-
-def _hash(*parts: str | Tensor) -> str:
-    found = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, Tensor):
-            found.update(f"{part.dtype} {tuple(part.shape)}".encode())
-            found.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        else:
-            found.update(part.encode() + b"\0")
-    return found.hexdigest()[:16]

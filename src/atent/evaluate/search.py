@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from atent.attacks.base import Attack, Outcome
+from atent.attacks.wrapper import nest
 from atent.checks import check_logits
 from atent.contracts import owned
 from atent.evaluate.outcomes import attacked
@@ -65,11 +66,11 @@ class Search:
 
         Samples whose verdict the precision of the search could have decided are attacked a second time.
         """
-        kinds = (attack.parts()[part],) if part is not None else (attack, *attack.parts().values())
-        dtype = None if any(kind.minimum_norm for kind in kinds) else self.dtype
+        run = attack if part is None else attack.parts()[part]
+        dtype = None if any(each.minimum_norm for each in nest(run)) else self.dtype
         how: dict[str, Any] = {"seed": seed, "part": part, "channels_last": self.channels_last, "remark": remark}
         out = attacked(attack, self.network, x, y, ids=ids, search_dtype=dtype, **how)
-        _check_passes(attack, kinds[0].passes, out)
+        _check_passes(attack, run.passes, out)
         if not len(x) or (self.network is self.model and dtype is None):
             return out
         wrong, near = self._verdict(out.x_adv, y, seed, _UNITS[dtype] if dtype else torch.finfo(x.dtype).eps / 2)

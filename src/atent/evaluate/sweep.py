@@ -100,7 +100,8 @@ def sweep(
     -------
     list of dict
         A row for each attack and radius, radii ascending: attack (its name), norm, radius, threat (as text), clean,
-        robust and monotone (shares with 95 % intervals), seconds. ``robust`` is the share that remains correctly
+        robust and monotone (shares with 95 % intervals), seconds, and where there are any, remarks (of the attack at
+        this radius) and hint (on all rows), as in `Evaluation`. ``robust`` is the share that remains correctly
         classified under the attack at this radius; ``monotone`` counts a sample as fooled if the attack at this or any
         smaller radius fooled it, as the smaller ball lies in the larger one. Where the two differ, the attack was too
         weak at the larger radius.
@@ -143,6 +144,8 @@ def sweep(
                 "robust": result["robust"],
                 "monotone": share(int(remaining[name].sum()), found.n),
                 "seconds": result["seconds"],
+                **({"remarks": result["remarks"]} if result.get("remarks") else {}),
+                **({"hint": found.hint} if found.hint else {}),
             }
         )
     return rows

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,9 +25,9 @@ from atent.certify import (
     verified,
     verified_by,
 )
-from atent.certify.certificate import certified_network, made_of
+from atent.certify.certificate import certified_network, identity, made_of
 from atent.certify.limits import check_radius
-from atent.certify.rows import claimed, claimed_as, free, made_alike, sidecar, sums, write_rows
+from atent.certify.rows import check_images, claimed, free, images_of, made_alike, sidecar, sums, write_rows
 from atent.certify.shards import check_complete, check_shard
 from atent.data import Limit, Rule
 from atent.data.described import spans
@@ -45,13 +44,12 @@ from atent.experiments.results import (
 )
 from atent.experiments.target import Target, load_target
 from atent.fields import as_norm
-from atent.folded import Folded
 from atent.memory import Batches
 from atent.models.convention import Convention
-from atent.origins import code_of
 from atent.progress import Advance, bar
 from atent.registry import Plugin, plugin_named
 from atent.runs import manifest
+from atent.runs.identity import digest
 from atent.runs.locks import held, lock_of
 from atent.runs.weights import fingerprint
 from atent.signals import computed, resumed_by
@@ -155,8 +153,8 @@ def _one(goals: list[float] | None) -> float:
 @contextmanager
 def _alone(who: Target, *request: Any) -> Iterator[None]:
     """Hold the lock of this certificate only: others of the same run may be computed concurrently."""
-    digest = hashlib.sha256(folder.dumps([fingerprint(who.model), *request]).encode()).hexdigest()[:12]
-    with held(lock_of(who.place / f"{who.stem}certificate.{digest}"), "certify"):
+    key = digest(folder.dumps([fingerprint(who.model), *request]))
+    with held(lock_of(who.place / f"{who.stem}certificate.{key}"), "certify"):
         yield
 
 
@@ -190,11 +188,10 @@ def _check(how: _How, norm: Norm | None, device: str) -> None:
 
 def _about(who: Target, plugin: Plugin | None) -> dict[str, Any]:
     """The identity of a certificate, independent of its numbers of images and noise samples."""
-    own: dict[str, Any] = {} if plugin is None else {"certifier": asdict(plugin)}
-    certifier = [] if plugin is None else [CERTIFIERS.find(plugin.name)]
-    if code := code_of([*certifier, *{type(module) for module in who.model.modules()}]):
-        own["code"] = code
-    return {"weights": fingerprint(who.model), "data": who.data.name, "split": "test", **own}
+    about = {"data": who.data.name, "split": "test"}
+    if plugin is None:
+        return identity(who.model) | about
+    return identity(who.model, CERTIFIERS.find(plugin.name)) | about | {"certifier": asdict(plugin)}
 
 
 def _head(who: Target, method: str, plugin: Plugin | None, ids: Sequence[int], shape: Sequence[int]) -> dict[str, Any]:
@@ -216,12 +213,8 @@ def _smoothed(
     x, y, ids = who.test()
     sampling, about, certifier = how.sampling, _about(who, how.plugin), CERTIFIERS.find(how.method)
     part = None if shard is None else Shard.parse(shard)
-    made, network = made_of(sampling, about), Folded(who.model, 0, None)
-    # A certificate that an earlier version started with unfolded batch norms is finished that way, in all of its
-    # shards.
-    if not any(claimed_as(f, made) for f in who.place.glob(f"{who.stem}certificate*.csv")):
-        network = certified_network(who.model, x, sampling, certifier)
-        made = made_of(sampling, about, network.layers)
+    network = certified_network(who.model, x, sampling, certifier)
+    made = made_of(sampling, about, network.layers)
     if merged:
         table = free(who.place / f"{who.stem}{CERTIFICATE}", made)
         shards = who.place.glob(f"{who.stem}certificate*.shard-*-of-*.csv")
@@ -229,6 +222,7 @@ def _smoothed(
         if not table.exists():
             check_complete(files, who.place)
         found = merge([*files, *([table] if table.exists() else [])], x[0].numel(), ids.tolist())
+        check_images(table, found.rows, images_of(ids, x))
         table = claimed(table, made)
         write_rows(table, sorted(found.rows, key=lambda row: ids.tolist().index(row.idx)))
     else:

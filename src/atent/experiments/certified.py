@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
-from pathlib import Path
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from atent import runs as folder
@@ -22,14 +25,15 @@ from atent.experiments.results import (
 )
 from atent.experiments.results.certificate import Verified
 from atent.markdown import table as markdown_table
+from atent.runs.identity import digest
 from atent.runs.locks import held, lock_of
 
 # Radii closer than this share of each other are one column: 0.549 is what l2 smoothing says of linf 5/255.
 _SAME = 2e-3
 
 
-def row(found: SmoothingFile | SequentialFile | BoundsFile) -> CertifiedRow:
-    """One line of the table."""
+def row(found: SmoothingFile | SequentialFile | BoundsFile, file: Path, table: Path) -> CertifiedRow:
+    """The line of the certificate in ``file`` in the table at ``table``."""
     size = math.prod(found.images.shape or ())
     if isinstance(found, SmoothingFile):
         smoothed: Share | None = found.smoothed
@@ -41,8 +45,17 @@ def row(found: SmoothingFile | SequentialFile | BoundsFile) -> CertifiedRow:
         seconds = found.seconds_per_image
         entries = [CertifiedEntry("l2", at.radius, at.radius, at.share, seconds) for at in found.certified]
     return CertifiedRow(
-        found.run, found.trained, _how(found), found.images, found.clean, smoothed, entries, found.provenance
-    )
+        found.run, found.trained, _how(found), found.images, found.clean, smoothed, entries, found.provenance,
+        _folder(file, found.run, table),
+    )  # fmt: skip
+
+
+def _folder(file: Path, run: str, table: Path) -> str:
+    """A hash of the place of a run's certificate, which moves with the table and the runs together."""
+    place, beside = file.resolve().parent, table.resolve().parent
+    with contextlib.suppress(ValueError):  # on another drive
+        place = Path(os.path.relpath(place, beside))
+    return digest(place.as_posix(), run)
 
 
 def _entry(at: Verified, size: int) -> CertifiedEntry:
@@ -62,33 +75,48 @@ def check_table(path: str | Path | None) -> None:
         raise ValueError(f"{path} exists without the .json file that it was made from: give another name")
 
 
-def add(path: Path, rows: Sequence[CertifiedRow]) -> Path:
-    """Write ``rows`` into the table at ``path`` (.md, with a .json of the same name beside it); the .json's path.
+def add(path: Path, rows: Mapping[str, CertifiedRow]) -> Path:
+    """Write ``rows``, by the paths of their runs, into the table at ``path`` (.md, with a .json of the same name beside
+    it); the .json's path.
 
-    Rows that the .json holds already stay; one of the same run and certificate is replaced. ValueError for another
-    ending, and for images that are not those of the table: shares of different images do not compare.
+    Rows that the .json holds already stay; one of the same run folder and certificate is replaced. A row is named by
+    its path where the table has runs of its name in other folders. ValueError for another ending, and for images that
+    are not those of the table: shares of different images do not compare.
     """
     check_table(path)
     with held(lock_of(path), "certify", wait=lambda line: None):
         return _added(path, rows)
 
 
-def _added(path: Path, rows: Sequence[CertifiedRow]) -> Path:
+def _added(path: Path, rows: Mapping[str, CertifiedRow]) -> Path:
     """`add`, while no other process does."""
     beside = path.with_suffix(".json")
-    known = migrate.read(beside, CertifiedTable).rows if beside.exists() else []
-    table = {(r.run, r.how): r for r in [*known, *rows]}
-    first = next(iter(table.values())).images
-    for found in table.values():
+    table = list(migrate.read(beside, CertifiedTable).rows) if beside.exists() else []
+    for given, new in rows.items():
+        place = next((i for i, known in enumerate(table) if _is_same(known, new, given)), len(table))
+        table[place : place + 1] = [new]
+    for given, new in rows.items():
+        # In either file system, of a row that was added under its path.
+        if any(PureWindowsPath(r.run).name == new.run and r.folder != new.folder for r in table):
+            table[table.index(new)] = replace(new, run=given)
+    first = table[0].images
+    for found in table:
         if _which(found.images) != _which(first):
             raise ValueError(
                 f"{found.run} was certified on {_images(found.images)}, the table holds {_images(first)}: give"
                 " another --table, or the same --limit and --subset"
             )
-    whole = CertifiedTable(CERTIFIED_VERSION, list(table.values()))
+    whole = CertifiedTable(CERTIFIED_VERSION, table)
     folder.write_json(beside, whole.to_json())
     folder.write_atomic(path, markdown(whole.rows))
     return beside
+
+
+def _is_same(known: CertifiedRow, new: CertifiedRow, given: str) -> bool:
+    """Whether a row is of the same run folder and certificate; of earlier versions the name of the run is known."""
+    if known.folder is None:
+        return known.how == new.how and known.run in (new.run, given)
+    return (known.folder, known.how) == (new.folder, new.how)
 
 
 def markdown(rows: Sequence[CertifiedRow]) -> str:

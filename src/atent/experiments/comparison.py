@@ -20,6 +20,7 @@ from atent.experiments.results import (
     RecipeResult,
     Spread,
 )
+from atent.experiments.results.evaluation import SweepRow
 from atent.markdown import table as markdown_table
 from atent.stats import t_interval
 from atent.threat import EXTRA
@@ -107,6 +108,15 @@ def against(attack: Mapping[str, Any]) -> tuple[Any, ...]:
 def remarks(attacks: Mapping[str, AttackResult]) -> list[str]:
     """Deviations of attacks from their definitions, and what their searches met, one line each."""
     return [f"{name}: {'; '.join(found.remarks)}." for name, found in attacks.items() if found.remarks]
+
+
+def radius_remarks(rows: Sequence[SweepRow], *, hints: bool = True) -> list[str]:
+    """`remarks` of the rows of a sweep, with the radii that each concerns, and with ``hints`` its hint."""
+    lines: dict[str, list[str]] = {}
+    for row in rows:
+        lines.setdefault(row.threat, []).extend([f"{row.attack}: {'; '.join(row.remarks)}."] if row.remarks else [])
+    said = dict.fromkeys(f"hint: {row.hint}" for row in rows if hints and row.hint)
+    return [*attributed(lines), *said]
 
 
 def attributed(lines: Mapping[str, Iterable[str]]) -> list[str]:

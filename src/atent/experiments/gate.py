@@ -220,7 +220,7 @@ def certificates(place: Path, stem: str = "", weights: str | None = None) -> dic
         plain = {} if ".shard-" in path.name else read_json(path)
         if plain and plain.get("complete") is not False:
             found = migrate.parsed(plain, CertificateFile, path)
-            if weights is None or found.made.get("weights") == weights:
+            if weights is None or found.fingerprint == weights:
                 out[path] = found
     return out
 

@@ -95,7 +95,7 @@ def results_of(target: Target) -> Results:
     known = fingerprint(target.model)
     certified = certificates(place, stem)
     # Those of the first versions do not record their weights, and belong to the best ones.
-    mine = {path: f for path, f in certified.items() if f.made.get("weights", known) == known}
+    mine = {path: f for path, f in certified.items() if f.fingerprint in (None, known)}
     return Results(own, mine)
 
 

@@ -19,6 +19,8 @@ from atent import signals, stats
 from atent.attacks import ATTACKS
 from atent.attacks.spec import parse
 from atent.certify import Sampling, certify_run
+from atent.certify.certificate import certified_network, identity, made_of
+from atent.certify.rows import claimed
 from atent.data.described import spans
 from atent.evaluate import Evaluation, evaluate
 from atent.evaluate.evaluation import costs
@@ -32,7 +34,6 @@ from atent.paper.layout import Measure, Table, Training
 from atent.paper.scales import Scale
 from atent.progress import Advance, bar
 from atent.runs.locks import held
-from atent.runs.weights import fingerprint
 from atent.train.interrupt import Interrupted
 
 MEASURES = "measures.json"
@@ -223,11 +224,14 @@ def robust_images(found: Evaluation, attack: str) -> dict[str, str]:
 def _smoothing(bench: Bench, who: Target, m: Measure) -> dict[str, Any]:
     x, y, ids = _some(who, m).test()
     sampling = Sampling(m.sigma, n=m.samples)
-    about = {"weights": fingerprint(who.model), "data": who.data.name, "split": "test"}
+    about = identity(who.model) | {"data": who.data.name, "split": "test"}
+    network = certified_network(who.model, x, sampling)
+    place = who.place / f"certificate-{_short(m)}.csv"
+    path = claimed(place, made_of(sampling, about, network.layers))
     total = len(x) * (sampling.n0 + sampling.n)
     with bar(total, who.name, enabled=bench.progress) as advance:
         found = certify_run(
-            who.model, x, y, sampling, ids=ids, path=who.place / f"certificate-{_short(m)}.csv", about=about,
+            who.model, x, y, sampling, ids=ids, path=path, about=about, network=network,
             advance=_watched(bench, advance),
         )  # fmt: skip
     content = found.to_json([float(m.radius)])

@@ -8,7 +8,7 @@ from typing import Any
 
 from atent import plots
 from atent.data import described
-from atent.experiments.comparison import caveat_of
+from atent.experiments.comparison import caveat_of, radius_remarks
 from atent.experiments.results import EvaluationFile, UnionReport
 from atent.report import words
 from atent.report.collect import Run, title_of
@@ -142,7 +142,8 @@ def radii(run: Run) -> dict[str, Any]:
         rows = [asdict(row) for row in found.sweep]
         if rows:
             caption = f"{name}: each attack alone, n = {found.sweep[0].robust.n:,}."
-            sweeps.append((name, found.sweep, drawing(plots.security(rows), words.security(rows), caption)))
+            figure = drawing(plots.security(rows), words.security(rows), caption)
+            sweeps.append((name, found.sweep, figure, radius_remarks(found.sweep)))
     known = next((asdict(a.threat) for found in run.evaluations.values() for a in found.attacks.values()), None)
     # The command evaluates under the run's own threat.
     threat = run.config["method"].get("threat") or known or {}

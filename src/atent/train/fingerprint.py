@@ -76,18 +76,22 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any], method: Method
     """The difference that prevents resuming a run from the saved position ``before``, as text; None if there is none.
 
     Runs of earlier versions have no record of the code and of samples without files."""
-    kept, present = before.get("code") or {}, now["code"]
-    edited = [name for name, source in kept.items() if present.get(name, source) != source]
-    if edited:
-        named = ", ".join(edited[:_NAMED]) + (f" and {len(edited) - _NAMED} others" if len(edited) > _NAMED else "")
+    if changed := edited(before.get("code") or {}, now["code"]):
         return (
-            f"code: {named} {'has' if len(edited) == 1 else 'have'} changed since then; restore it, or train with the"
-            " new code under another --name, from the weights so far by --model.weights"
+            f"code: {changed} since then; restore it, or train with the new code under another --name, from the"
+            " weights so far by --model.weights"
         )
     changed = _changed(before["config"], now["config"], method)
     if changed is None and None not in (before.get("samples"), now["samples"]) and before["samples"] != now["samples"]:
         return "data: its samples have changed, use those of its training"
     return changed
+
+
+def edited(before: Mapping[str, str], now: Mapping[str, str]) -> str | None:
+    """The modules whose source is another one ``now``, as "mine has changed"; None if there is none."""
+    found = [name for name, source in before.items() if now.get(name, source) != source]
+    named = ", ".join(found[:_NAMED]) + (f" and {len(found) - _NAMED} others" if len(found) > _NAMED else "")
+    return f"{named} {'has' if len(found) == 1 else 'have'} changed" if found else None
 
 
 def _changed(saved: str, now: str, method: Method) -> str | None:

@@ -60,6 +60,12 @@ class CertificateFile(Result):
     certifier: Plugin | None = None
     """Where the method is not built in: its module, name and version."""
 
+    @property
+    def fingerprint(self) -> str | None:
+        """Hash of the weights and buffers that were certified; None in files of the first versions."""
+        found: str | None = self.made.get("about", self.made).get("weights")
+        return found
+
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Self:
         """As `Result.from_json`, as the type that it is: only smoothing has noise samples, and only a sequential test
@@ -146,6 +152,7 @@ class CertifiedRow:
     """One certificate of one run."""
 
     run: str
+    """Its name, or its path where the table has runs of this name in several folders."""
     trained: str | None
     how: str
     """The method and its settings, as text."""
@@ -155,6 +162,8 @@ class CertifiedRow:
     """None for bounds."""
     certified: list[CertifiedEntry]
     provenance: dict[str, Any]
+    folder: str | None = None
+    """Hash of the place of the certificate relative to the table; None in tables of earlier versions."""
 
 
 @strict

@@ -108,6 +108,10 @@ class SweepRow:
     monotone: Share
     """Samples that remain so at this and at every smaller radius."""
     seconds: float | None = None
+    remarks: list[str] = field(default_factory=list)
+    """Those of the attack at this radius."""
+    hint: str | None = None
+    """That of the sweep."""
 
 
 @strict

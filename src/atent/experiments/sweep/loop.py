@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from atent import runs as folder
+from atent import trust
+from atent.attacks import ATTACKS
+from atent.certify import CERTIFIERS
+from atent.data import SOURCES
 from atent.experiments.backends import Backend, Local, Task, drive, train_task
 from atent.experiments.backends.base import reason
 from atent.experiments.pipeline import Say
@@ -23,9 +28,15 @@ from atent.experiments.sweep.spec import Sweep
 from atent.experiments.sweep.study import Study, Trial, keeps
 from atent.experiments.validated import best_of, figure, rows_of, verified_of
 from atent.messages import first_only
+from atent.methods import METHODS
+from atent.models import MODELS
+from atent.optim import OPTIMIZERS
+from atent.origins import sources_of
 from atent.progress import Advance, bar
+from atent.registry import Registry, load_object
 from atent.runs.locks import held
 from atent.signals import resumed_by
+from atent.train.fingerprint import edited
 
 PLAN = "sweep-plan.json"
 _AGAIN = "finished trials are kept, and repeating the command resumes"
@@ -72,7 +83,8 @@ def run_sweep(
     with resumed_by("repeating the command resumes"), held(path / folder.LOCK, "sweep"):
         _check(path, sweep)
         study = Study(path, sweep, parallel=backend.at_once > 1)
-        folder.write_json(path / PLAN, {"command": command, "trials": sweep.trials, "sweep": sweep.identity()})
+        plan = {"command": command, "trials": sweep.trials, "sweep": sweep.identity(), "code": _code(sweep)}
+        folder.write_json(path / PLAN, plan)
         work = _Work(path, sweep, study, backend, say)
         with backend, bar(sweep.trials, "sweep", enabled=progress) as advance:
             work.settle()
@@ -91,11 +103,42 @@ def _check(path: Path, sweep: Sweep) -> None:
         if not folder.is_free(path):
             raise FileExistsError(f"{path} exists and is not a sweep: choose another --name")
         return
-    saved = folder.read_json(path / PLAN).get("sweep", {})
+    plan = folder.read_json(path / PLAN)
+    saved = plan.get("sweep", {})
     own = json.loads(folder.dumps(sweep.identity()))
     differs = next((key for key in (*own, *saved) if saved.get(key) != own.get(key)), None)
     if differs is not None:
         raise ValueError(f"{path} is another sweep ({differs} differs): choose another --name")
+    # Plans of earlier versions record no code.
+    if changed := edited(plan.get("code") or {}, _code(sweep)):
+        raise ValueError(f"{path} has trials of other code ({changed}): restore it, or choose another --name")
+
+
+def _code(sweep: Sweep) -> dict[str, str]:
+    """The hashes of the user's files that define what is trained and how it is measured, by module: what the settings
+    name, as module:Thing or by the name of a plug-in. A sweep does not use the attacks of the evaluation."""
+    used = {key: table for key, table in sweep.tables.items() if key != "evaluate"}
+    settings = [used, [each.plain() for each in sweep.space], sweep.certifier]
+    names = {text.partition("(")[0].strip() for text in _texts(settings)}
+    plugins: list[Any] = [
+        kind.find(name) for kind in _KINDS for name in sorted(names) if ":" not in name and name in kind
+    ]
+    for reference in trust.references(settings):
+        with contextlib.suppress(ValueError):  # an attack of another package, or what a training reports
+            plugins.append(load_object(reference))
+    return sources_of(plugins)
+
+
+_KINDS: tuple[Registry[Any], ...] = (METHODS, MODELS, OPTIMIZERS, SOURCES, ATTACKS, CERTIFIERS)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The strings in nested lists and tables."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _texts(each)
 
 
 class _Work:
