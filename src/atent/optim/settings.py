@@ -82,7 +82,8 @@ class Optimizer(metaclass=Settings):
 
     name: str = "SGD"
     """SGD, Adam, EntropySGD, SGLD, LARS, or a custom optimizer as module:Class: a `torch.optim.Optimizer`, or a
-    function that returns one, called with the parameters, lr, and args."""
+    function that returns one, called with the parameters, lr, and args. The schedule multiplies the rate of each of its
+    parameter groups."""
     lr: float = 0.1
     """Learning rate at the start, before the schedule."""
     momentum: float = 0.9
