@@ -115,9 +115,14 @@ class Optimizer(metaclass=Settings):
             raise ValueError("nesterov needs a momentum above 0: set momentum, such as 0.9")
         if self.nesterov and self.name not in ("SGD", "EntropySGD"):
             raise ValueError(f"nesterov is for SGD and EntropySGD, not for {self.name}: remove it")
+        if self.momentum != Optimizer.momentum and self.name not in ("SGD", "EntropySGD", "LARS"):
+            own = "" if OPTIMIZERS.origin(self.name) == "built-in" else ", or set it in optimizer.args"
+            raise ValueError(f"momentum is for SGD, EntropySGD and LARS, not for {self.name}: remove it{own}")
         _check_args(build_one, self)
         if self.name not in ("EntropySGD", "SGLD") and self.walk != Walk():
             raise ValueError(f"optimizer.walk is for EntropySGD and SGLD, not for {self.name}: remove it")
+        if self.name == "SGLD" and self.walk != Walk(noise=self.walk.noise):
+            raise ValueError("SGLD takes only the noise of optimizer.walk: remove the rest, or use EntropySGD")
         # Errors of the optimizer itself are raised here, before the training begins.
         _made(build_one, self, [nn.Parameter(torch.zeros(1))], 0)
 

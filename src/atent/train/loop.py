@@ -40,7 +40,7 @@ def fit(
     optimizer: Optimizer | None = None,
     schedule: Schedule | None = None,
     settings: TrainSettings | None = None,
-    augmentation: str = "none",
+    augmentation: str | None = None,
     threat: Threat | None = None,
     run: str | Path | None = None,
     config: dict[str, Any] | None = None,
@@ -73,7 +73,8 @@ def fit(
     optimizer, schedule, settings
         Default: ``Optimizer()``, ``Schedule()``, ``TrainSettings()``.
     augmentation
-        Augmentation of the training images: "none" or a name of `atent.data.augment`.
+        Augmentation of the training images: "none" or a name of `atent.data.augment`. Default: that of the data, such
+        as ``DataSettings.augment``.
     threat
         Threat of the robust validation, for methods without one.
     run
@@ -158,7 +159,7 @@ def fit(
     with without_callers_modes(), joined() as world, entered(lambda: lock), kept:
         return Trainer(
             model, data, method, optimizer=optimizer or Optimizer(), schedule=schedule or Schedule(),
-            settings=settings, augmentation=augmentation, threat=threat,
+            settings=settings, augmentation=augmentation or data.augment, threat=threat,
             run=place, config=config, resume=resume,
             progress=progress and world.first, callbacks=every if world.first else [],
             say=say if world.first else lambda line: None, builders=builders,
