@@ -88,8 +88,10 @@ def test_the_average_follows_weights_and_buffers_that_become_new_tensors():
         mean.after_epoch(1.0)
     own = net.lin.weight.clone(), net.mean.clone()
     with mean.applied():
-        assert net.lin.weight.unique().tolist() == [3.0] and net.mean.unique().tolist() == [2.0]
-    assert torch.equal(net.lin.weight, own[0]) and torch.equal(net.mean, own[1])
+        assert net.lin.weight.unique().tolist() == [3.0]
+        assert net.mean.unique().tolist() == [2.0]
+    assert torch.equal(net.lin.weight, own[0])
+    assert torch.equal(net.mean, own[1])
     assert net.mean.unique().tolist() == [3.0]
 
 

@@ -842,7 +842,8 @@ def test_a_mask_or_a_float_is_no_index(call):
     with pytest.raises(ValueError, match="float64"):
         getattr(test, call)(np.array([0.5, 1.5]))
     assert set(test.take(mask.nonzero()[:, 0]).y.tolist()) == {2}
-    assert len(test.batch([])[0]) == 0 and test.batch(torch.tensor([3], dtype=torch.uint8))[1].tolist() == [0]
+    assert len(test.batch([])[0]) == 0
+    assert test.batch(torch.tensor([3], dtype=torch.uint8))[1].tolist() == [0]
 
 
 def test_an_unknown_rule_of_subsets_is_refused():
@@ -883,7 +884,7 @@ def test_labels_that_are_digits_in_strings_are_called_so():
     x, y = _samples()
     words = np.array([str(int(k)) for k in y])
     for given in (words, words.tolist()):
-        with pytest.raises(ValueError, match="y_train cannot be read as numbers.*np.unique"):
+        with pytest.raises(ValueError, match=r"y_train cannot be read as numbers.*np\.unique"):
             from_tensors(x, given, x, given)
 
 

@@ -71,7 +71,8 @@ def test_each_group_of_parameters_keeps_its_rate(make, wanted, monkeypatch, tmp_
         load(DataSettings("digits", limit=64, validation=40)), optimizer=Optimizer(f"{__name__}:grouped"),
         schedule=Schedule("multistep", milestones=(1,)), callbacks=[rates],
     )  # fmt: skip
-    assert rates.seen[0] == pytest.approx(wanted) and rates.seen[-1] == pytest.approx([w / 10 for w in wanted])
+    assert rates.seen[0] == pytest.approx(wanted)
+    assert rates.seen[-1] == pytest.approx([w / 10 for w in wanted])
 
 
 grouped = None

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
 
 
 def parsed(shard: str | None, merge: bool, whole: Mapping[str, Any] = {}) -> Shard | None:
-    """Parse --shard; None if it is not given, ValueError if it is invalid. ``whole``: the options that need the complete
-    result, which are refused with a shard."""
+    """Parse --shard; None if it is not given, ValueError if it is invalid.
+
+    ``whole``: the options that need the complete result, which are refused with a shard."""
     if shard is None:
         return None
     late = ", ".join(f"--{name}" for name, given in whole.items() if given)
