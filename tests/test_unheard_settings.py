@@ -1,6 +1,8 @@
 """Settings that had no effect without a word: they have it now, or are refused."""
 
+import json
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -120,6 +122,70 @@ def test_only_the_pass_at_the_perturbed_weights_counts():
     assert int(model.passes) == 1
 
 
+class Seen(Callback):
+    def __init__(self):
+        self.epochs = []
+
+    def epoch(self, progress, row):
+        self.epochs.append(row["epoch"])
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load(DataSettings("digits", limit=64, validation=40))
+
+
+def test_callbacks_may_be_a_generator(digits):
+    seen = Seen()
+    trained(digits, callbacks=(each for each in [seen]))
+    assert seen.epochs == [1, 2]
+
+
+def test_a_threat_beside_that_of_the_method_is_refused(digits):
+    with pytest.raises(ValueError, match=r"threat linf 0\.3 has no effect with PGDAT, whose own is linf 0.1: omit it"):
+        fit(net(), digits, PGDAT(Threat("linf", 0.1)), threat=Threat("linf", 0.3), progress=False)
+
+
+def test_entries_of_the_configuration_are_added(digits, tmp_path):
+    trained(digits, run=tmp_path / "run", config={"note": "a test"})
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["note"] == "a test"
+    assert config["train"]["epochs"] == 2
+    with pytest.raises(ValueError, match="config has an entry 'train', which the training records itself"):
+        trained(digits, config={"train": {"epochs": 9}})
+
+
+def test_labels_beyond_the_classes_are_refused(digits):
+    with pytest.raises(ValueError, match=r"the labels of data\.train run from 0 to 9; with 7 classes"):
+        trained(replace(digits, classes=7))
+
+
+def test_a_training_resumes_under_the_same_threat_and_with_the_same_parameters(digits, tmp_path):
+    """The rows of the epochs would be of two threats; the momentum of one parameter would be that of another."""
+
+    def run(eps=0.1, frozen=None):
+        model = nn.Sequential(net(), nn.Linear(10, 10), nn.Linear(10, 10))
+        if frozen is not None:
+            model[frozen].requires_grad_(False)
+        return trained(model, threat=Threat("linf", eps))
+
+    def trained(model, **more):
+        return fit(
+            model, digits, Standard(), settings=TrainSettings(epochs=1, validate_limit=20), progress=False,
+            run=tmp_path / "run", resume=(tmp_path / "run").exists(), **more,
+        )  # fmt: skip
+
+    run(frozen=1)
+    for changes, says in (
+        ({"frozen": 1, "eps": 0.3}, r"other settings \(validation.eps 0.1, not 0.3\)"),
+        ({"frozen": 2}, "parameters: 1.bias was frozen, and is not"),
+        ({}, "parameters: 1.bias was frozen, and is not"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            run(**changes)
+    assert len(run(frozen=1).history) == 1
+
+
 # ---- on the command line
 
 
@@ -141,7 +207,7 @@ def refused(capsys, *words):
     capsys.readouterr()
     assert main([*map(str, words)]) == 2
     out, err = capsys.readouterr()
-    assert out == "" and err.count("\n") == 1, err
+    assert (out, err.count("\n")) == ("", 1), err
     return err
 
 

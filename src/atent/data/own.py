@@ -111,11 +111,14 @@ def _items(part: str, data: Any) -> tuple[np.ndarray, np.ndarray]:
         x[i] = value
         y.append(label)
     for i in range(min(n, _TWICE)):
-        if not np.array_equal(item(i)[0], x[i], equal_nan=x.dtype.kind == "f"):
+        value, label = item(i)
+        if not np.array_equal(value, x[i], equal_nan=x.dtype.kind == "f"):
             raise ValueError(
                 f"{part}: item {i} differs between two reads: remove random transforms from the Dataset, and set"
                 " data.augment"
             )
+        if not np.array_equal(label, y[i]):
+            raise ValueError(f"{part}: item {i} has label {label} after {y[i]} before: give each item one label")
     try:
         labels = np.array(y)
     except ValueError:

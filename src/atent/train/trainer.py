@@ -30,7 +30,7 @@ from atent.train.builders import Builders
 from atent.train.callbacks import Callback, Progress, first
 from atent.train.clock import Clock
 from atent.train.compiling import Compiling
-from atent.train.describe import describe, summary, with_subsets
+from atent.train.describe import complete, summary, with_subsets
 from atent.train.fingerprint import as_begun, difference, fingerprint, started
 from atent.train.finite import Finite, Skipped, finite_logits, line_of, ordered
 from atent.train.interrupt import Interrupted, how_to_resume, stop_requests
@@ -84,7 +84,7 @@ class Trainer:
         if settings.average != "none":
             self.average = Average(model, settings.average, decay=settings.average_decay, start=settings.average_start)
         self.rng = torch.Generator(self.device)
-        config = config or describe(model, self.data, method, optimizer, schedule, settings, augmentation, threat)
+        config = complete(config, model, self.data, method, optimizer, schedule, settings, augmentation, threat)
         subsets = self.validation.subsets(self.data) | (self.watch.subsets(self.data) if self.watch else {})
         config = machine.recorded(builders.record(config), settings)
         config = with_subsets(config, self.data, subsets)
