@@ -274,6 +274,13 @@ def _lines(path: Path, content: bytes) -> tuple[list[str], list[tuple[int, list[
 
 def _label(path: Path, head: list[str], label: str | None) -> str:
     if label is None:
+        # A column y may be a coordinate.
+        found = [name for known in LABELS[:-1] for name in head if name.lower() == known]
+        if len(found) > 1:
+            raise ValueError(
+                f"{path}: columns {', '.join(found)} may all be the classes: set data.label to one, and remove the"
+                " others unless they are inputs"
+            )
         label = next((name for known in LABELS for name in head if name.lower() == known), None)
     if label not in head:
         wanted = f"no column {label!r}" if label else "no column of classes"
@@ -292,7 +299,8 @@ def _numbers(path: Path, head: list[str], rows: list[tuple[int, list[str]]], lab
             raise ValueError(f"{path}: line {line} has {len(row)} values; the {len(head)} columns need one each")
         for k, cell in enumerate([*row[:label], *row[label + 1 :]]):
             try:
-                out[place, k] = float(cell)
+                # Python reads 1_000 as a number.
+                out[place, k] = math.nan if "_" in cell else float(cell)
             except ValueError:
                 out[place, k] = math.nan
             if not math.isfinite(out[place, k]):
