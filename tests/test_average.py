@@ -18,6 +18,7 @@ from atent.evaluate import evaluate
 from atent.methods import PGDAT, Standard
 from atent.models import build
 from atent.optim import Average, Optimizer, Schedule, lr_factor
+from atent.runs.checkpoint import read_weights
 from atent.threat import Threat
 from atent.train import Interrupted, TrainSettings, clock, fit, load_weights
 from atent.train.clock import Clock
@@ -60,6 +61,71 @@ def walk(model, steps, seed=0):
                 p.add_(torch.randn_like(p))
         model(batch()[0].to(next(model.parameters()).dtype))
         yield {k: v.clone() for k, v in model.state_dict().items()}
+
+
+class Centred(nn.Module):
+    """Subtracts a running mean, a buffer to which each forward pass assigns a new tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.lin = nn.Linear(64, 10)
+        self.register_buffer("mean", torch.zeros(64))
+
+    def forward(self, x):
+        x = x.flatten(1)
+        if self.training:
+            self.mean = self.mean + 1.0
+        return self.lin(x - self.mean)
+
+
+def test_the_average_follows_weights_and_buffers_that_become_new_tensors():
+    """Many optimizers set p.data, and forward passes assign to buffers: the tensors of the start are no longer used."""
+    net = Centred()
+    mean = Average(net, "swa")
+    for value in (1.0, 2.0, 6.0):
+        net.lin.weight.data = torch.full((10, 64), value)
+        net(torch.zeros(1, 64))
+        mean.after_epoch(1.0)
+    own = net.lin.weight.clone(), net.mean.clone()
+    with mean.applied():
+        assert net.lin.weight.unique().tolist() == [3.0]
+        assert net.mean.unique().tolist() == [2.0]
+    assert torch.equal(net.lin.weight, own[0])
+    assert torch.equal(net.mean, own[1])
+    assert net.mean.unique().tolist() == [3.0]
+
+
+def test_complex_weights_are_averaged():
+    net = nn.Linear(2, 2, dtype=torch.complex64)
+    mean = Average(net, "swa")
+    for value in (1.0, 2.0j, 5.0 + 4.0j):
+        nn.init.constant_(net.weight, value)
+        mean.after_epoch(1.0)
+    with mean.applied():
+        assert net.weight.detach().flatten().numpy() == pytest.approx(2.0 + 2.0j)
+
+
+def test_a_resumed_average_has_buffers_that_were_assigned(tmp_path, digits, monkeypatch):
+    """The resumed training ends with the averaged weights of the undisturbed one."""
+
+    def run(name, resume=False, report=None):
+        torch.manual_seed(0)
+        return fit(
+            Centred(), digits, Standard(), settings=TrainSettings(epochs=4, batch_size=32, device="cpu", average="ema"),
+            run=tmp_path / name, progress=False, resume=resume, report=report,
+        )  # fmt: skip
+
+    def stop(row):
+        if row["epoch"] == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    run("whole")
+    with pytest.raises(Interrupted):
+        run("cut", report=stop)
+    run("cut", resume=True)
+    for file in ("best.safetensors", "last/ema.safetensors"):
+        one, other = (read_weights(tmp_path / name / file)[1] for name in ("whole", "cut"))
+        assert {k: v.tolist() for k, v in one.items()} == {k: v.tolist() for k, v in other.items()}, file
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.3, 0.995])

@@ -16,7 +16,7 @@ import pytest
 import torch
 from kit import fails
 
-from atent.data import AUGMENTATIONS, SOURCES, Data, DataSettings, Split, augment, load
+from atent.data import AUGMENTATIONS, SOURCES, Data, DataSettings, Split, augment, from_tensors, load
 from atent.data.digits import _arrays
 
 CIFAR_BATCHES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
@@ -822,3 +822,92 @@ def test_mnist_is_not_taken_for_fashion(real):
     real("mnist", test_limit=1)
     folder = Path(os.environ["ATENT_DATA_ROOT"]) / "mnist"
     fails(ValueError, folder, "file of mnist", name="fashion-mnist", root=str(folder))
+
+
+# ---- what had gone wrong without a word
+
+
+def _samples(n=60):
+    return torch.linspace(0, 1, n * 4).view(n, 4), torch.arange(n) % 3
+
+
+@pytest.mark.parametrize("call", ["take", "batch"])
+def test_a_mask_or_a_float_is_no_index(call):
+    """As int64 a mask would be the samples 0 and 1, over and over."""
+    x, y = _samples()
+    test = from_tensors(x, y, x, y).test
+    mask = test.y == 2
+    with pytest.raises(ValueError, match=r"torch.bool of shape \(60,\): for a mask use mask.nonzero"):
+        getattr(test, call)(mask)
+    with pytest.raises(ValueError, match="float64"):
+        getattr(test, call)(np.array([0.5, 1.5]))
+    assert set(test.take(mask.nonzero()[:, 0]).y.tolist()) == {2}
+    assert len(test.batch([])[0]) == 0
+    assert test.batch(torch.tensor([3], dtype=torch.uint8))[1].tolist() == [0]
+
+
+def test_an_unknown_rule_of_subsets_is_refused():
+    x, y = _samples()
+    data = from_tensors(x, y, x, y)
+    for call in (lambda: data.sample("test", 9, "frist"), lambda: replace(data, subset="frist").sample("test", 9)):
+        with pytest.raises(ValueError, match="subset 'frist' is not known"):
+            call()
+
+
+def test_a_box_for_uint8_is_refused_which_becomes_0_to_1():
+    x, y = _samples()
+    pixels = (255 * x).byte()
+    with pytest.raises(ValueError, match="has no effect for inputs of uint8"):
+        from_tensors(pixels, y, pixels, y, box=(-1.0, 1.0))
+    assert from_tensors(pixels, y, pixels, y, box=(0, 1)).box == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.uint8, torch.float16])
+def test_the_data_do_not_change_with_the_tensors_of_the_caller(kind):
+    x, y = _samples()
+    x = (x * (255 if kind is torch.uint8 else 1)).to(kind)
+    data = from_tensors(x, y, x, y)
+    before = [getattr(data, part).batch(range(6)) for part in ("train", "validation", "test")]
+    x.zero_(), y.zero_()
+    after = [getattr(data, part).batch(range(6)) for part in ("train", "validation", "test")]
+    assert all(torch.equal(a, b) for one, other in zip(before, after) for a, b in zip(one, other))
+
+
+@pytest.mark.parametrize("made", [np.array([1j, 0.5j]), np.array(["2020-01-01", "2021-01-01"], "M8[D]")])
+def test_values_without_an_order_are_no_numbers(made):
+    x = np.stack([made] * 60)
+    with pytest.raises(ValueError, match="x_train cannot be read as numbers"):
+        from_tensors(x, np.arange(60) % 3, x, np.arange(60) % 3)
+
+
+def test_labels_that_are_digits_in_strings_are_called_so():
+    x, y = _samples()
+    words = np.array([str(int(k)) for k in y])
+    for given in (words, words.tolist()):
+        with pytest.raises(ValueError, match=r"y_train cannot be read as numbers.*np\.unique"):
+            from_tensors(x, given, x, given)
+
+
+def _pair(n=40):
+    from torch.utils.data import TensorDataset
+
+    x, y = _samples(n)
+    return TensorDataset(x, y), TensorDataset(x, y)
+
+
+@pytest.mark.parametrize(
+    "setting", [{"root": "/elsewhere"}, {"size": 32}, {"label": "kind"}, {"units": "spread"}, {"workers": 2}]
+)
+def test_settings_that_an_own_function_does_not_take_are_refused(setting, monkeypatch, tmp_path):
+    (tmp_path / "a_pair.py").write_text("from test_data import _pair as pair\nfixed = pair()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("a_pair:pair", "a_pair:fixed"):
+        with pytest.raises(ValueError, match=rf"data.{next(iter(setting))} .* has no effect for {name}"):
+            load(DataSettings(name, **setting))
+        assert load(DataSettings(name, validation=6, limit=20)).about["counts"]["train"] == 20
+
+
+def test_the_label_of_a_hugging_face_set_is_not_chosen_by_the_setting_of_tables():
+    for setting in ({"label": "kind"}, {"root": "/elsewhere"}):
+        with pytest.raises(ValueError, match="has no effect for hf:somebody/something"):
+            load(DataSettings("hf:somebody/something", **setting))

@@ -212,3 +212,18 @@ def test_arrays_of_rows(tmp_path):
         with pytest.raises(ValueError, match=r"rows\.npz") as error:
             load(DataSettings("table", str(path)))
         assert "\n" not in str(error.value)
+
+
+def test_a_numbering_of_the_rows_is_no_column(tmp_path, rows):
+    """In a file that is sorted by class, the number of a row tells its class."""
+    place = write(tmp_path / "t.csv", [[k, *row] for k, row in enumerate(rows)], ("", "a", "b", "c", "label"))
+    fails(ValueError, "column 1 has no name: remove it if it numbers the rows", name="table", root=place)
+
+
+def test_missing_classes_and_two_spellings_of_a_number_are_no_classes(tmp_path, rows):
+    """A nan is no number to sort by, and pandas writes 1 as 1.0 in a column with missing values."""
+    coded = [[*row[:3], f"{k % 2}"] for k, row in enumerate(rows)]
+    missing = write(tmp_path / "missing.csv", [*coded, *[[*row[:3], "NaN"] for row in coded[:9]]])
+    fails(ValueError, "a class is nan, a missing value", name="table", root=missing)
+    mixed = write(tmp_path / "mixed.csv", [*coded, *[[*row[:3], "1.0"] for row in coded[:9]]])
+    fails(ValueError, "classes '1' and '1.0' are the same number", name="table", root=mixed)

@@ -139,3 +139,20 @@ def test_collect_ends_with_the_length_of_a_dataset():
     assert x[:, 0].tolist() == [0, 1, 2]
     assert y.tolist() == [0, 1, 0]
     assert len(collect([(torch.zeros(2), 0)] * 4)[0]) == 4
+
+
+def test_a_label_that_changes_between_two_reads_is_refused():
+    class Drawn(torch.utils.data.Dataset):
+        """Another label at each read, as of a shuffled list."""
+
+        reads = 0
+
+        def __len__(self):
+            return 12
+
+        def __getitem__(self, i):
+            self.reads += 1
+            return torch.full((4,), i / 12), self.reads % 3
+
+    with pytest.raises(ValueError, match=r"train: item \d has label \d after \d before"):
+        from_dataset(Drawn(), Drawn())

@@ -265,7 +265,8 @@ def as_tensor(name: str, value: Any) -> Tensor:
             " x, y = atent.data.collect(loader)"
         )
     try:
-        array = np.asarray(value)
+        if (array := np.asarray(value)).dtype.kind in "cmMSU":
+            raise ValueError(f"they are {array.dtype}")
         if array.dtype.kind not in "fiub":
             # bfloat16 is not a numpy type, but its arrays convert to float32.
             array = array.astype(np.float32)

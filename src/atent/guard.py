@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -235,9 +235,7 @@ def guard(model: nn.Module, *, mode: Mode = "eval", seed: int | None = None) -> 
             alone = _IN_USE.setdefault(id(model), threading.RLock())
         stack.enter_context(alone)
         # Restored in reverse order: the random states, whose restoration cannot fail, come first.
-        registered = [(m, dict(m._buffers.items())) for m in modules]
-        values = Values([b for b in buffers if not is_lazy(b)])
-        stack.callback(_restore, registered, values, [(p, p.requires_grad, p.grad) for p in parameters])
+        stack.callback(_restore, Buffers(modules, buffers), [(p, p.requires_grad, p.grad) for p in parameters])
         for m in modules:
             if hasattr(m, "training"):
                 stack.callback(setattr, m, "training", m.training)
@@ -316,22 +314,22 @@ class Values:
             place.copy_(value)
 
 
-Registered = list[tuple[nn.Module, dict[str, Tensor | None]]]
+class Buffers:
+    """The buffers of a model at one moment: the tensors that its modules have, since a forward pass may assign new
+    ones, and their values."""
 
+    def __init__(self, modules: Iterable[nn.Module], buffers: Iterable[Tensor]) -> None:
+        self.registered = [(m, dict(m._buffers.items())) for m in modules]
+        self.values = Values([b for b in buffers if not is_lazy(b)])
 
-def _restore(
-    registered: Registered,
-    values: Values,
-    parameters: list[tuple[nn.Parameter, bool, Tensor | None]],
-) -> None:
-    """Restore the parameters and, also if that fails, which buffers are registered and their values."""
-    try:
-        for p, requires_grad, grad in parameters:
-            if not is_lazy(p):
-                p.requires_grad_(requires_grad)
-                p.grad = grad
-    finally:
-        for m, before in registered:
+    @classmethod
+    def of(cls, model: nn.Module) -> Buffers:
+        """The buffers of all modules of a model."""
+        return cls(model.modules(), model.buffers())
+
+    def restore(self) -> None:
+        """Register the tensors again, and write their values back."""
+        for m, before in self.registered:
             if isinstance(m, torch.jit.ScriptModule):
                 # Its table of buffers is a read-only view.
                 for name, b in before.items():
@@ -341,7 +339,18 @@ def _restore(
                 m._buffers.clear()
                 m._buffers.update(before)
         # Batch norm updates its statistics without a new tensor version, so all are restored.
-        values.restore()
-        for b in values.tensors:
+        self.values.restore()
+        for b in self.values.tensors:
             if b.grad_fn is not None:  # written with a graph
                 b.detach_()
+
+
+def _restore(buffers: Buffers, parameters: list[tuple[nn.Parameter, bool, Tensor | None]]) -> None:
+    """Restore the parameters and, also if that fails, the buffers."""
+    try:
+        for p, requires_grad, grad in parameters:
+            if not is_lazy(p):
+                p.requires_grad_(requires_grad)
+                p.grad = grad
+    finally:
+        buffers.restore()

@@ -61,7 +61,7 @@ def attack(
     for path, option, kind in ((file, "--out", ".npz"), (picture, "--png", ".png")):
         if path is not None and path.suffix != kind:
             raise ValueError(f"{option} {path}: the name must end in {kind}")
-    part = parsed(shard, merge)
+    part = parsed(shard, merge, {"png": png})
     locks.steal(target.steal_lock)
     nothing = "repeating the command starts again"
     with output.json_alone(json) as emit, entered(lambda: output.own(out=file, png=picture)), resumed_by(nothing):

@@ -139,7 +139,7 @@ def certify(
     from atent.experiments.certificate import certify_folder
     from atent.runs.locks import steal
 
-    parsed(shard, merge)
+    parsed(shard, merge, {"plot": plot, "table": table})
     steal(steal_lock)
     _check_written(table, plot, method, sequential is not False and len(radius or ()) == 1)
     with output.json_alone(json) as emit:

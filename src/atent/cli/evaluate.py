@@ -94,7 +94,8 @@ def evaluate(
     from atent.runs.manifest import write_new
     from atent.signals import computed
 
-    part, asked = parsed(shard, merge), gates.limits(whole=shard is None)
+    part = parsed(shard, merge, {"checks": checks, "strict": strict, "per-class": per_class})
+    asked = gates.limits(whole=shard is None)
     places = {name: Path(path) if path else None for name, path in (("out", out), ("junit", gates.junit))}
     locks.steal(target.steal_lock)
     with output.json_alone(json) as emit, entered(lambda: output.own(**places)):

@@ -76,9 +76,12 @@ def recipe_job(
 
 def _switched(tables: dict[str, Any], words: list[str]) -> list[str]:
     """Handle --method.name: the new method keeps the recipe's fields that it also has. Returns the other words."""
-    at = next((i for i, w in enumerate(words) if w.partition("=")[0] in ("--method", "--method.name")), None)
-    if at is None:
+    places = [i for i, w in enumerate(words) if w.partition("=")[0] in ("--method", "--method.name")]
+    if not places:
         return words
+    if len(places) > 1:
+        raise UsageError(f"--method.name is given {len(places)} times: omit one")
+    at = places[0]
     from atent.methods import METHODS
     from atent.methods.awp import may_perturb
 

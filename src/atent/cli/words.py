@@ -132,7 +132,25 @@ def spelled(
             out.append("True")
         elif option not in known and (yes := next((o for o in known if negated(o) == option), None)):
             out[-1:] = [yes, "False"] if _is_tristate(known[yes]) else [option]
+    _check_repeated(out, known)
     return out
+
+
+def _check_repeated(words: list[str], known: dict[str, Any]) -> None:
+    """UsageError for an option that is given twice, of which the parser would keep the last; a flag may be repeated."""
+    flags = {negated(option): option for option in known}
+    seen: dict[str, str] = {}
+    for word in (word for word in words if word.startswith("--")):
+        option = word if word in known else flags.get(word, word)
+        if option not in known:
+            continue
+        first = seen.setdefault(option, word)
+        if first != word:
+            raise UsageError(f"{first} and {word} contradict each other: omit one")
+        if known[option] is not bool and words.count(word) > 1:
+            several = typing.get_origin(_optional(known[option])) is tuple
+            fix = f"write {word} once, followed by all its values" if several else "omit one"
+            raise UsageError(f"{word} is given {words.count(word)} times: {fix}")
 
 
 def _option(head: str, renamed: dict[str, str], sections: bool) -> str:

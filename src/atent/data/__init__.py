@@ -8,6 +8,7 @@ A new source is one file with a loader `(root) -> Source` and the decorator `dat
 """
 
 import inspect
+import itertools
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, fields, replace
 from typing import Any, cast
@@ -37,6 +38,12 @@ __all__ = [
     "AUGMENTATIONS", "SOURCES", "Data", "DataSettings", "Limit", "Rule", "Source", "Split", "augment", "collect",
     "dataset", "everything", "from_dataset", "from_tensors", "load", "spread",
 ]  # fmt: skip
+
+_DEFAULTS = {field.name: field.default for field in fields(DataSettings)}
+_TAKEN = {
+    "root": ("root",), "reading": tuple(field.name for field in fields(Reading)), "columns": ("label", "box", "units"),
+}  # fmt: skip
+"""The settings that a loader gets by a parameter."""
 
 # Stream numbers of split_seed, all different; `SUBSET` is another.
 _VALIDATION, _LIMIT = 0, 1
@@ -96,8 +103,7 @@ def load(settings: DataSettings) -> Data:
             f"data.root {root} is a file of arrays, and data.name {settings.name} takes a folder: set data.name to npz"
             " (--data npz)"
         )
-    check_reading(settings, ":" in settings.name or _takes(loader, "reading"))
-    check_columns(settings, ":" in settings.name or _takes(loader, "columns"))
+    _check_taken(loader, settings)
     made = _loaded(loader, settings)
     check_generated(settings)
     data = carve(made, settings) if isinstance(made, Source) else _own(made, settings)
@@ -149,18 +155,29 @@ def _takes(loader: Any, name: str) -> bool:
     return callable(loader) and name in inspect.signature(loader).parameters
 
 
+def _check_taken(loader: Any, settings: DataSettings) -> None:
+    """ValueError, in one line, for settings that are for parameters which the loader does not have, and for invalid
+    ones."""
+    own = SOURCES.origin(settings.name) != "built-in" and not SOURCES.delegates(settings.name)
+    for part, names in _TAKEN.items():
+        given = [name for name in names if getattr(settings, name) != _DEFAULTS[name]]
+        if given and not _takes(loader, part) and (own or part == "root"):
+            fix = "set it inside that function" if own else "omit it"
+            value = getattr(settings, given[0])
+            raise ValueError(f"data.{given[0]} {value} has no effect for {settings.name}: {fix}")
+    check_reading(settings, _takes(loader, "reading"))
+    check_columns(settings, _takes(loader, "columns"))
+
+
 def _own(made: Data, settings: DataSettings) -> Data:
     """The data of the user's own function, with their own splits, under the name of that function."""
-    loader = SOURCES.find(settings.name)
-    reading = [field.name for field in fields(Reading)] if _takes(loader, "reading") else []
-    taken = ("name", "augment", "generated", "generated_share", *(["root"] if _takes(loader, "root") else []), *reading)
-    for field in fields(settings):
-        value = getattr(settings, field.name)
-        if field.name not in taken and value != field.default:
-            raise ValueError(
-                f"data.{field.name} {value} has no effect for {settings.name}: set it inside that function"
-            )
-    return replace(made, name=settings.name, about={**made.about, "name": settings.name})
+    taken = ("name", "augment", "generated", "generated_share", *itertools.chain(*_TAKEN.values()))
+    for name, default in _DEFAULTS.items():
+        value = getattr(settings, name)
+        if name not in taken and value != default:
+            raise ValueError(f"data.{name} {value} has no effect for {settings.name}: set it inside that function")
+    augmented = {"augment": settings.augment} if settings.augment != "none" else {}
+    return replace(made, name=settings.name, about={**made.about, "name": settings.name}, **augmented)
 
 
 def _check_seed(settings: DataSettings) -> None:
@@ -219,6 +236,7 @@ def carve(source: Source, settings: DataSettings) -> Data:
         },
         subset=rule,
         seed=seed,
+        augment=settings.augment,
     )
 
 

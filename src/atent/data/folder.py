@@ -20,7 +20,7 @@ from atent.data.sources import dataset
 from atent.data.split import Source, Split, parted, split
 from atent.data.stored import Stored
 from atent.distributed.world import current
-from atent.messages import note
+from atent.messages import note, once
 from atent.progress import bar
 
 TEST_SEED = 20210
@@ -40,10 +40,13 @@ def folder(root: str | None = None, reading: Reading = MEMORY) -> Source:
     path = data_root(root)
     if not path.is_dir():
         raise FileNotFoundError(f"folder: wanted a folder of class folders, {path} is not one; {FIX}")
-    present = {p.name for p in folders(path)} & {"train", "test"}
+    inside = {p.name for p in folders(path)}
+    present = inside & {"train", "test"}
     if len(present) == 1:
         lacking = ({"train", "test"} - present).pop()
         raise FileNotFoundError(f"folder: {path / lacking} not found beside {present.pop()}; {FIX}")
+    if present and inside > present:
+        once(f"{path}: the folders train and test are read, and not {', '.join(sorted(inside - present))}")
     parts = {name: listing(path / name, path) for name in (("train", "test") if present else (".",))}
     classes = [part.classes for part in parts.values()]
     if classes[0] != classes[-1]:

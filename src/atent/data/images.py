@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from atent.data.reading import OFF
+from atent.messages import once
 from atent.progress import bar
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
@@ -206,6 +207,11 @@ def decode(part: Listing, i: int, form: Form, out: np.ndarray) -> str:
             raise ValueError(
                 f"in colour, unlike those before: data.cache {OFF} needs all greyscale, a cache converts all to RGB"
             )
+        if ("A" in image.getbands() or "transparency" in image.info) and _is_transparent(image):
+            once(
+                "some images have transparent pixels, whose hidden colours are read: paste the images on a background"
+                " to avoid that"
+            )
         image = image.convert("L" if greyscale else "RGB")
         if form.size is not None:
             image = _square(image, form.size)
@@ -216,6 +222,10 @@ def decode(part: Listing, i: int, form: Form, out: np.ndarray) -> str:
         raise ValueError(_odd(file, found.shape[1::-1], (form.width, form.height)))
     out[:] = found if found.ndim == 2 else found.transpose(2, 0, 1)
     return hashlib.sha256(content).hexdigest()
+
+
+def _is_transparent(image: Any) -> bool:
+    return bool(image.convert("RGBA").getchannel("A").getextrema()[0] < 255)
 
 
 def _square(image: Any, size: int) -> Any:

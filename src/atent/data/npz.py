@@ -13,6 +13,7 @@ from atent.data.sources import dataset
 from atent.data.split import Source, split
 from atent.data.stored import Rows, Stored
 
+_AT_ONCE = 64
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 
 
@@ -28,6 +29,16 @@ def _images(name: str, x: np.ndarray) -> np.ndarray:
         checks.floats(name, x, (0.0, 1.0))
         x = x.astype(np.float32)
     return x[:, None] if x.ndim == 3 else x
+
+
+def _check_levels(name: str, rows: Rows) -> None:
+    """As `checks.levels`; the first rows suffice for images of more than two levels."""
+    top = 0
+    for begin in range(0, len(rows), _AT_ONCE):
+        top = max(top, int(rows.read(np.arange(begin, min(begin + _AT_ONCE, len(rows)))).max()))
+        if top > 1:
+            return
+    checks.levels(name, np.array([top], np.uint8))
 
 
 def _on_disk(name: str, rows: Rows, reading: Reading) -> Stored:
@@ -58,6 +69,7 @@ def npz(root: str | None = None, reading: Reading = MEMORY) -> Source:
     if reading.resident is False:
         found, rows, digest = on_disk(path, KEYS[1::2], KEYS[::2])
         x, x_test = (_on_disk(f"{path}: {key}", rows[key], reading) for key in ("x_train", "x_test"))
+        _check_levels(f"{path}: x_train", rows["x_train"])
     else:
         found, digest = arrays(path, KEYS)
         x, x_test = (_images(f"{path}: {key}", found[key]) for key in ("x_train", "x_test"))

@@ -14,7 +14,7 @@ from atent.data import checks
 from atent.data.files import record
 from atent.data.split import Source, split
 from atent.registry import first_line
-from atent.threat import Box
+from atent.threat import Box, Threat
 
 _TWICE = 8
 """Number of items that are read twice, to detect random transforms."""
@@ -32,6 +32,8 @@ def tensor_source(given: Mapping[str, Tensor | np.ndarray], box: Box) -> Source:
                 raise ValueError(f"{key}: {a[key].dtype}; allowed are uint8 and floats in the box")
             checks.floats(key, a[key], box)
     checks.levels("x_train", a["x_train"])
+    if a["x_train"].dtype == np.uint8 and Threat("linf", 0.0, box).span != (0.0, 1.0):
+        raise ValueError(f"box {box} has no effect for inputs of uint8, which become [0, 1]: omit it, or give floats")
     if a["x_train"].shape[1:] != a["x_test"].shape[1:] or a["x_train"].dtype != a["x_test"].dtype:
         test, train = a["x_test"], a["x_train"]
         raise ValueError(f"x_test is {test.dtype} {test.shape}; x_train is {train.dtype} {train.shape}")
@@ -40,10 +42,12 @@ def tensor_source(given: Mapping[str, Tensor | np.ndarray], box: Box) -> Source:
     checks.every_class("y_train", a["y_train"], classes)
     checks.labels("y_test", a["y_test"], len(a["x_test"]), classes)
     scale = 255.0 if a["x_train"].dtype == np.uint8 else None
+    # The training samples are copied into their two parts; the caller may change its tensors later.
+    test = {key: a[key].copy() if isinstance(given[key], Tensor) else a[key] for key in ("x_test", "y_test")}
     return Source(
         classes=classes,
         train=split(a["x_train"], a["y_train"], scale),
-        test=split(a["x_test"], a["y_test"], scale),
+        test=split(test["x_test"], test["y_test"], scale),
         validation=min(1000, max(1, len(a["x_train"]) // 10)),
         box=(0.0, 1.0) if scale else box,
         about={"source": "tensors", "files": {}, "test": "x_test"},
@@ -107,11 +111,14 @@ def _items(part: str, data: Any) -> tuple[np.ndarray, np.ndarray]:
         x[i] = value
         y.append(label)
     for i in range(min(n, _TWICE)):
-        if not np.array_equal(item(i)[0], x[i], equal_nan=x.dtype.kind == "f"):
+        value, label = item(i)
+        if not np.array_equal(value, x[i], equal_nan=x.dtype.kind == "f"):
             raise ValueError(
                 f"{part}: item {i} differs between two reads: remove random transforms from the Dataset, and set"
                 " data.augment"
             )
+        if not np.array_equal(label, y[i]):
+            raise ValueError(f"{part}: item {i} has label {label} after {y[i]} before: give each item one label")
     try:
         labels = np.array(y)
     except ValueError:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from atent.checks import check_choice
-from atent.data.settings import Limit, Rule, everything
+from atent.data.settings import Limit, Rule, check_rule, everything
 from atent.data.stored import Stored, chosen
 from atent.threat import Box
 
@@ -116,7 +116,12 @@ class Split:
         return self if n >= len(self) else self.take(spread(self.y.cpu().numpy(), seed, self.ids.cpu().numpy())[:n])
 
     def _index(self, index: Tensor | Sequence[int] | np.ndarray) -> Tensor:
-        return torch.as_tensor(index, dtype=torch.int64, device=self.x.device)
+        found = torch.as_tensor(index, device=self.x.device)
+        # A mask would be read as the positions 0 and 1, and 2.9 as 2.
+        if found.dtype is torch.bool or (found.is_floating_point() and found.numel()):
+            fix = "for a mask use mask.nonzero()[:, 0]" if found.dtype is torch.bool else "convert it by .long()"
+            raise ValueError(f"index must be integers, got {found.dtype} of shape {tuple(found.shape)}: {fix}")
+        return found.long()
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -158,6 +163,8 @@ class Data:
     """Number of generated training samples; they are the last ones of ``train``."""
     share: float = 0.0
     """Share of each batch that is generated, in [0, 1)."""
+    augment: str = "none"
+    """Training augmentation, a name of `atent.data.augment`."""
 
     @property
     def epoch(self) -> int:
@@ -212,7 +219,9 @@ class Source:
 
 
 def subset(samples: Split, n: Limit, rule: Rule, seed: int) -> Split:
-    """n samples of a split by the rule, see `Data.sample`; ValueError for a limit that is not a number or "all"."""
+    """n samples of a split by the rule, see `Data.sample`; ValueError for a limit that is not a number or "all", and for
+    an unknown rule."""
+    check_rule(rule)
     count = everything(n)
     if count is not None and (isinstance(count, bool) or not isinstance(count, Integral)):
         raise ValueError(f"a limit is an integer or 'all', got {count!r}")

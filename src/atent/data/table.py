@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import math
 from collections import Counter
 from dataclasses import dataclass, fields
@@ -101,7 +102,7 @@ def table(root: str | None = None, columns: Columns = DEFAULT) -> Source:
         )
     paths = [path / "train.csv", path / "test.csv"] if path.is_dir() else [path]
     names, words, x, files = _arrays(path, columns) if path.suffix == ".npz" else _read(paths, columns.label)
-    classes = sorted(set(words[0]), key=_order)
+    classes = _classes(paths[0], words[0])
     unknown = sorted(set(words[-1]) - set(classes))
     if unknown:
         raise ValueError(f"{paths[-1]}: class {unknown[0]!r} is in no row of {paths[0].name}")
@@ -150,6 +151,17 @@ def _arrays(path: Path, columns: Columns) -> tuple[list[str], list[list[str]], l
     words = [[str(label) for label in found[f"y_{part}"].tolist()] for part in ("train", "test")]
     rows = [found[f"x_{part}"].astype(np.float64) for part in ("train", "test")]
     return [str(k) for k in range(*wide)], words, rows, {path.name: record(digest, None)}
+
+
+def _classes(path: Path, words: list[str]) -> list[str]:
+    """The classes in their order; ValueError for words that mean a missing value, or the same number."""
+    classes = sorted(set(words), key=_order)
+    if "nan" in map(str.lower, classes):
+        raise ValueError(f"{path}: a class is nan, a missing value: remove these rows, or give them a class")
+    for one, other in itertools.pairwise(classes):
+        if _order(one)[:2] == _order(other)[:2] and _order(one)[0] == 0:
+            raise ValueError(f"{path}: classes {one!r} and {other!r} are the same number: write them alike")
+    return classes
 
 
 def _order(word: str) -> tuple[int, float, str]:
@@ -220,6 +232,12 @@ def _read(paths: list[Path], label: str | None) -> tuple[list[str], list[list[st
         files[path.name] = record(digest, None)
         head, rows = _lines(path, content)
         twice = [name for name, count in Counter(head).items() if count > 1]
+        nameless = next((k for k, name in enumerate(head, 1) if not name), None)
+        if nameless is not None:
+            raise ValueError(
+                f"{path}: column {nameless} has no name: remove it if it numbers the rows (pandas writes none with"
+                " to_csv(index=False)), or name it"
+            )
         if twice:
             raise ValueError(
                 f"{path}: column {twice[0]!r} is named {Counter(head)[twice[0]]} times; rename all but one"
@@ -256,6 +274,13 @@ def _lines(path: Path, content: bytes) -> tuple[list[str], list[tuple[int, list[
 
 def _label(path: Path, head: list[str], label: str | None) -> str:
     if label is None:
+        # A column y may be a coordinate.
+        found = [name for known in LABELS[:-1] for name in head if name.lower() == known]
+        if len(found) > 1:
+            raise ValueError(
+                f"{path}: columns {', '.join(found)} may all be the classes: set data.label to one, and remove the"
+                " others unless they are inputs"
+            )
         label = next((name for known in LABELS for name in head if name.lower() == known), None)
     if label not in head:
         wanted = f"no column {label!r}" if label else "no column of classes"
@@ -274,7 +299,8 @@ def _numbers(path: Path, head: list[str], rows: list[tuple[int, list[str]]], lab
             raise ValueError(f"{path}: line {line} has {len(row)} values; the {len(head)} columns need one each")
         for k, cell in enumerate([*row[:label], *row[label + 1 :]]):
             try:
-                out[place, k] = float(cell)
+                # Python reads 1_000 as a number.
+                out[place, k] = math.nan if "_" in cell else float(cell)
             except ValueError:
                 out[place, k] = math.nan
             if not math.isfinite(out[place, k]):

@@ -63,6 +63,7 @@ Smoothing = SmoothingFile | SequentialFile
 
 # Images whose bounds are computed together.
 _VERIFIED = 50
+_N0, _N, _ALPHA = 100, 100_000, 0.001
 
 
 def certify_folder(
@@ -72,9 +73,9 @@ def certify_folder(
     data: str | None = None,
     method: str = "smoothing",
     sigma: float | None = None,
-    n0: int = 100,
-    n: int = 100_000,
-    alpha: float = 0.001,
+    n0: int = _N0,
+    n: int = _N,
+    alpha: float = _ALPHA,
     seed: int = 0,
     limit: Limit = 200,
     subset: Rule | None = None,
@@ -126,8 +127,12 @@ def certify_folder(
     if not noisy:
         if sequential:
             raise ValueError(f"method {method} uses no noise samples, so it has no sequential test: omit --sequential")
-        if shard or merged or compiled or sigma is not None:
-            raise ValueError(f"method {method} uses no noise samples: omit --sigma, --shard, --merge and --compile")
+        unused = {
+            "sigma": sigma is not None, "n0": n0 != _N0, "n": n != _N, "alpha": alpha != _ALPHA, "seed": seed != 0,
+            "shard": shard, "merge": merged, "batch-size": batch is not None, "compile": compiled,
+            "channels-last": channels_last is not None,
+        }  # fmt: skip
+        _check_unused(method, [f"--{name}" for name, given in unused.items() if given])
         own = entered(lambda: _alone(who, method, plugin, norm, goals, limit))
         with own, resumed_by("repeating the command starts again"):
             return *_bounded(who, method, plugin, _threats(who, norm, goals), progress), None
@@ -156,6 +161,14 @@ def _alone(who: Target, *request: Any) -> Iterator[None]:
     key = digest(folder.dumps([fingerprint(who.model), *request]))
     with held(lock_of(who.place / f"{who.stem}certificate.{key}"), "certify"):
         yield
+
+
+def _check_unused(method: str, options: list[str]) -> None:
+    """ValueError for options of sampling with a method that samples no noise."""
+    if options:
+        *more, last = options
+        given = f"{', '.join(more)} and {last}" if more else last
+        raise ValueError(f"method {method} uses no noise samples: omit {given}")
 
 
 @dataclass(frozen=True)

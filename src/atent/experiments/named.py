@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from atent import runs as folder
 from atent.experiments.recipe_files import recipe_names
 from atent.models.convention import Convention
 from atent.runs.foreign import SUFFIXES, is_weights
+from atent.threat import EXTRA
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,17 @@ def is_own(target: str) -> bool:
     return own
 
 
-def check_either(attacks: Sequence[str] | None, threats: Sequence[str] | None) -> None:
-    """Raise ValueError for attacks together with several threats, which have their own."""
+def check_either(
+    attacks: Sequence[str] | None, threats: Sequence[str] | None, given: Mapping[str, Any] = {}
+) -> None:  # fmt: skip
+    """Raise ValueError for attacks, or fields of one threat among the ``given`` options, together with several threats,
+    which have their own."""
+    option = next((name for name in ("norm", "eps", *EXTRA) if name in given), None)
+    if threats and option is not None:
+        raise ValueError(
+            f"--{option.replace('_', '-')} is for one threat, and there are several, {', '.join(map(repr, threats))}:"
+            " omit it, or change it there by --threats"
+        )
     if attacks is not None and threats:
         raise ValueError(
             "--attacks is for one threat, and --threats gives several: give the attacks of each after a colon, such as"

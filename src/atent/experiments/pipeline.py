@@ -181,8 +181,8 @@ def _fitted(
         (introduce or say)(line)
     fitted = fit(
         model, data, job.method, optimizer=job.optimizer, schedule=job.schedule, settings=job.train,
-        augmentation=job.data.augment, threat=threat, run=path, config=config, resume=resume, progress=progress,
-        report=report, say=say, callbacks=callbacks,
+        augmentation=job.data.augment, threat=job.method.threat or threat, run=path, config=config, resume=resume,
+        progress=progress, report=report, say=say, callbacks=callbacks,
     )  # fmt: skip
     alone(lambda: draw_curves(path, {job.recipe or job.title: fitted.history}))
     return fitted, model, data, attacks

@@ -119,9 +119,9 @@ def threat_of(own: Threat | None, box: Box, settings: EvaluateSettings) -> Threa
     if norm is None or eps is None:
         return None
     more = own.extra() if own is not None and own.norm == norm else {}
-    more |= {name: value for name in EXTRA if (value := getattr(settings, name)) is not None}
-    if more.get("inner") == "free":
+    if settings.inner == "free":
         more.pop("inner_eps", None)
+    more |= {name: value for name in EXTRA if (value := getattr(settings, name)) is not None}
     return Threat(norm, eps, box, allowed, **more)
 
 
@@ -220,7 +220,6 @@ def load_target(
     FileNotFoundError or ValueError for anything that is missing, unknown, incompatible, or without effect on
     such a target; Untrusted, before anything is imported, where that needs ``trust_code``.
     """
-    check_either(attacks, threats)
     listed = None if attacks is None else tuple(attacks)
     # Attacks that are named replace a recipe's threats.
     together = (None if attacks is None else ()) if threats is None else tuple(threats)
@@ -231,6 +230,7 @@ def load_target(
         "allow_large_eps": allow_large_eps or None, "allow_long": allow_long or None,
     }  # fmt: skip
     given = {k: v for k, v in changes.items() if v is not None}
+    check_either(attacks, threats, given)
     named, path = is_named(target), place_of(target)
     own = not named and is_own(target)
     check_threads(threads)
@@ -313,6 +313,7 @@ def _run(
     known = {"attacks": (), **(config.get("evaluate") or {}), **given}
     lists = {name: tuple(known.get(name, ())) for name in ("attacks", "threats")}
     settings = EvaluateSettings(**{**known, **lists})
+    check_either(None, settings.threats, given)
     method = config["method"].get("threat")
     own = Threat(**{**method, "box": data.box}) if method else None
     threat = threat_of(own, data.box, settings)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from atent.checks import Settings, check_number
 from atent.distributed import shared, summed
-from atent.guard import Values
+from atent.guard import Buffers
 from atent.methods.base import METHODS, Method, Metrics, State, in_force
 from atent.methods.wrapper import Wrapper
 from atent.rng import fresh
@@ -146,7 +146,7 @@ def may_perturb(method: type[Method]) -> bool:
 @contextmanager
 def buffers_kept(model: nn.Module) -> Iterator[None]:
     """Restore buffers, such as batch-norm statistics, on exit."""
-    before = Values(list(model.buffers()))
+    before = Buffers.of(model)
     try:
         yield
     finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -66,13 +66,9 @@ class Average:
         check_choice("average", kind, ("ema", "swa"))
         check_average(decay, start)
         self.kind, self.decay, self.start, self.count = kind, decay, start, 0
-        # Sparse, quantised and lazily conjugated buffers are constants: arithmetic is not supported for them.
-        every = [*model.parameters(), *model.buffers()]
-        tensors = [t for t in every if t.layout == torch.strided and not (t.is_quantized or t.is_conj())]
-        self._floats = [t.data for t in tensors if t.is_floating_point()]
-        self._others = [t.data for t in tensors if not t.is_floating_point()]
-        self._mean = [t.clone() for t in self._floats]
-        self._last = [t.clone() for t in self._others]
+        self._places = _places(model)
+        floats, others = self._tensors()
+        self._mean, self._last = [t.clone() for t in floats], [t.clone() for t in others]
 
     def after_step(self, progress: float) -> None:
         """Update the exponential average with the weights after a step."""
@@ -85,23 +81,34 @@ class Average:
             self._update(1.0 / (self.count + 1))
 
     def _update(self, share: float) -> None:
+        floats, others = self._tensors()
         with torch.no_grad():
+            for mean, now in ((self._mean, floats), (self._last, others)):
+                # A buffer of another shape than before has no mean with its former values.
+                mean[:] = [t.clone() if m.shape != t.shape else m for m, t in zip(mean, now, strict=True)]
             if share == 1.0:
-                _copy(self._mean, self._floats)
-            else:
-                torch._foreach_lerp_(self._mean, self._floats, share)
-            _copy(self._last, self._others)
+                _copy(self._mean, floats)
+            elif floats:
+                torch._foreach_lerp_(self._mean, floats, share)
+            _copy(self._last, others)
         self.count += 1
+
+    def _tensors(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The tensors of which means are taken, and the others, as they are now: an optimizer may set ``p.data``, and a
+        forward pass may assign a new tensor to a buffer."""
+        floats, others = ([held[name].data for held, name in some] for some in self._places)
+        return floats, others
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Context in which the model has the averaged weights; its own are restored exactly, also on exception."""
-        own = [t.clone() for t in (*self._floats, *self._others)]
+        floats, others = self._tensors()
+        own = [t.clone() for t in (*floats, *others)]
         try:
-            _copy([*self._floats, *self._others], [*self._mean, *self._last])
+            _copy([*floats, *others], [*self._mean, *self._last])
             yield
         finally:
-            _copy([*self._floats, *self._others], own)
+            _copy([*floats, *others], own)
 
     def state(self) -> dict[str, Any]:
         """The state for `restore`."""
@@ -110,8 +117,26 @@ class Average:
     def restore(self, state: dict[str, Any]) -> None:
         """Resume from a saved state."""
         self.count = state["count"]
-        _copy(self._mean, state["mean"])
-        _copy(self._last, state["last"])
+        self._mean, self._last = ([t.clone() for t in state[name]] for name in ("mean", "last"))
+
+
+_Place = tuple[Mapping[str, Any], str]
+"""A module's parameters or buffers by name, and the name of one."""
+
+
+def _places(model: nn.Module) -> tuple[list[_Place], list[_Place]]:
+    """Where the tensors of a model are of which means are taken, and the others; a shared tensor once."""
+    means, others = ([], [])  # type: tuple[list[_Place], list[_Place]]
+    seen: set[int] = set()
+    modules = list(model.modules())
+    for held in (*[m._parameters for m in modules], *[m._buffers for m in modules]):
+        for name, t in held.items():
+            # Sparse, quantised and lazily conjugated buffers are constants: arithmetic is not supported for them.
+            known = t is None or id(t) in seen or t.layout != torch.strided or t.is_quantized or t.is_conj()
+            if not known:
+                (means if t.is_floating_point() or t.is_complex() else others).append((held, name))
+            seen.add(id(t))
+    return means, others
 
 
 def check_average(decay: float, start: float) -> None:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from atent.checks import Settings, check_number
 from atent.fields import shown
+from atent.messages import once
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,10 @@ class Schedule(metaclass=Settings):
             check_number("each of factors", factor, 0, above=True)
         if self.factors and len(self.factors) != len(self.milestones):
             raise ValueError(f"factors needs one per milestone, {len(self.milestones)}, got {len(self.factors)}")
+        unused = next((name for name in ("milestones", "every") if getattr(self, name)), None)
+        if self.kind == "constant" and unused:
+            kind = "multistep" if unused == "milestones" else "step"
+            once(f"schedule: {unused} has no effect with kind constant, the rate does not change: set kind {kind}")
         for name in ("every", "warmup"):
             check_number(name, getattr(self, name), 0, whole=True)
         if not 0 < self.peak < 1:

@@ -82,7 +82,8 @@ class Optimizer(metaclass=Settings):
 
     name: str = "SGD"
     """SGD, Adam, EntropySGD, SGLD, LARS, or a custom optimizer as module:Class: a `torch.optim.Optimizer`, or a
-    function that returns one, called with the parameters, lr, and args."""
+    function that returns one, called with the parameters, lr, and args. The schedule multiplies the rate of each of its
+    parameter groups."""
     lr: float = 0.1
     """Learning rate at the start, before the schedule."""
     momentum: float = 0.9
@@ -113,9 +114,14 @@ class Optimizer(metaclass=Settings):
             raise ValueError("nesterov needs a momentum above 0: set momentum, such as 0.9")
         if self.nesterov and self.name not in ("SGD", "EntropySGD"):
             raise ValueError(f"nesterov is for SGD and EntropySGD, not for {self.name}: remove it")
+        if self.momentum != Optimizer.momentum and self.name not in ("SGD", "EntropySGD", "LARS"):
+            own = "" if OPTIMIZERS.origin(self.name) == "built-in" else ", or set it in optimizer.args"
+            raise ValueError(f"momentum is for SGD, EntropySGD and LARS, not for {self.name}: remove it{own}")
         _check_args(build_one, self)
         if self.name not in ("EntropySGD", "SGLD") and self.walk != Walk():
             raise ValueError(f"optimizer.walk is for EntropySGD and SGLD, not for {self.name}: remove it")
+        if self.name == "SGLD" and self.walk != Walk(noise=self.walk.noise):
+            raise ValueError("SGLD takes only the noise of optimizer.walk: remove the rest, or use EntropySGD")
         # Errors of the optimizer itself are raised here, before the training begins.
         _made(build_one, self, [nn.Parameter(torch.zeros(1))], 0)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from atent.guard import Values
+from atent.guard import Buffers
 
 
 class Begun:
@@ -15,7 +15,7 @@ class Begun:
 
     def __init__(self, model: nn.Module, state: dict[str, Any]) -> None:
         buffers = list(model.buffers())
-        self.buffers = Values(buffers)
+        self.buffers = Buffers(model.modules(), buffers)
         self.state, self.kept = state, {key: _copied(value) for key, value in state.items()}
         # Inference tensors have no version, and are not written to by a step.
         self.versions = {(id(t), t._version) for t in buffers if not t.is_inference()}

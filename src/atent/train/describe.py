@@ -44,6 +44,18 @@ def describe(
     }
 
 
+def complete(config: dict[str, Any] | None, *described: Any) -> dict[str, Any]:
+    """The configuration of a recipe, which is complete, or `describe` with the entries of ``config``; ValueError for an
+    entry that the training records itself."""
+    if config and "about" in config:
+        return config
+    found = describe(*described)
+    own = next((name for name in config or {} if name in found), None)
+    if own is not None:
+        raise ValueError(f"config has an entry {own!r}, which the training records itself: give it another name")
+    return {**found, **(config or {})}
+
+
 def facts(model: nn.Module, data: Data, method: Method) -> dict[str, Any]:
     """Facts implied by the settings: the loaded data, the number of parameters, ATENT's resolved chain, and the origin
     of plug-ins."""

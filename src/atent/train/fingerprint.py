@@ -22,6 +22,7 @@ from atent.optim import Optimizer, Schedule
 from atent.origins import sources_of
 from atent.runs.folder import BUILDER_KEYS
 from atent.runs.manifest import read_json
+from atent.threat import EXTRA
 from atent.train.settings import TrainSettings
 
 # Settings of the machine: a run may resume with other values of these.
@@ -48,6 +49,9 @@ def fingerprint(config: dict[str, Any]) -> str:
     )  # fmt: skip
     data = {k: v for k, v in config["data"].items() if k not in (*READING, *BUILDER_KEYS) and (k, v) not in former}
     about = config["about"]["data"]
+    if config["method"].get("threat") is None:
+        # The robust validation is under the threat of the evaluation.
+        parts["validation"] = {name: config.get("evaluate", {}).get(name) for name in ("norm", "eps", *EXTRA)}
     # For a training from Python these are recorded nowhere else.
     read = {name: about[name] for name in ("generated", "table") if name in about}
     return folder.dumps({**parts, "train": train, "data": data, "files": about.get("files"), **read})
@@ -61,7 +65,8 @@ def started(config: dict[str, Any], method: Method, model: nn.Module, *others: A
     named = [(config[part].get("name") or "").partition(":") for part in ("model", "optimizer")]
     builders = [_known(module, path) for module, _, path in named if path and module in sys.modules]
     shared = {"config": fingerprint(config), "code": sources_of([*kinds, *builders])}
-    return shared | {"samples": config["about"]["data"].get("digest"), "epoch": 0, "step": 0}
+    frozen = sorted(name for name, p in model.named_parameters() if not p.requires_grad)
+    return shared | {"frozen": frozen, "samples": config["about"]["data"].get("digest"), "epoch": 0, "step": 0}
 
 
 def _known(module: str, path: str) -> Any:
@@ -75,12 +80,17 @@ def _known(module: str, path: str) -> Any:
 def difference(before: Mapping[str, Any], now: Mapping[str, Any], method: Method) -> str | None:
     """The difference that prevents resuming a run from the saved position ``before``, as text; None if there is none.
 
-    Runs of earlier versions have no record of the code and of samples without files."""
+    Runs of earlier versions have no record of the code, of frozen parameters and of samples without files."""
     if changed := edited(before.get("code") or {}, now["code"]):
         return (
             f"code: {changed} since then; restore it, or train with the new code under another --name, from the"
             " weights so far by --model.weights"
         )
+    was = before.get("frozen", now["frozen"])
+    other = next(iter(sorted({*was} ^ {*now["frozen"]})), None)
+    if other is not None:
+        how = "was frozen, and is not" if other in was else "was trained, and is frozen"
+        return f"parameters: {other} {how}; set its requires_grad as then"
     changed = _changed(before["config"], now["config"], method)
     if changed is None and None not in (before.get("samples"), now["samples"]) and before["samples"] != now["samples"]:
         return "data: its samples have changed, use those of its training"
@@ -127,6 +137,8 @@ def completed(fingerprint: str, now: str, method: Method) -> str:
     settings of the fingerprint ``now`` that have their defaults."""
     parts = folder.relocated(json.loads(fingerprint))
     parts["train"] = {k: v for k, v in parts["train"].items() if k not in _MACHINE}
+    if "validation" not in parts and "validation" in json.loads(now):
+        parts["validation"] = json.loads(now)["validation"]  # earlier versions did not record it
     name, new = parts["method"]["name"], json.loads(now)["method"]["name"]
     if ":" not in name and new.rpartition(":")[2] == name:
         # Earlier versions stored only the class name of a custom method.

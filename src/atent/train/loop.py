@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from atent.attacks.spec import show
 from atent.data import Data
 from atent.distributed import entered
 from atent.distributed.launch import joined
@@ -40,7 +41,7 @@ def fit(
     optimizer: Optimizer | None = None,
     schedule: Schedule | None = None,
     settings: TrainSettings | None = None,
-    augmentation: str = "none",
+    augmentation: str | None = None,
     threat: Threat | None = None,
     run: str | Path | None = None,
     config: dict[str, Any] | None = None,
@@ -73,13 +74,14 @@ def fit(
     optimizer, schedule, settings
         Default: ``Optimizer()``, ``Schedule()``, ``TrainSettings()``.
     augmentation
-        Augmentation of the training images: "none" or a name of `atent.data.augment`.
+        Augmentation of the training images: "none" or a name of `atent.data.augment`. Default: that of the data, such
+        as ``DataSettings.augment``.
     threat
-        Threat of the robust validation, for methods without one.
+        Threat of the robust validation, for methods without one; ValueError if the method has another.
     run
         A new folder for config.json, metrics.jsonl, best.safetensors and last/. Default: nothing is written.
     config
-        Further entries of config.json.
+        Further entries of config.json, under names that it does not have.
     resume
         Resume the training in ``run`` exactly.
     progress
@@ -135,6 +137,16 @@ def fit(
     if not isinstance(method, Method):
         given = method.__name__ if isinstance(method, type) else repr(method)
         raise ValueError(f"method must be a method such as atent.methods.PGDAT(Threat('linf', 8/255)), got {given}")
+    if threat is not None and method.threat not in (None, threat):
+        raise ValueError(
+            f"threat {show(threat)} has no effect with {type(method).__name__}, whose own is {show(method.threat)}:"
+            " omit it, and validate under another one by validate_attack, such as 'PGD(norm=l2, eps=0.5)'"
+        )
+    for part in ("train", "validation"):
+        y = getattr(data, part).y
+        if len(y) and not 0 <= int(y.min()) <= int(y.max()) < data.classes:
+            found = f"{int(y.min())} to {int(y.max())}"
+            raise ValueError(f"the labels of data.{part} run from {found}; with {data.classes} classes they start at 0")
     for name, value, kind in (
         ("settings", settings, TrainSettings), ("optimizer", optimizer, Optimizer), ("schedule", schedule, Schedule),
     ):  # fmt: skip
@@ -142,6 +154,7 @@ def fit(
             raise ValueError(f"{name} must be {kind.__name__}(...), got a {type(value).__name__}")
     if isinstance(callbacks, Callback):
         raise ValueError(f"callbacks must be a list, got a {type(callbacks).__name__}: give a list of Callback")
+    callbacks = list(callbacks)  # a generator gives them once
     wrong = next((c for c in callbacks if not isinstance(c, Callback)), None)
     if wrong is not None:
         raise ValueError(
@@ -158,7 +171,7 @@ def fit(
     with without_callers_modes(), joined() as world, entered(lambda: lock), kept:
         return Trainer(
             model, data, method, optimizer=optimizer or Optimizer(), schedule=schedule or Schedule(),
-            settings=settings, augmentation=augmentation, threat=threat,
+            settings=settings, augmentation=augmentation or data.augment, threat=threat,
             run=place, config=config, resume=resume,
             progress=progress and world.first, callbacks=every if world.first else [],
             say=say if world.first else lambda line: None, builders=builders,

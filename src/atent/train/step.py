@@ -1,8 +1,10 @@
-"""The method of a training's steps, with the terms and perturbations of the settings."""
+"""The method of a training's steps, with the terms and perturbations of the settings, and their learning rates."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+
+import torch
 
 from atent.methods import Method, awp, embedding
 from atent.methods.inner import InnerPrecision, lowered
@@ -32,3 +34,9 @@ def title(method: Method, settings: TrainSettings) -> str:
     """The name of the method with its additions, for tables: TRADES, TRADES-ER, TRADES-AWP, TRADES-ER-AWP."""
     er, perturbed = "-ER" if settings.embedding.weight else "", "-AWP" if settings.awp.gamma else ""
     return f"{type(method).__name__}{er}{perturbed}"
+
+
+def rates(optimizer: torch.optim.Optimizer, lr: float) -> list[float]:
+    """The rate of each parameter group of a new optimizer, which the schedule multiplies: those of a custom one may
+    differ from each other and from ``lr``, which is that of a group without a rate."""
+    return [float(group.get("lr", lr)) for group in optimizer.param_groups]

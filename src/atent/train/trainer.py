@@ -30,7 +30,7 @@ from atent.train.builders import Builders
 from atent.train.callbacks import Callback, Progress, first
 from atent.train.clock import Clock
 from atent.train.compiling import Compiling
-from atent.train.describe import describe, summary, with_subsets
+from atent.train.describe import complete, summary, with_subsets
 from atent.train.fingerprint import as_begun, difference, fingerprint, started
 from atent.train.finite import Finite, Skipped, finite_logits, line_of, ordered
 from atent.train.interrupt import Interrupted, how_to_resume, stop_requests
@@ -40,7 +40,7 @@ from atent.train.result import Diverged, Fitted
 from atent.train.rows import parts_of, row_of
 from atent.train.run_files import Keeper, identified
 from atent.train.settings import TrainSettings, pick_device
-from atent.train.step import around
+from atent.train.step import around, rates
 from atent.train.validation import Validation
 from atent.train.watch import STOP, watch
 
@@ -74,6 +74,7 @@ class Trainer:
         sharded.check(settings, optimizer, self.method, watched=self.watch is not None)
         self.shared: sharded.Sharded | None = None
         self.optimizer = build(optimizer, model, seed=settings.seed)
+        self.rates = rates(self.optimizer, optimizer.lr)
         self.amp = under(settings.precision, self.device)
         self.state = preflight.begin(self.method, self.data, self.device, resume=resume)
         self.begun = Snapshot(model)
@@ -83,7 +84,7 @@ class Trainer:
         if settings.average != "none":
             self.average = Average(model, settings.average, decay=settings.average_decay, start=settings.average_start)
         self.rng = torch.Generator(self.device)
-        config = config or describe(model, self.data, method, optimizer, schedule, settings, augmentation, threat)
+        config = complete(config, model, self.data, method, optimizer, schedule, settings, augmentation, threat)
         subsets = self.validation.subsets(self.data) | (self.watch.subsets(self.data) if self.watch else {})
         config = machine.recorded(builders.record(config), settings)
         config = with_subsets(config, self.data, subsets)
@@ -233,10 +234,9 @@ class Trainer:
         """One optimizer step of an epoch in the given order."""
         now = epoch * self.steps + step
         done = self.clock.progress(now)
-        for group in self.optimizer.param_groups:
-            at = self.clock.position(now, done)
-            factor = lr_factor(self.schedule, at, self.steps, self.settings.epochs)
-            group["lr"] = self.optimizer_settings.lr * factor
+        factor = lr_factor(self.schedule, self.clock.position(now, done), self.steps, self.settings.epochs)
+        for group, rate in zip(self.optimizer.param_groups, self.rates):
+            group["lr"] = rate * factor
         block, share = step // self.method.replays, self.batches_per_step
         part = range(block * share, min((block + 1) * share, self.batches))
         try:

@@ -1,0 +1,264 @@
+"""Settings that had no effect without a word: they have it now, or are refused."""
+
+import json
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from atent import Threat
+from atent.cli import main
+from atent.data import DataSettings, load
+from atent.methods import AWP, PGDAT, Standard
+from atent.optim import Optimizer, Schedule, Walk
+from atent.optim.schedules import once
+from atent.train import Callback, TrainSettings, fit
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+
+def trained(data, **more):
+    return fit(net(), data, Standard(), settings=TrainSettings(epochs=2, batch_size=32), progress=False, **more)
+
+
+def test_a_training_has_the_augmentation_of_its_data():
+    plain, flipped = (load(DataSettings("digits", limit=64, validation=40, augment=a)) for a in ("none", "flip"))
+    losses = {name: [row["loss"] for row in trained(data, **more).history] for name, data, more in (
+        ("none", plain, {}), ("flip", flipped, {}), ("given", plain, {"augmentation": "flip"}),
+        ("refused", flipped, {"augmentation": "none"}),
+    )}  # fmt: skip
+    assert losses["flip"] == losses["given"] != losses["none"] == losses["refused"]
+
+
+def two_rates(parameters, lr):
+    """The bias at a tenth of the rate."""
+    weight, bias = parameters
+    return torch.optim.SGD([{"params": [weight]}, {"params": [bias], "lr": lr / 10}], lr=lr)
+
+
+def own_rate(parameters, lr):
+    """A rate that is not that of the settings."""
+    return torch.optim.SGD(parameters, lr=0.02)
+
+
+class Rates(Callback):
+    """The rates of the groups of an optimizer at each step."""
+
+    def __init__(self, optimizers):
+        self.optimizers, self.seen = optimizers, []
+
+    def step(self, progress):
+        self.seen.append([group["lr"] for group in self.optimizers[-1].param_groups])
+
+
+@pytest.mark.parametrize(("make", "wanted"), [(two_rates, [0.1, 0.01]), (own_rate, [0.02])])
+def test_each_group_of_parameters_keeps_its_rate(make, wanted, monkeypatch, tmp_path):
+    """The schedule multiplies the rates that an own optimizer gives its groups."""
+    made = []
+
+    def two_groups(parameters, lr):
+        parameters = list(parameters)
+        # The settings are tried on a single parameter.
+        made.append(make(parameters, lr) if len(parameters) == 2 else torch.optim.SGD(parameters, lr=lr))
+        return made[-1]
+
+    monkeypatch.setattr(sys.modules[__name__], "grouped", two_groups)
+    rates = Rates(made)
+    trained(
+        load(DataSettings("digits", limit=64, validation=40)), optimizer=Optimizer(f"{__name__}:grouped"),
+        schedule=Schedule("multistep", milestones=(1,)), callbacks=[rates],
+    )  # fmt: skip
+    assert rates.seen[0] == pytest.approx(wanted)
+    assert rates.seen[-1] == pytest.approx([w / 10 for w in wanted])
+
+
+grouped = None
+
+
+@pytest.mark.parametrize("name", ["Adam", "SGLD", "torch.optim:RMSprop"])
+def test_momentum_is_refused_where_it_has_no_effect(name):
+    with pytest.raises(ValueError, match=f"momentum is for SGD, EntropySGD and LARS, not for {name}"):
+        Optimizer(name, lr=0.01, momentum=0.5)
+    assert Optimizer(name, lr=0.01).lr == 0.01
+
+
+def test_sgld_has_only_the_noise_of_the_walk():
+    with pytest.raises(ValueError, match="SGLD takes only the noise"):
+        Optimizer("SGLD", walk=Walk(inner_steps=9))
+    assert Optimizer("SGLD", walk=Walk(noise=0.01)).walk.noise == 0.01
+
+
+def test_a_constant_schedule_with_milestones_is_reported(capsys):
+    once.cache_clear()
+    Schedule(milestones=(5, 8))
+    assert "milestones has no effect with kind constant" in capsys.readouterr().err
+    Schedule("multistep", milestones=(5, 8)), Schedule(warmup=2)
+    assert not capsys.readouterr().err
+
+
+class Counting(nn.Module):
+    """A buffer to which each pass in train mode assigns a new tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.lin = nn.Linear(64, 10)
+        self.register_buffer("passes", torch.zeros(()))
+
+    def forward(self, x):
+        if self.training:
+            self.passes = self.passes + 1
+        return self.lin(x.flatten(1))
+
+
+def test_only_the_pass_at_the_perturbed_weights_counts():
+    """As for buffers that are written in place, such as batch-norm's."""
+    model, x, y = Counting().train(), torch.rand(8, 1, 8, 8), torch.arange(8)
+    AWP(PGDAT(Threat("linf", 0.1), steps=2, mode="train")).backward(model, x, y)
+    assert int(model.passes) == 1
+
+
+class Seen(Callback):
+    def __init__(self):
+        self.epochs = []
+
+    def epoch(self, progress, row):
+        self.epochs.append(row["epoch"])
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load(DataSettings("digits", limit=64, validation=40))
+
+
+def test_callbacks_may_be_a_generator(digits):
+    seen = Seen()
+    trained(digits, callbacks=(each for each in [seen]))
+    assert seen.epochs == [1, 2]
+
+
+def test_a_threat_beside_that_of_the_method_is_refused(digits):
+    with pytest.raises(ValueError, match=r"threat linf 0\.3 has no effect with PGDAT, whose own is linf 0.1: omit it"):
+        fit(net(), digits, PGDAT(Threat("linf", 0.1)), threat=Threat("linf", 0.3), progress=False)
+
+
+def test_entries_of_the_configuration_are_added(digits, tmp_path):
+    trained(digits, run=tmp_path / "run", config={"note": "a test"})
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["note"] == "a test"
+    assert config["train"]["epochs"] == 2
+    with pytest.raises(ValueError, match="config has an entry 'train', which the training records itself"):
+        trained(digits, config={"train": {"epochs": 9}})
+
+
+def test_labels_beyond_the_classes_are_refused(digits):
+    with pytest.raises(ValueError, match=r"the labels of data\.train run from 0 to 9; with 7 classes"):
+        trained(replace(digits, classes=7))
+
+
+def test_a_training_resumes_under_the_same_threat_and_with_the_same_parameters(digits, tmp_path):
+    """The rows of the epochs would be of two threats; the momentum of one parameter would be that of another."""
+
+    def run(eps=0.1, frozen=None):
+        model = nn.Sequential(net(), nn.Linear(10, 10), nn.Linear(10, 10))
+        if frozen is not None:
+            model[frozen].requires_grad_(False)
+        return trained(model, threat=Threat("linf", eps))
+
+    def trained(model, **more):
+        return fit(
+            model, digits, Standard(), settings=TrainSettings(epochs=1, validate_limit=20), progress=False,
+            run=tmp_path / "run", resume=(tmp_path / "run").exists(), **more,
+        )  # fmt: skip
+
+    run(frozen=1)
+    for changes, says in (
+        ({"frozen": 1, "eps": 0.3}, r"other settings \(validation.eps 0.1, not 0.3\)"),
+        ({"frozen": 2}, "parameters: 1.bias was frozen, and is not"),
+        ({}, "parameters: 1.bias was frozen, and is not"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            run(**changes)
+    assert len(run(frozen=1).history) == 1
+
+
+# ---- on the command line
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of two epochs with 20 test images."""
+    path = tmp_path_factory.mktemp("runs") / "one"
+    data = load(DataSettings("digits", limit=64, validation=40, test_limit=20))
+    settings = TrainSettings(epochs=1, batch_size=32, validate_limit=20)
+    fit(
+        net(), data, PGDAT(Threat("linf", 0.1), steps=1), settings=settings, run=path, progress=False,
+        builder=f"{__name__}:net",
+    )  # fmt: skip
+    return path
+
+
+def refused(capsys, *words):
+    """The one line of a command that is refused before any work."""
+    capsys.readouterr()
+    assert main([*map(str, words)]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1), err
+    return err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (
+            ["--attacks", "PGD", "--attacks", "FGSM"],
+            "--attacks is given 2 times: write --attacks once, followed by all",
+        ),
+        (["--eps", "0.1", "--eps=0.2"], "--eps is given 2 times: omit one"),
+        (["--cascade", "--no-cascade"], "--cascade and --no-cascade contradict each other"),
+        (
+            ["--threats", "linf 0.1: FGSM", "l2 1: PGD", "--eps", "0.3"],
+            "--eps is for one threat, and there are several",
+        ),
+        (["--threats", "linf 0.1: FGSM", "l2 1: PGD", "--norm", "l2"], "--norm is for one threat"),
+        (["--shard", "1/2", "--checks"], "--checks needs the complete result, not a shard"),
+        (["--shard", "1/2", "--strict", "--per-class"], "--strict, --per-class needs the complete result"),
+        (["--norm", "patch", "--eps", "1", "--side", "2", "--inner", "free", "--inner-eps", "0.1"], "inner_eps 0.1"),
+    ],
+)
+def test_options_of_an_evaluation_without_effect_are_refused(run, capsys, words, says):
+    assert says in refused(capsys, "evaluate", run, *words)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--method", "ibp", "--n0", "5"], "omit --n0"),
+        (["--method", "ibp", "--alpha", "0.01", "--seed", "3"], "omit --alpha and --seed"),
+        (["--method", "ibp", "--batch-size", "7"], "omit --batch-size"),
+        (["--sigma", "0.2", "--shard", "1/2", "--table", "t.md"], "--table needs the complete result"),
+    ],
+)
+def test_options_of_a_certificate_without_effect_are_refused(run, capsys, words, says):
+    assert says in refused(capsys, "certify", run, *words)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--train.epochs", "1", "--train.epochs", "2"], "--train.epochs is given 2 times"),
+        (["--root", "here", "--data.root", "there"], "--data.root is given 2 times"),
+        (["--method", "TRADES", "--method", "PGDAT"], "--method.name is given 2 times"),
+        (["--train.cuda-graphs", "--train.no-cuda-graphs"], "contradict each other"),
+    ],
+)
+def test_options_of_a_training_that_are_given_twice_are_refused(capsys, words, says):
+    assert says in refused(capsys, "train", "digits-linf-atent", *words)
+
+
+def test_a_repeated_flag_is_one(run, capsys):
+    assert main(["evaluate", str(run), "--attacks", "FGSM", "--quiet", "--quiet", "--limit", "4"]) == 0
