@@ -5,10 +5,10 @@ import torch
 from zoo import Attending, Dropping, Twin, data, made
 
 from atent import Threat, models
-from atent.attacks import ALMA, DDN, FMN, CarliniWagner, DeepFool, Square
+from atent.attacks import ALMA, DDN, FMN, CarliniWagner, DeepFool, SigmaZero, Square
 from atent.evaluate import evaluate, masking_checks
 from atent.independence import dependence
-from atent.losses import magnitude
+from atent.losses import magnitude, margin
 
 L2 = Threat("l2", "inf")
 
@@ -44,6 +44,59 @@ def test_minimum_norms_are_those_without_the_class(attack, value):
     assert torch.equal(masked.success, plain.success)
     # The margin above which a point counts is at most 1000 times 64 units of the logits, 0.8 % of them.
     assert torch.allclose(masked.norm, plain.norm, atol=0.01)
+
+
+class Lifted(torch.nn.Module):
+    """All logits have a large number in common."""
+
+    def __init__(self, net, by):
+        super().__init__()
+        self.net, self.by = net, by
+
+    def forward(self, z):
+        return 16 * self.net(z) + self.by
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        DDN(L2, steps=30),
+        DeepFool(L2),
+        FMN(L2, steps=30),
+        FMN(Threat("linf", "inf"), steps=30),
+        CarliniWagner(L2, steps=60, search_steps=3),
+        ALMA(L2, steps=40),
+        SigmaZero(Threat("l0", 30), steps=30),
+    ],
+    ids=lambda attack: f"{type(attack).__name__} {attack.threat.norm}",
+)
+def test_minimum_norms_of_logits_with_a_number_in_common(attack):
+    """Before: ALMA and CarliniWagner fooled no sample, and the others needed several times the norm, as margins below
+    64 units in the last place of 10^6 counted as rounding."""
+    net, (x, _) = made(Twin), data(12)
+    y = net(x).argmax(1)
+    # The margins of the clean images are far above the unit of the last place, 1/16.
+    x, y = x[rows := -margin(16 * net(x), y) > 1], y[rows]
+    plain, lifted = attack.run(Lifted(net, 0.0).eval(), x, y), attack.run(Lifted(net, 1e6).eval(), x, y)
+    assert plain.success.all()
+    # Where rounded logits tie, the hinge of CarliniWagner has no gradient.
+    assert 2 * int(lifted.success.sum()) >= len(x)
+    # Steps are those of rounded logits: distances are longer by the distance of a few units.
+    assert lifted.norm[lifted.success].median() <= 1.5 * plain.norm.median() + (attack.threat.norm == "l0")
+
+
+def test_square_sees_improvements_of_logits_with_a_number_in_common():
+    """Before: differences below 16 units in the last place of 10^6 did not count as an improvement."""
+    torch.manual_seed(0)
+    net, x = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Flatten()), torch.rand(20, 1, 8, 8)
+    net.append(torch.nn.Linear(144, 3)).eval().requires_grad_(False)
+    net[3].weight *= 50
+    y, attack = net(x).argmax(1), Square(Threat("linf", 0.1), queries=200)
+    plain = attack.run(net, x, y)
+    net[3].bias += 1e6
+    found = attack.run(net, x, y)
+    assert abs(int(found.success.sum()) - int(plain.success.sum())) <= 2
+    assert int(plain.success.sum()) >= 10
 
 
 def test_square_improves_on_kept_layers():

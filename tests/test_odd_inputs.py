@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from atent import Threat
-from atent.attacks import FGSM, PGD
-from atent.certify import Sampling, Smoothed, certify_run
+from atent.attacks import FGSM, PGD, AutoAttack
+from atent.certify import Sampling, Smoothed, certify_run, verified
 from atent.data import DataSettings, collect, from_tensors, load
 from atent.evaluate import evaluate, sweep
 from atent.methods import PGDAT
@@ -88,6 +88,44 @@ def test_a_subset_has_a_number_of_samples(n):
 
 def test_a_subset_is_of_a_part_that_exists():
     refused(lambda: from_tensors(X, Y, X, Y).sample("tests", 3), "'tests'", "train, validation, test")
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.uint16, torch.uint32, torch.uint64])
+def test_labels_of_every_integer_type(dtype):
+    """Before: a traceback about min_all of unsigned types of more than 8 bits."""
+    y, attack, wanted = Y.to(dtype), PGD(Threat("linf", 0.05), steps=2), evaluate(net(), X, Y, ATTACKS)
+    assert evaluate(net(), X, y, ATTACKS).outcomes == wanted.outcomes
+    assert evaluate(net(), X, y.numpy(), ATTACKS).outcomes == wanted.outcomes
+    assert torch.equal(attack(net(), X, y), attack(net(), X, Y))
+    assert torch.equal(verified(net(), X, y, Threat("linf", 0.01)), verified(net(), X, Y, Threat("linf", 0.01)))
+
+
+# ---- settings of a call --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["evla", "Train", None, True])
+def test_a_mode_that_does_not_exist_is_refused(mode):
+    """Before: everything but "train" and "as-is" was eval mode."""
+    refused(lambda: ATTACKS[0](net(), X, Y, mode=mode), repr(mode), "eval, train, as-is")
+
+
+@pytest.mark.parametrize("value", ["no", 1, None, torch.tensor([0, 1, 2])])
+def test_a_flag_is_true_or_false(value):
+    """Before: the text "no", or a class, counted as true."""
+    attack = ATTACKS[0]
+    refused(lambda: attack(net(), X, Y, targeted=value), "targeted must be True or False")
+    refused(lambda: attack.run(net(), X, Y, channels_last=value), "channels_last must be True or False")
+    refused(lambda: evaluate(net(), X, Y, ATTACKS, folding=value), "folding must be True or False")
+    refused(lambda: evaluate(net(), X, Y, ATTACKS, blocks=value), "blocks must be True or False")
+    refused(lambda: sweep(net(), X, Y, ATTACKS, [0.1], blocks=value), "blocks must be True or False")
+
+
+def test_a_part_and_a_callback_of_a_call_are_known():
+    """Before: KeyError and TypeError."""
+    refused(lambda: ATTACKS[0].run(net(), X, Y, part="FGSM"), "FGSM has no part 'FGSM'", "none")
+    whole = AutoAttack(Threat("linf", 0.05))
+    refused(lambda: whole.run(net(), X, Y, part="Square-5000"), "'Square-5000'", "APGD-CE", "FAB-T")
+    refused(lambda: ATTACKS[0](net(), X, Y, callback=3), "callback", "3")
 
 
 # ---- inputs of another size ---------------------------------------------------------------------------------
@@ -334,3 +372,22 @@ def test_a_loader_of_a_part_of_its_data_drops_nothing(capsys):
     parts, some = torch.utils.data.TensorDataset(X, Y), torch.utils.data.SubsetRandomSampler(range(8))
     assert evaluate(net(), torch.utils.data.DataLoader(parts, 4, sampler=some, drop_last=True), attacks={}).n == 8
     assert "drops" not in capsys.readouterr().err
+
+
+class InPlace(nn.Module):
+    """Its ReLU's output, which the gradient needs, is changed in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.lin = nn.Linear(16, 8), nn.Linear(8, 3)
+
+    def forward(self, z):
+        z = nn.functional.relu(self.one(z.flatten(1)))
+        z += 1
+        return self.lin(z)
+
+
+def test_a_network_whose_gradient_is_destroyed_in_place_has_a_remedy():
+    """Before: a message of several lines about output 0 of ReluBackward0."""
+    refused(lambda: evaluate(InPlace().eval(), X, Y, ATTACKS), "in place", "inplace=False")
+    refused(lambda: PGDAT(Threat("linf", 0.05), steps=1).backward(InPlace(), X, Y), "in place")

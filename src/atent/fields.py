@@ -166,6 +166,13 @@ _TYPES: dict[Any, tuple[str, tuple[type, ...]]] = {
     str: ("a string", (str, os.PathLike)), type(None): ("none", (type(None),)),
 }  # fmt: skip
 
+
+def check_flag(name: str, value: Any) -> None:
+    """ValueError unless ``value`` is True or False: a text such as "no" would count as true."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, got {shown(value)}")
+
+
 _PLURAL: dict[Any, str] = {int: "integers", float: "numbers", str: "strings"}
 
 

@@ -19,6 +19,7 @@ from atent.contracts import kind_of
 from atent.fields import shown
 
 Mode = Literal["eval", "train", "as-is"]
+MODES: tuple[str, ...] = ("eval", "train", "as-is")
 
 
 def ask(model: nn.Module, x: Tensor) -> Tensor:
@@ -109,6 +110,8 @@ _CAUSES = {
     "appears to not have been used in the graph": NO_GRADIENT,
     "use_reentrant=True": "a re-entrant checkpoint gives no gradients with respect to the"
     " input: use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)",
+    "modified by an inplace operation": "a layer changes in place what the gradient of its network needs: use"
+    " inplace=False, or x = x + ... for x += ...",
     "change requires_grad flags of leaf variables": "the model turns requires_grad of its input off, which cuts its"
     " gradient: remove that from its forward pass",
     "nference tensor": "the model, or the data, was made under torch.inference_mode: make or load it outside (for no"
@@ -218,10 +221,12 @@ def guard(model: nn.Module, *, mode: Mode = "eval", seed: int | None = None) -> 
     caller is in inference mode. Another thread that uses the same model waits.
 
     ValueError for a model that is not a torch module, was created under ``torch.inference_mode``, or is on the meta
-    device.
+    device, and for an unknown mode.
     """
     if not isinstance(model, nn.Module):
         check_module(model)
+    if mode not in MODES:
+        raise ValueError(f"mode {shown(mode)} is not known: use one of {', '.join(MODES)}")
     # Traversing a deep network takes time: each traversal is done once.
     modules, parameters, buffers = list(model.modules()), list(model.parameters()), list(model.buffers())
     tensors: list[Tensor] = [*parameters, *buffers]

@@ -27,6 +27,7 @@ from atent.checks import (
     numbered,
 )
 from atent.contracts import Member, flaw, kind_of
+from atent.fields import check_flag, shown
 from atent.guard import Mode, guard, outside_inference
 from atent.messages import once
 from atent.precision import Lowered, SearchDtype, full_precision, images_last
@@ -167,7 +168,11 @@ class Attack(metaclass=Settings):
         ``streams`` are the ensemble's; the part derives its own streams from them, so that its result is the same in
         the ensemble's ``search`` and alone.
         """
-        return self.parts()[part].bounded(oracle, x, y, streams.named(part))
+        parts = self.parts()
+        if part not in parts:
+            known = ", ".join(parts) or "none"
+            raise ValueError(f"{type(self).__name__} has no part {shown(part)}: its parts are {known}")
+        return parts[part].bounded(oracle, x, y, streams.named(part))
 
     def bounded(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         """`search`, but x where a minimum-norm attack finds nothing within eps."""
@@ -271,6 +276,7 @@ class Attack(metaclass=Settings):
         ValueError
             As for the call.
         """
+        check_flag("channels_last", channels_last)
         if rng is None:
             x = as_inputs(x, model)
         x_adv, success, forwards, backwards = self._guarded(
@@ -289,11 +295,12 @@ class Attack(metaclass=Settings):
         """`run` without the distances; ``success`` is empty without ``verdict``."""
         threat: Threat = self.threat
         streams: Streams
-        if targeted:
+        if targeted is not False:
+            check_flag("targeted", targeted)  # classes given here would be ignored
             self.check_aims()
         if rng is None:
             x, seed = as_inputs(x, model), check_seed(seed)
-        x, y = x.detach(), y if isinstance(y, Tensor) else as_labels(y)
+        x, y = x.detach(), y if isinstance(y, Tensor) and y.dtype == torch.int64 else as_labels(y)
         if x.is_inference() or y.is_inference():
             x, y = outside_inference(x), outside_inference(y)
         if not self.minimum_norm and threat.eps == math.inf:

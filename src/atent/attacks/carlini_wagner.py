@@ -86,7 +86,9 @@ class CarliniWagner(Attack):
         # The factor keeps w finite at the faces of the box.
         begin = ((2 * x - total) / extent * (1 - 1e-6)).atanh()
         best, smallest = x, torch.full(y.shape, math.inf, dtype=x.dtype, device=x.device)
-        smallest = torch.where(oracle.fooled(oracle.logits(x, y), y), 0.0, smallest)
+        logits = oracle.logits(x, y)
+        smallest = torch.where(oracle.fooled(logits, y), 0.0, smallest)
+        oracle = oracle.doubting(logits, y)
         # In squared widths of the box, like all terms of the objective.
         first = 1e-3 if self.initial_const is None else self.initial_const / self.threat.width**2
         c = torch.full_like(smallest, first)

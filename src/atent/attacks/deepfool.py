@@ -81,6 +81,7 @@ class DeepFool(Attack):
 
     def search(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         logits = oracle.logits(x, y)
+        oracle = oracle.doubting(logits, y)
         others = min(self.classes, logits.shape[1]) - 1
         ranked = logits.scatter(1, y[:, None], -math.inf).topk(others, dim=1).indices
         fooled, total, rows = oracle.fooled(logits, y), torch.zeros_like(x), torch.arange(len(x), device=x.device)
@@ -93,15 +94,15 @@ class DeepFool(Attack):
                 rows = (~fooled).nonzero().squeeze(1)
                 if not len(rows):
                     break
-            boundary, logits = nearest_boundary(
-                oracle.take(rows), reached(total[rows]), y[rows], ranked[rows], self.threat.norm
-            )
+            part = oracle.take(rows)
+            boundary, logits = nearest_boundary(part, reached(total[rows]), y[rows], ranked[rows], self.threat.norm)
             step = to_boundary(self.threat, boundary)
-            done = beyond(oracle, logits, y[rows])
+            done = beyond(part, logits, y[rows])
             total = total.index_add(0, rows, torch.where(per_sample(done, step), 0, step))
             fooled = fooled.index_copy(0, rows, done)
         else:
-            last = oracle.take(rows).logits(reached(total[rows]), y[rows])
-            fooled = fooled.index_copy(0, rows, beyond(oracle, last, y[rows]))
+            part = oracle.take(rows)
+            last = part.logits(reached(total[rows]), y[rows])
+            fooled = fooled.index_copy(0, rows, beyond(part, last, y[rows]))
         rows = torch.arange(len(x), device=x.device)
         return torch.where(per_sample(fooled, x), reached(total), x)

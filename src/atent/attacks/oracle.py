@@ -62,6 +62,8 @@ class Oracle:
     """Indices of the current samples among all counted ones; None: all, each once."""
     seen: Tensor | int = 1
     """Number of rows of a pass per counted sample, (n,)."""
+    doubt: Tensor | None = None
+    """The largest margin (n,) of the current samples that rounding may explain; None: no limit. See `doubting`."""
     least: tuple[int, str] = (0, "")
     """The smallest number of classes that the first pass accepts, and the error for fewer."""
     undefined: Tensor | None = None
@@ -69,9 +71,10 @@ class Oracle:
 
     def take(self, rows: Tensor) -> Oracle:
         """The same model and counters, for the samples ``rows``."""
+        doubt = None if self.doubt is None else self.doubt[rows]
         rows = rows if self.rows is None else self.rows[rows]
         seen = torch.zeros_like(self.forwards).index_add_(0, rows, torch.ones_like(rows, dtype=self.forwards.dtype))
-        return replace(self, check=False, least=(0, ""), rows=rows, seen=seen)
+        return replace(self, check=False, least=(0, ""), doubt=doubt, rows=rows, seen=seen)
 
     def on(self, model: nn.Module, x: Tensor) -> Oracle:
         """The same samples and the same way of search on another model, whose passes are not counted; its first pass is
@@ -89,6 +92,13 @@ class Oracle:
     def demanding(self, classes: int, why: str) -> Oracle:
         """The same model and counters; the first pass raises ValueError, beginning with ``why``, for fewer classes."""
         return replace(self, least=(classes, why))
+
+    def doubting(self, logits: Tensor, y: Tensor) -> Oracle:
+        """The same model and counters; at most 1/16 of the margins at x, of these ``logits``, counts as rounding.
+
+        Where all logits have a large number in common, their rounding is estimated to be as large as their differences.
+        """
+        return replace(self, doubt=self.margin(logits, y).abs() / 16)
 
     def margin(self, logits: Tensor, y: Tensor) -> Tensor:
         """The margin by which each sample is misclassified, or has its target, (n,): positive for a success."""

@@ -127,10 +127,11 @@ class SAPF(Attack):
         return self.search_steps * (2 * (2 * self.rounds * self.steps + self.final_steps) + 1 + _HALVINGS) + 2
 
     def search(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
-        open_ = (~oracle.fooled(oracle.logits(x, y), y)).nonzero().squeeze(1)
+        logits = oracle.logits(x, y)
+        open_ = (~oracle.fooled(logits, y)).nonzero().squeeze(1)
         if not len(open_):
             return x
-        threat, part = self.threat.take(oracle.rows).take(open_), oracle.take(open_)
+        threat, part = self.threat.take(oracle.rows).take(open_), oracle.doubting(logits, y).take(open_)
         return x.index_copy(0, open_, self._weights(threat, part, x[open_], y[open_]))
 
     def _weights(self, threat: Threat, oracle: Oracle, x: Tensor, y: Tensor) -> Tensor:

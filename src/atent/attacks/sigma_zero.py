@@ -90,6 +90,8 @@ class SigmaZero(Attack):
                 _, logits = oracle.value(z, y, hinge)
             else:
                 grad, _, logits = oracle.gradient(z, y, hinge)
+            if not k:
+                oracle = oracle.doubting(logits, y)
             fooled = beyond(oracle, logits, y) if k else oracle.fooled(logits, y)
             best, fewest = keep_smaller(best, fewest, z, blocks.changed(z, x).to(x.dtype), fooled)
             if k + 1 == self.steps:

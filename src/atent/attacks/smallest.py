@@ -62,10 +62,12 @@ def beyond(oracle: Oracle, logits: Tensor, y: Tensor, confidence: float = 0.0) -
 
     The smallest perturbation ends where two logits agree, and kernels round differently with the batch size: a margin
     below 64 units in the last place of the `magnitude` of the logits does not count, so that the final verdict on the
-    returned point agrees with that of the search.
+    returned point agrees with that of the search. `Oracle.doubting` limits it.
     """
     gap = oracle.margin(logits, y)
     rounding = 64 * torch.finfo(gap.dtype).eps * magnitude(logits)
+    if oracle.doubt is not None:
+        rounding = rounding.minimum(oracle.doubt)
     return gap > rounding.clamp_min(confidence)
 
 
@@ -120,6 +122,8 @@ def track_smallest(
                 oracle.report(z, loss(logits, y))
         else:
             grad, values, logits = oracle.gradient(z, y, loss)
+        if not k:
+            oracle = oracle.doubting(logits, y)
         distance = length(threat, z - x)
         fooled = beyond(oracle, logits, y, confidence) if k else oracle.fooled(logits, y)
         best, smallest = keep_smaller(best, smallest, z, distance, fooled)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from atent.fields import shown
 from atent.guard import guard
 
 Callback = Callable[[int, Tensor, Tensor], object]
@@ -23,6 +24,8 @@ class Watch:
     """
 
     def __init__(self, callback: Callback, x: Tensor) -> None:
+        if not callable(callback):
+            raise ValueError(f"callback must be a function of (k, x_adv, loss), got {shown(callback)}")
         self.callback, self.k = callback, 0
         self.x, self.loss = x.detach().clone(), torch.full(x.shape[:1], torch.nan, device=x.device)
 

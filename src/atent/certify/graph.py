@@ -195,7 +195,8 @@ def _memory(step: fx.Node, root: nn.Module, shared: dict[fx.Node, list[fx.Node]]
     return group
 
 
-_VIEWS = (nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout, nn.Dropout2d)
+# In eval mode dropout returns its input.
+_VIEWS = (nn.Flatten, nn.Unflatten, nn.Identity, nn.modules.dropout._DropoutNd)
 _VIEWING = ("flatten", "view", "reshape", "unflatten", "dropout", "dropout2d", "getitem", "contiguous")
 _SUMS = ("add", "iadd", "sub", "isub")
 

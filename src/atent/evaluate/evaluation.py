@@ -19,6 +19,7 @@ from atent.evaluate.case import depends_on as depends_on
 from atent.evaluate.hints import Hints
 from atent.evaluate.outcomes import bits
 from atent.evaluate.samples import Checked
+from atent.fields import check_flag
 from atent.messages import deprecated
 from atent.precision import SearchDtype, without_callers_modes
 from atent.probe import Auto
@@ -279,6 +280,7 @@ def evaluate(
     >>> found.clean["value"], list(found.attacks)
     (1.0, ['PGD-3', 'Square-10'])
     """
+    check_flag("blocks", blocks)
     case = begun(
         model, x, y, attacks, seed=seed, ids=ids, batch=batch, resume=resume, cascade=cascade,
         search_dtype=search_dtype, channels_last=channels_last, folding=folding, world=world, advance=advance,

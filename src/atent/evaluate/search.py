@@ -29,7 +29,7 @@ from atent.attacks.wrapper import nest
 from atent.checks import check_logits
 from atent.contracts import owned
 from atent.evaluate.outcomes import attacked
-from atent.fields import shown
+from atent.fields import check_flag, shown
 from atent.folded import fold, has_batch_norm
 from atent.guard import ask, guard
 from atent.losses import magnitude, margin
@@ -150,6 +150,7 @@ def resolve(
     folding: bool = True,
 ) -> tuple[SearchDtype | None, bool]:  # fmt: skip
     """Precision and memory format of a search; for "auto" one line on stderr reports the measurement."""
+    check_flag("folding", folding)
     if not isinstance(channels_last, bool) and channels_last != AUTO:
         raise ValueError(f'channels_last must be True, False or "auto", got {shown(channels_last)}')
     if AUTO not in (search_dtype, channels_last):
