@@ -23,7 +23,7 @@ MEANT = {"--eps": "--radius"}
 
 
 def certify(
-    runs: Annotated[tyro.conf.Positional[tuple[str, ...]], arg("RUN|FILE|MODULE:FUNCTION ...")] = (),
+    runs: Annotated[tyro.conf.Positional[tuple[str, ...]], arg("RUN|FILE|zoo:NAME|hub:USER/NAME|MODULE:FUNCTION ...")] = (),
     *,
     inputs: Annotated[InputOptions, Flat],
     data: Name = None,
@@ -63,8 +63,8 @@ def certify(
     Parameters
     ----------
     runs
-        One or more run folders (the paths that training printed), weights files (.safetensors, .pt, .pth, .th, .ckpt),
-        or your own networks as module:function; the last two need --data.
+        One or more run folders (the paths that training printed), networks as zoo:NAME or hub:USER/NAME, weights files
+        (.safetensors, .pt, .pth, .th, .ckpt), or your own networks as module:function; the last two need --data.
     data
         Data set for networks other than runs, by name or as module:function; its test images are certified.
     model

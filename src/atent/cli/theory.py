@@ -23,7 +23,7 @@ REFUSED = {"--shard": _WHOLE, "--merge": _WHOLE}
 
 
 def theory(
-    target: Annotated[tyro.conf.Positional[str], arg("RUN|FILE|MODULE:FUNCTION")],
+    target: Annotated[tyro.conf.Positional[str], arg("RUN|FILE|zoo:NAME|hub:USER/NAME|MODULE:FUNCTION")],
     *,
     inputs: Annotated[InputOptions, Flat],
     data: Name = None,
@@ -53,7 +53,7 @@ def theory(
     Parameters
     ----------
     target
-        A run folder, a weights file, or module:function that builds a network.
+        A run folder, a network as zoo:NAME or hub:USER/NAME, a weights file, or module:function that builds a network.
     data
         Data set, such as digits or mnist. Default: the run's.
     model

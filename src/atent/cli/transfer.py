@@ -30,7 +30,7 @@ from atent.experiments.recipe_files import UsageError
 
 
 def transfer(
-    targets: Annotated[tyro.conf.Positional[tuple[str, ...]], arg("RUN|FILE|MODULE:FUNCTION ...")] = (),
+    targets: Annotated[tyro.conf.Positional[tuple[str, ...]], arg("RUN|FILE|zoo:NAME|hub:USER/NAME|MODULE:FUNCTION ...")] = (),
     *,
     inputs: Annotated[InputOptions, Flat],
     attack: Annotated[str, arg("ATTACK")] = "PGD(steps=40)",
