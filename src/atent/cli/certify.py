@@ -12,7 +12,7 @@ import tyro
 from atent.cli import show
 from atent.cli.parse import Flat, Name, Norm, Number, Place, Real, Subset, Text, Threads, Tristate, arg
 from atent.cli.shards import parsed
-from atent.cli.target import InputOptions
+from atent.cli.target import NETWORK, InputOptions
 from atent.experiments.recipe_files import UsageError
 
 if typing.TYPE_CHECKING:
@@ -23,7 +23,7 @@ MEANT = {"--eps": "--radius"}
 
 
 def certify(
-    runs: Annotated[tyro.conf.Positional[tuple[str, ...]], arg("RUN|FILE|zoo:NAME|hub:USER/NAME|MODULE:FUNCTION ...")] = (),
+    runs: Annotated[tyro.conf.Positional[tuple[str, ...]], arg(f"{NETWORK} ...")] = (),
     *,
     inputs: Annotated[InputOptions, Flat],
     data: Name = None,

@@ -12,7 +12,7 @@ import tyro
 
 from atent.cli import show
 from atent.cli.parse import Flat, Name, Place, Real, Subset, arg
-from atent.cli.target import InputOptions
+from atent.cli.target import NETWORK, InputOptions
 
 if TYPE_CHECKING:
     from atent.experiments.results import Statement
@@ -23,7 +23,7 @@ REFUSED = {"--shard": _WHOLE, "--merge": _WHOLE}
 
 
 def theory(
-    target: Annotated[tyro.conf.Positional[str], arg("RUN|FILE|zoo:NAME|hub:USER/NAME|MODULE:FUNCTION")],
+    target: Annotated[tyro.conf.Positional[str], arg(NETWORK)],
     *,
     inputs: Annotated[InputOptions, Flat],
     data: Name = None,
