@@ -55,6 +55,13 @@ def test_help_of_train_without_a_recipe_is_light(capsys):
     assert "atent recipes" in text
 
 
+@pytest.mark.parametrize("command", ["attack", "certify", "evaluate", "export", "theory", "transfer"])
+def test_help_names_every_kind_of_network(command, capsys):
+    """What loads a network loads a run, a file, one of the package or of the Hub, and one of your own."""
+    (usage,) = re.findall(r"usage: .*? \[OPTIONS\]\s+(\S+)", said(capsys, command, "--help")[1])
+    assert usage == "RUN|FILE|zoo:NAME|hub:USER/NAME|MODULE:FUNCTION"
+
+
 @pytest.mark.parametrize("columns", [60, 80, 110])
 @pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_help_wraps(command, columns, monkeypatch, capsys):

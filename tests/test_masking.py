@@ -339,6 +339,19 @@ def test_only_samples_that_differ_count():
     assert not weaker(attack, rival)
 
 
+def test_the_smallest_differences_that_the_page_names_are_significant():
+    """docs/evaluation.md gives two pairs of counts of the sign test; one sample less is not significant."""
+    page = " ".join((Path(__file__).parent.parent / "docs" / "evaluation.md").read_text("utf-8").split())
+    (pairs,) = re.findall(r"sign test at 1 %: (\d+ to \d+, \d+ to \d+)\)", page)
+    for pair in pairs.split(", "):
+        more, fewer = map(int, pair.split(" to "))
+        attack, rival = torch.zeros(100).bool(), torch.zeros(100).bool()
+        attack[:more], rival[50 : 50 + fewer] = True, True
+        assert weaker(attack, rival), pair
+        attack[0] = False
+        assert not weaker(attack, rival), pair
+
+
 def test_what_more_attacks_may_gain():
     before = torch.ones(100).bool()
     assert gained(before, torch.arange(100) >= 10) == (10, False)

@@ -53,6 +53,19 @@ def test_the_tables_give_the_norms_of_each(registry):
         assert [norms for other, norms in given if other == name] == [wanted], name
 
 
+def test_the_table_of_threats_has_every_attack_and_method():
+    """docs/threats.md says of each attack and of each method with a threat which norms it takes."""
+    text = PAGES[ROOT / "docs" / "threats.md"]
+    given = {}
+    for names, *cells in re.findall(r"^\| (.*?) " + 5 * r"\|([^|]*)" + r"\|$", text, re.M):
+        norms = [norm for norm, cell in zip(("linf", "l2", "l1", "l0", "patch"), cells) if cell.strip() == "yes"]
+        given |= {name: norms for name in re.findall(r"\w+", names)}
+    for registry in (ATTACKS, METHODS):
+        for name, kind in registry.items():
+            if "threat" in {each.name for each in fields(kind)}:
+                assert given.get(name) == list(kind.norms), name
+
+
 def test_the_page_on_attacks_lists_those_that_take_targets():
     (listed,) = re.findall(r"^(\w+, [\w\s,]+)\ssupport\stargets", PAGES[ROOT / "docs" / "attacks.md"], re.M)
     assert set(re.split(r",\s|\sand\s", listed)) == {name for name, kind in ATTACKS.items() if kind.aims}

@@ -1,6 +1,7 @@
 """A call of an attack and a step of a method pass few files and functions of the package."""
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 
@@ -16,10 +17,10 @@ spec.loader.exec_module(walk)
 
 
 # Upper bounds, to be lowered with the counts: what one more function adds should be worth it.
-@pytest.mark.parametrize(
-    ("name", "files", "functions", "depth"),
-    [("PGD, training", 8, 25, 7), ("PGD, evaluation", 10, 40, 9), ("ATENT step", 10, 30, 8)],
-)
+MOST = [("PGD, training", 8, 25, 7), ("PGD, evaluation", 10, 40, 9), ("ATENT step", 10, 30, 8)]
+
+
+@pytest.mark.parametrize(("name", "files", "functions", "depth"), MOST)
 def test_a_call_passes_few_files_and_functions(name, files, functions, depth):
     call = walk.calls()[name]
     call()
@@ -27,6 +28,13 @@ def test_a_call_passes_few_files_and_functions(name, files, functions, depth):
     assert len(found.files) <= files, sorted(found.files)
     assert len(found.functions) <= functions, sorted(found.functions)
     assert found.depth <= depth
+
+
+def test_the_page_names_the_limits():
+    page = " ".join((Path(__file__).parent.parent / "docs" / "attacks.md").read_text("utf-8").split())
+    (section,) = (part for part in page.split(" ## ") if part.startswith("Depth of a call"))
+    given = [int(figure) for pair in re.findall(r"\b(\d+) (?:files )?and (\d+)\b", section) for figure in pair]
+    assert given == [count for _, files, functions, _ in MOST for count in (files, functions)]
 
 
 def test_the_walk_counts_what_is_called_and_not_comprehensions():

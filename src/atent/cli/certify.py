@@ -11,7 +11,7 @@ import tyro
 from atent.cli import output
 from atent.cli.parse import Flat, Name, Norm, Number, Place, Real, Subset, Text, Threads, Tristate, arg
 from atent.cli.shards import parsed
-from atent.cli.target import InputOptions
+from atent.cli.target import NETWORK, InputOptions
 from atent.experiments.recipe_files import UsageError
 
 if typing.TYPE_CHECKING:
@@ -22,7 +22,7 @@ MEANT = {"--eps": "--radius"}
 
 
 def certify(
-    runs: Annotated[tyro.conf.Positional[tuple[str, ...]], arg("RUN|FILE|MODULE:FUNCTION ...")] = (),
+    runs: Annotated[tyro.conf.Positional[tuple[str, ...]], arg(f"{NETWORK} ...")] = (),
     *,
     inputs: Annotated[InputOptions, Flat],
     data: Name = None,
@@ -62,8 +62,8 @@ def certify(
     Parameters
     ----------
     runs
-        One or more run folders (the paths that training printed), weights files (.safetensors, .pt, .pth, .th, .ckpt),
-        or your own networks as module:function; the last two need --data.
+        One or more run folders (the paths that training printed), networks as zoo:NAME or hub:USER/NAME, weights files
+        (.safetensors, .pt, .pth, .th, .ckpt), or your own networks as module:function; the last two need --data.
     data
         Data set for networks other than runs, by name or as module:function; its test images are certified.
     model

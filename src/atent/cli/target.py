@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from atent.models.convention import Convention
 
 
+NETWORK = "RUN|FILE|zoo:NAME|hub:USER/NAME|MODULE:FUNCTION"
+"""What names a network on the command line."""
+
+
 @dataclasses.dataclass(frozen=True)
 class InputOptions:
     """Input convention of an external network."""
@@ -58,7 +62,7 @@ class InputOptions:
 class Target:
     """The target of an evaluation and its settings."""
 
-    target: Annotated[tyro.conf.Positional[str], arg("RUN|FILE|zoo:NAME|hub:USER/NAME|MODULE:FUNCTION")]
+    target: Annotated[tyro.conf.Positional[str], arg(NETWORK)]
     """A run folder (the path that training printed); a weights file (.safetensors, .pt, .pth, .th, .ckpt) with --data
     and, unless training wrote it, --model; a network of this package (`atent list zoo`) or of the Hugging Face Hub; or
     your own network as module:function with --data. The function takes no arguments and returns an nn.Module that maps

@@ -12,7 +12,7 @@ import tyro
 
 from atent.cli import output
 from atent.cli.parse import Flat, Name, Place, Real, Subset, arg
-from atent.cli.target import InputOptions
+from atent.cli.target import NETWORK, InputOptions
 
 if TYPE_CHECKING:
     from atent.experiments.results import Statement
@@ -23,7 +23,7 @@ REFUSED = {"--shard": _WHOLE, "--merge": _WHOLE}
 
 
 def theory(
-    target: Annotated[tyro.conf.Positional[str], arg("RUN|FILE|MODULE:FUNCTION")],
+    target: Annotated[tyro.conf.Positional[str], arg(NETWORK)],
     *,
     inputs: Annotated[InputOptions, Flat],
     data: Name = None,
@@ -53,7 +53,7 @@ def theory(
     Parameters
     ----------
     target
-        A run folder, a weights file, or module:function that builds a network.
+        A run folder, a network as zoo:NAME or hub:USER/NAME, a weights file, or module:function that builds a network.
     data
         Data set, such as digits or mnist. Default: the run's.
     model

@@ -25,12 +25,12 @@ from atent.cli.parse import (
     Tristate,
     arg,
 )
-from atent.cli.target import InputOptions
+from atent.cli.target import NETWORK, InputOptions
 from atent.experiments.recipe_files import UsageError
 
 
 def transfer(
-    targets: Annotated[tyro.conf.Positional[tuple[str, ...]], arg("RUN|FILE|MODULE:FUNCTION ...")] = (),
+    targets: Annotated[tyro.conf.Positional[tuple[str, ...]], arg(f"{NETWORK} ...")] = (),
     *,
     inputs: Annotated[InputOptions, Flat],
     attack: Annotated[str, arg("ATTACK")] = "PGD(steps=40)",
