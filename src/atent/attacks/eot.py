@@ -82,6 +82,10 @@ class EoT(Attack):
         return self.inner.remarks(classes)
 
     @property
+    def saturates(self) -> bool:
+        return self.inner.saturates
+
+    @property
     def passes(self) -> int:
         # At most half of the passes are gradients; each costs two passes per sample of the average.
         most = self.inner.passes

@@ -128,6 +128,10 @@ class SAPF(Attack):
             raise ValueError(f"visibility must be true or false, got {self.visibility!r}")
 
     @property
+    def saturates(self) -> bool:
+        return False
+
+    @property
     def passes(self) -> int:
         return self.search_steps * (2 * (2 * self.rounds * self.steps + self.final_steps) + 1 + _HALVINGS) + 2
 

@@ -110,7 +110,8 @@ def gradient_hint(
     each = [part for attack in attacks for part in (attack.parts().values() or [attack])]
     if not each or not all(part.needs_gradient for part in each):
         return None
-    entropy = any(getattr(part, "loss", "margin" if part.minimum_norm else "ce") == "ce" for part in each)
+    # A sample stays where it is only if no attack has a gradient there.
+    entropy = all(part.saturates for part in each)
     name, loss = ("cross-entropy", cross_entropy) if entropy else ("margin", margin)
     try:
         found = flat(loss)

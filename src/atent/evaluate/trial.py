@@ -71,7 +71,7 @@ class Trial:
         """One line on a mistake that the clean predictions suggest, if any; ``attacks``: those that follow."""
         right, model = (predicted == self.y).cpu(), self.search.model
         found = dependence(model, self.x, seed=narrow(self.seed), size=min(self.batch, len(self.x)))
-        averaged = any(isinstance(each, EoT) or getattr(each, "version", None) == "rand" for each in attacks)
+        averaged = any(_averages(each) for each in attacks)
 
         def normalisation() -> str | None:
             return normalisation_hint(right, self.x, lambda z: predict(model, z, self.y, batch=self.batch), self.y)
@@ -206,3 +206,9 @@ def _quantiles(distance: Tensor) -> dict[str, float] | None:
         return None
     values = distance.quantile(torch.tensor([0.1, 0.5, 0.9], dtype=distance.dtype)).tolist()
     return dict(zip(("q10", "median", "q90"), values))
+
+
+def _averages(attack: Attack) -> bool:
+    """Whether an attack, or a part of it, averages its gradients over several passes of a random model."""
+    each = attack.parts().values() or [attack]
+    return any(getattr(part, "samples" if isinstance(part, EoT) else "eot", 1) > 1 for part in each)
