@@ -4,6 +4,7 @@ import copy
 import math
 import os
 import signal
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from atent import Threat
 from atent import runs as folder
 from atent.attacks import FGSM, PGD
 from atent.data import DataSettings, load
-from atent.methods import FGSMRS, MART, PGDAT, TRADES, Free, Standard
+from atent.methods import AWP, FGSMRS, MART, PGDAT, TRADES, EmbeddingRegularised, EmbeddingTerm, Free, Method, Standard
 from atent.models import ModelSettings, make
 from atent.optim import Optimizer, Schedule
 from atent.train import Interrupted, TrainSettings, fit, load_weights, watch
@@ -364,6 +365,16 @@ def test_who_is_watched(digits):
             TrainSettings(**{f"watch{name}": bad})
 
 
+@dataclass(frozen=True)
+class Named(Method):
+    """A method of the user, whose `attack` is not that of the built-in methods."""
+
+    threat: Threat
+
+    def attack(self, model, x, y):
+        raise AssertionError("called")
+
+
 def test_the_probe_is_pgd_and_the_trainings_attack_on_the_first_validation_images(digits):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
@@ -372,7 +383,11 @@ def test_the_probe_is_pgd_and_the_trainings_attack_on_the_first_validation_image
     settings = TrainSettings(watch_limit=40, watch_steps=3, seed=5)
     part = digits.validation.first(40)
     x, y = part.batch(torch.arange(40))
-    own = {FGSMRS(threat): PGD(threat, 1, 1.25 * 0.05), Free(threat): FGSM(threat), PGDAT(threat, 7): PGD(threat, 7)}
+    own = {
+        FGSMRS(threat): PGD(threat, 1, 1.25 * 0.05), Free(threat): FGSM(threat), PGDAT(threat, 7): PGD(threat, 7),
+        AWP(PGDAT(threat, 7)): PGD(threat, 7), Named(threat): FGSM(threat),
+        EmbeddingRegularised(FGSMRS(threat), EmbeddingTerm(weight=0.1)): PGD(threat, 1, 1.25 * 0.05),
+    }  # fmt: skip
     for method, attack in own.items():
         found = Watch(method, digits, settings, threat).measure(model)
         for name, by in (("watch_robust", PGD(threat, 3)), ("watch_training", attack)):

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import atent
-from atent.attacks import FGSM, PGD, Langevin, SparsePGD, Square, TokenAttack
+from atent.attacks import FGSM, PGD, EoT, Langevin, SparsePGD, Square, TokenAttack, Transfer
 from atent.evaluate import CHECKS, Check, masking_checks
 from atent.evaluate.masking import step_of
 from atent.evaluate.subject import Subject, gained, subject, weaker
@@ -179,6 +179,19 @@ def test_a_short_step_is_named(threat, robust, test_set):
     assert not passed
     assert "make 0.5 eps" in figure
     assert verdict("step-budget", robust, *test_set, threat, replace(short, step_size=None))[0]
+
+
+@pytest.mark.parametrize("kind", [EoT, Transfer])
+def test_the_steps_of_an_attack_inside_another_are_checked(kind, robust, test_set):
+    """Before: not measured, as EoT and Transfer have no number of steps themselves."""
+    more = {"samples": 1} if kind is EoT else {"source": robust}
+    passed, figure = verdict("step-budget", robust, *test_set, L2, kind(L2, attack="PGD(steps=4)", **more))
+    assert "4 steps of 0.625 make 2.5 eps" in figure
+    assert passed
+    assert (
+        "make 0.4 eps"
+        in verdict("step-budget", robust, *test_set, L2, kind(L2, attack="PGD(steps=4, step_size=0.1)", **more))[1]
+    )
 
 
 def test_an_attack_that_never_leaves_is_named_by_the_distance(robust, test_set):

@@ -152,6 +152,15 @@ def test_networks_and_methods_of_the_user(iris):
     assert isinstance(function.fit(x, y).network_, nn.Linear)
     named = RobustClassifier("PGDAT", network="two_class", eps=0.1, epochs=1).fit(x[:, :2], y)
     assert named.network_[1].fc2.out_features == 3
+
+    class Single(nn.Linear):
+        def forward(self, x):
+            return super().forward(x.float())
+
+    single = RobustClassifier("standard", network=Single(4, 3), epochs=1).fit(x, y)
+    with torch.no_grad():
+        expected = single.network_(torch.tensor(x, dtype=torch.float32)).double().softmax(1)
+    assert np.allclose(single.predict_proba(x), expected, rtol=0, atol=1e-5)
     method = PGDAT(Threat("l2", 0.3, box=(0.0, 8.0)), steps=2)
     threat = RobustClassifier(method, epochs=1).fit(x, y).threat_
     assert threat == method.threat
@@ -169,6 +178,19 @@ def test_networks_and_methods_of_the_user(iris):
         ({"eps": -1}, np.eye(4), [0, 1, 0, 1], "eps must be"),
         ({"validation_fraction": 1}, np.eye(4), [0, 1, 0, 1], "validation_fraction must lie in"),
         ({"method_params": {"stepz": 1}}, np.eye(4), [0, 1, 0, 1], "did you mean 'steps'"),
+        (
+            {"method_params": {"threat": Threat("l2", 1.0)}},
+            np.eye(4),
+            [0, 1, 0, 1],
+            "method_params contain a threat, .*l2",
+        ),
+        (
+            {"method": PGDAT(Threat("l2", 0.1)), "method_params": {"steps": 2}},
+            np.eye(4),
+            [0, 1, 0, 1],
+            "no effect on a PGDAT",
+        ),
+        ({"method": "acl"}, np.eye(4) * 3, [0, 1, 0, 1], "ACL trains without labels"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(change, x, y, said):

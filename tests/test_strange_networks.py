@@ -8,7 +8,7 @@ from torch import nn
 from zoo import LINF, Dropping, Twin, data, made, quietly, refused
 
 from atent import Threat
-from atent.attacks import PGD, DeepFool, EoT, Square
+from atent.attacks import APGD, DDN, PGD, SAPF, DeepFool, EoT, Square
 from atent.certify import Smoothed, bounds, verified
 from atent.certify.certificate import Sampling, certify_run
 from atent.data import from_tensors
@@ -47,8 +47,10 @@ def test_a_network_that_is_not_a_fixed_function_gets_a_hint(kind):
     for attacks in ([PGD_3], [Square(LINF, queries=3)], {}):
         assert "two passes over the same batch" in evaluate(net, x, y, attacks).hint
     # An attack that averages over the random numbers gets no hint.
-    found = evaluate(net, x, y, [EoT(LINF, attack="PGD(steps=2)", samples=2)])
-    assert "two passes" not in str(found.hint)
+    for averaged in (EoT(LINF, attack="PGD(steps=2)", samples=2), APGD(LINF, steps=2, eot=2)):
+        assert "two passes" not in str(evaluate(net, x, y, [averaged]).hint)
+    for single in (EoT(LINF, attack="PGD(steps=2)", samples=1), APGD(LINF, steps=2)):
+        assert "two passes over the same batch" in evaluate(net, x, y, [single]).hint
 
 
 class Rounding(Twin):
@@ -71,6 +73,10 @@ class Sharp(Twin):
         (Rounding, Square(LINF, queries=3), False),
         (Sharp, PGD_3, True),
         (Sharp, PGD(LINF, steps=3, loss="margin"), False),
+        (Sharp, DDN(Threat("l2", 0.5), steps=3), True),
+        (Sharp, SAPF(Threat("l0", 2), steps=2, final_steps=2, search_steps=1), False),
+        (Sharp, EoT(LINF, attack="PGD(steps=2)", samples=2), True),
+        (Sharp, EoT(LINF, attack="PGD(steps=2, loss=margin)", samples=2), False),
         (Twin, PGD_3, False),
     ],
 )
@@ -83,6 +89,14 @@ def test_gradients_of_zero_get_a_hint(kind, attack, hinted):
     assert k or not hinted
     both = evaluate(net, x, net(x).argmax(1), [attack, Square(LINF, queries=4)])
     assert "exactly zero" not in str(both.hint)
+
+
+def test_gradients_of_zero_of_one_loss_do_not_stop_an_attack_on_another():
+    """Before: the hint said that no gradient-based attack moves where only the cross-entropy's gradient is zero."""
+    net, (x, _), near = made(Sharp), data(12), Threat("linf", 1e-6)
+    found = evaluate(net, x, net(x).argmax(1), [PGD(near, steps=3), PGD(near, steps=3, loss="margin")])
+    assert found.worst["k"]
+    assert "exactly zero" not in str(found.hint)
 
 
 class Ranged(Twin):

@@ -124,6 +124,12 @@ class Attack(metaclass=Settings):
         return type(self).__name__
 
     @property
+    def saturates(self) -> bool:
+        """Whether the search follows a gradient that vanishes where a softmax rounds to 0 or 1, as the cross-entropy's
+        does and the margin's does not."""
+        return getattr(self, "loss", "margin" if self.minimum_norm else "ce") in ("ce", "kl")
+
+    @property
     def passes(self) -> int:
         """The largest number of forwards plus backwards per sample, including the forward that decides success."""
         raise TypeError(f"{type(self).__name__} has no passes: {_PASSES} (see {_PAGE})")

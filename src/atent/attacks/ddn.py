@@ -104,6 +104,10 @@ class DDN(Attack):
             check_number("levels", self.levels, 2, whole=True)
 
     @property
+    def saturates(self) -> bool:
+        return True
+
+    @property
     def passes(self) -> int:
         return 2 * self.steps
 

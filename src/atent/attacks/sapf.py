@@ -123,6 +123,10 @@ class SAPF(Attack):
         check_number("region_weight", self.region_weight, 0)
 
     @property
+    def saturates(self) -> bool:
+        return False
+
+    @property
     def passes(self) -> int:
         return self.search_steps * (2 * (2 * self.rounds * self.steps + self.final_steps) + 1 + _HALVINGS) + 2
 

@@ -44,6 +44,10 @@ class Wrapper(Attack):
     def stream(self) -> str:
         return self.inner.stream
 
+    @property
+    def saturates(self) -> bool:
+        return self.inner.saturates
+
     def remarks(self, classes: int) -> list[str]:
         return self.inner.remarks(classes)
 

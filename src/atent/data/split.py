@@ -219,8 +219,8 @@ class Source:
 
 
 def subset(samples: Split, n: Limit, rule: Rule, seed: int) -> Split:
-    """n samples of a split by the rule, see `Data.sample`; ValueError for a limit that is not a number or "all", and for an
-    unknown rule."""
+    """n samples of a split by the rule, see `Data.sample`; ValueError for an unknown rule, and for a limit that is not a
+    number or "all"."""
     check_rule(rule)
     count = everything(n)
     if count is not None and (isinstance(count, bool) or not isinstance(count, Integral)):

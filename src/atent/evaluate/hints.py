@@ -111,8 +111,8 @@ def gradient_hint(
     each = [run for attack in attacks for run in nest(attack)]
     if not each or not all(run.needs_gradient for run in each):
         return None
-    searches = [run for run in each if not inside(run)]
-    entropy = any(getattr(run, "loss", "margin" if run.minimum_norm else "ce") == "ce" for run in searches)
+    # A sample stays where it is only if no search has a gradient there.
+    entropy = all(run.saturates for run in each if not inside(run))
     name, loss = ("cross-entropy", cross_entropy) if entropy else ("margin", margin)
     try:
         found = flat(loss)

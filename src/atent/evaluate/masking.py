@@ -136,7 +136,7 @@ def step_budget(p: Subject) -> gradients.Verdict:
     name, length = label(p.attack), step_of(p.attack)
     if length is None or p.threat.norm in COUNTS:
         return True, f"{name} has no steps of a fixed length: nothing to check"
-    steps, eps = p.attack.steps, float(p.threat.eps)  # type: ignore[attr-defined]
+    steps, eps = _stepping(p.attack).steps, float(p.threat.eps)  # type: ignore[attr-defined]
     path = steps * length / eps
     robust, distance = p.run(p.attack)
     reached = float(distance[robust].median()) / eps if bool(robust.any()) else None
@@ -148,10 +148,16 @@ def step_budget(p: Subject) -> gradients.Verdict:
 
 def step_of(attack: Attack) -> float | None:
     """Length of a step in the threat's norm, or None for an attack whose steps have no fixed length."""
-    attack = getattr(attack, "inner", attack)
+    attack = _stepping(attack)
     if isinstance(attack, Langevin):
         return None if attack.sampler.gradient == "raw" else attack.sampler.step_size
     return getattr(attack, "resolved_step", None) if hasattr(attack, "steps") else None
+
+
+def _stepping(attack: Attack) -> Attack:
+    """The attack that takes the steps: the one inside EoT or Transfer, or the attack itself."""
+    inner: Attack = getattr(attack, "inner", attack)
+    return inner
 
 
 def attack_strength(p: Subject) -> gradients.Verdict:

@@ -15,6 +15,7 @@ from atent.attacks.base import Attack
 from atent.attacks.eot import EoT
 from atent.attacks.oracle import Loss
 from atent.attacks.spec import plain, spell
+from atent.attacks.wrapper import nest
 from atent.distributed import SINGLE, World
 from atent.distributed.shards import Shard
 from atent.evaluate.answers import predict
@@ -71,7 +72,7 @@ class Trial:
         """One line on a mistake that the clean predictions suggest, if any; ``attacks``: those that follow."""
         right, model = (predicted == self.y).cpu(), self.search.model
         found = dependence(model, self.x, seed=narrow(self.seed), size=min(self.batch, len(self.x)))
-        averaged = any(isinstance(each, EoT) or getattr(each, "version", None) == "rand" for each in attacks)
+        averaged = any(_averages(each) for each in attacks)
 
         def normalisation() -> str | None:
             return normalisation_hint(right, self.x, lambda z: predict(model, z, self.y, batch=self.batch), self.y)
@@ -206,3 +207,8 @@ def _quantiles(distance: Tensor) -> dict[str, float] | None:
         return None
     values = distance.quantile(torch.tensor([0.1, 0.5, 0.9], dtype=distance.dtype)).tolist()
     return dict(zip(("q10", "median", "q90"), values))
+
+
+def _averages(attack: Attack) -> bool:
+    """Whether an attack, or one that it runs, averages its gradients over several passes of a random model."""
+    return any(getattr(run, "samples" if isinstance(run, EoT) else "eot", 1) > 1 for run in nest(attack))

@@ -28,6 +28,7 @@ from atent.messages import note, unknown
 from atent.methods import METHODS, Method
 from atent.models import build
 from atent.optim import Optimizer
+from atent.precision import twin
 from atent.threat import Threat
 from atent.train import TrainSettings, fit
 
@@ -47,7 +48,7 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     ----------
     method
         A training method by name, in any case ("atent", "trades", "pgdat", "standard" ...), or a `Method`, whose threat
-        takes precedence over ``norm`` and ``eps``.
+        takes precedence over ``norm``, ``eps`` and ``box``.
     norm
         Norm of the threat: "linf", "l2", or another that the method takes.
     eps
@@ -145,7 +146,7 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         check_classification_targets(y)
         self.classes_, labels = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
-            raise ValueError(f"y has one class, {self.classes_[0]!r}: at least 2 classes are needed")
+            raise ValueError(f"y has one class, {self.classes_.tolist()[0]!r}: at least 2 classes are needed")
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         inputs = self._shaped(X)
         self.shape_ = inputs.shape[1:]
@@ -176,16 +177,24 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         box = _range(inputs) if self.box is None else self.box
         if isinstance(self.method, Method):
             threat = self.method.threat or Threat(self.norm, self.eps, box)  # type: ignore[arg-type]
+            _labelled(self.method)
+            if self.method_params:
+                raise ValueError(
+                    f"method_params have no effect on a {type(self.method).__name__} object: set its fields"
+                )
             floats("X", inputs, threat.box)
-            return _labelled(self.method), threat
+            return self.method, threat
         names = {name.lower(): name for name in METHODS}
         if not isinstance(self.method, str) or self.method.lower() not in names:
             raise ValueError(unknown("method", str(self.method), METHODS))
         kind, threat = METHODS[names[self.method.lower()]], Threat(self.norm, self.eps, box)  # type: ignore[arg-type]
+        _labelled(kind)
         floats("X", inputs, threat.box)
         settings = dict(self.method_params or {})
+        if "threat" in settings:
+            raise ValueError(f"method_params contain a threat, {settings['threat']}: set norm, eps and box instead")
         settings |= {"threat": threat} if any(f.name == "threat" for f in fields(kind)) else {}
-        return _labelled(kind(**settings)), threat
+        return kind(**settings), threat
 
     def _data(self, inputs: np.ndarray, labels: np.ndarray, seed: int) -> tuple[Data, bool]:
         """The training set as `Data`, and whether a part of it is the validation set."""
@@ -236,7 +245,7 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         places = np.minimum(np.searchsorted(self.classes_, labels), len(self.classes_) - 1)
         strange = labels[self.classes_[places] != labels] if labels.shape == (n,) else labels
         if labels.shape != (n,) or len(strange):
-            given = f"shape {labels.shape}" if labels.shape != (n,) else f"the label {strange[0]!r}"
+            given = f"shape {labels.shape}" if labels.shape != (n,) else f"the label {strange.tolist()[0]!r}"
             raise ValueError(f"y has {given}: give {n} labels among the {len(self.classes_)} of the training set")
         return torch.from_numpy(places.astype(np.int64))
 
@@ -244,10 +253,10 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """The softmax of the logits, float64 (n, classes), in the order of ``classes_``."""
         inputs = self._inputs(X)
         # In float64 the probabilities of a sample do not depend on its batch.
-        network = copy.deepcopy(self.network_).double()
+        network, dtype = twin(self.network_, inputs[:2])
         with torch.no_grad(), guard(network):
-            logits = torch.cat([ask(network, part.double()) for part in inputs.split(_BATCH)])
-        found: np.ndarray = logits.softmax(1).cpu().numpy()
+            logits = torch.cat([ask(network, part.to(dtype)) for part in inputs.split(_BATCH)])
+        found: np.ndarray = logits.double().softmax(1).cpu().numpy()
         return found
 
     def predict(self, X: Any) -> np.ndarray:
@@ -358,12 +367,10 @@ class _Scaled(nn.Module):
         return (x - self.mean) / self.deviation
 
 
-def _labelled(method: Method) -> Method:
+def _labelled(method: Method | type[Method]) -> None:
     if not method.labelled:
-        raise ValueError(
-            f"{type(method).__name__} trains without labels, and a classifier needs them: use another method"
-        )
-    return method
+        kind = method if isinstance(method, type) else type(method)
+        raise ValueError(f"{kind.__name__} trains without labels, and a classifier needs them: use another method")
 
 
 def _usual(shape: Shape, classes: int) -> nn.Module:

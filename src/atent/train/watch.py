@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from atent.evaluate.outcomes import ROBUST
 from atent.evaluate.subject import gradient
 from atent.losses import cross_entropy
 from atent.methods import Method
+from atent.methods.wrapper import Wrapper
 from atent.rng import PerSample
 from atent.stats import paired
 from atent.threat import Threat
@@ -39,7 +41,7 @@ class Watch:
 
     - ``watch_robust``: accuracy under PGD with ``watch_steps`` steps of 2.5 eps / steps from a uniform start.
     - ``watch_training``: accuracy under the training's attack, which is that of the method if it can run separately
-      (FGSMRS, PGDAT, TRADES, MART), and FGSM for the others, such as Free.
+      (FGSMRS, PGDAT, TRADES, MART, also inside AWP or embedding regularisation), and FGSM for the others, such as Free.
     - ``watch_gap_low``: lower limit of the paired 95 % interval of the difference of these two.
     - ``watch_alignment``: mean cosine between the gradients of the loss at x and at a uniform point of the ball (the
       quantity that Andriushchenko and Flammarion 2020 regularise); images without a gradient are excluded.
@@ -65,10 +67,9 @@ class Watch:
 
     def __init__(self, method: Method, data: Data, settings: TrainSettings, threat: Threat) -> None:
         self.part, self.threat = data.sample("validation", settings.watch_limit), threat
-        own = getattr(method, "attack", None)
         self.attacks: dict[str, Attack] = {
             "watch_robust": PGD(threat, settings.watch_steps),
-            "watch_training": own(1.0) if callable(own) else FGSM(threat),
+            "watch_training": attack_of(method) or FGSM(threat),
         }
         self.drop, self.seed = settings.watch_drop, settings.seed
         self.gap, self.window = settings.watch_gap, settings.watch_window
@@ -164,6 +165,17 @@ class Watch:
         if row["watch"] == STOP:
             return f"stopped {text}: catastrophic overfitting; the best epoch's weights are kept"
         return f"warning {text}: this may be catastrophic overfitting"
+
+
+def attack_of(method: Method) -> Attack | None:
+    """The attack of a training at its full eps; None if it cannot run separately."""
+    while isinstance(method, Wrapper):
+        method = method.method
+    own = getattr(method, "attack", None)
+    # A method of the user may use the name for something else.
+    separate = callable(own) and [*inspect.signature(own).parameters] == ["progress"]
+    found: Attack | None = own(1.0) if separate else None
+    return found
 
 
 def alignment(model: nn.Module, threat: Threat, x: Tensor, y: Tensor, *, seed: int, ids: Tensor) -> float | None:
