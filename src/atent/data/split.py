@@ -219,7 +219,7 @@ class Source:
 
 
 def subset(samples: Split, n: Limit, rule: Rule, seed: int) -> Split:
-    """n samples of a split by the rule, see `Data.sample`; ValueError for an unknown rule, and for a limit that is not a
+    """n samples of a split by the rule, see `Data.sample`; ValueError for an unknown rule or a limit that is not a
     number or "all"."""
     check_rule(rule)
     count = everything(n)
