@@ -8,9 +8,11 @@ import torch
 
 from atent.cli import main
 from atent.experiments.recipes import job, read_recipe
-from atent.methods import METHODS
+from atent.fields import defaults
+from atent.methods import AWP, METHODS, PGDAT
 from atent.models import build
 from atent.runs.checkpoint import save_weights
+from atent.threat import Threat
 
 # A recipe, one setting or several that it cannot have, and what the error must say.
 BAD = [
@@ -213,3 +215,54 @@ def test_fine_tuning_begins_from_the_weights(tmp_path, monkeypatch, capsys):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
     config = json.loads((tmp_path / "runs" / "digits-finetune-pgdat" / "config.json").read_text())
     assert config["model"]["weights"] == "runs/digits-linf-standard"
+
+
+# ---- batches of a training loop of the user's own
+
+
+LINF = Threat("linf", 0.05)
+CALLED = [kind(LINF) if "threat" in defaults(kind) else kind() for kind in METHODS.values() if "linf" in kind.norms]
+CALLED = [method for method in CALLED if method.labelled] + [AWP(PGDAT(LINF))]
+
+
+def _called(method, x=None, y=None, **given):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
+    x = torch.linspace(0, 1, 512).view(8, 1, 8, 8) if x is None else x
+    y = torch.arange(8) % 3 if y is None else y
+    torch.manual_seed(0)
+    return float(method.backward(model, x, y, **given)["loss"])
+
+
+@pytest.mark.parametrize("method", CALLED, ids=lambda m: type(m).__name__)
+def test_a_batch_of_an_own_loop_is_checked(method):
+    """Pixels of 0..255 were clamped to the box, so that networks were trained on white images."""
+    x, y = torch.linspace(0, 1, 512).view(8, 1, 8, 8), torch.arange(8) % 3
+    bad = [
+        ({"x": x.double().fill_(float("nan")).float()}, "NaN or infinity"),
+        ({"x": (255 * x).byte()}, "inputs must be floats"),
+        ({"x": x[:0], "y": y[:0]}, "the batch is empty"),
+        ({"y": y.float()}, "labels must be 8 integers"),
+        ({"y": y[:, None]}, "labels must be 8 integers"),
+        ({"y": y[:7]}, "labels must be 8 integers"),
+        ({"y": y - 1}, "labels must be 0 or more"),
+    ]
+    if method.threat is not None:
+        bad.append(({"x": 255 * x}, "outside the box .*: divide pixels by 255"))
+    for given, says in bad:
+        with pytest.raises(ValueError, match=says) as error:
+            _called(method, **given)
+        assert "\n" not in str(error.value)
+    with torch.no_grad(), pytest.raises(ValueError, match="gradients are disabled"):
+        _called(method)
+
+
+@pytest.mark.parametrize("method", CALLED, ids=lambda m: type(m).__name__)
+def test_an_own_loop_may_give_any_integers_and_inputs_with_a_graph(method):
+    x, y = torch.linspace(0, 1, 512).view(8, 1, 8, 8), torch.arange(8) % 3
+    usual = _called(method)
+    tracked = x.clone().requires_grad_()
+    assert _called(method, tracked) == usual
+    assert tracked.grad is None
+    assert [_called(method, y=y.to(kind)) for kind in (torch.int32, torch.uint8, torch.int16)] == [usual] * 3
+    assert _called(method, x.numpy(), y.numpy()) == usual

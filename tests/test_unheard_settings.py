@@ -260,5 +260,11 @@ def test_options_of_a_training_that_are_given_twice_are_refused(capsys, words, s
     assert says in refused(capsys, "train", "digits-linf-atent", *words)
 
 
+@pytest.mark.parametrize("words", [["--name", "other"], ["--runs=there"], ["--allow_large_eps"]])
+def test_options_of_a_new_run_are_refused_by_a_resume(run, capsys, words):
+    option = words[0].partition("=")[0].replace("_", "-")
+    assert f"{option} has no effect with --resume" in refused(capsys, "train", "--resume", run, *words)
+
+
 def test_a_repeated_flag_is_one(run, capsys):
     assert main(["evaluate", str(run), "--attacks", "FGSM", "--quiet", "--quiet", "--limit", "4"]) == 0

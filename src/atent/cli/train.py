@@ -16,7 +16,7 @@ import tyro
 from atent.cli import output
 from atent.cli.jobs import recipe_job
 from atent.cli.parse import Name, Place, arg, read
-from atent.cli.words import SAME, help_wanted, split_sections
+from atent.cli.words import SAME, help_wanted, hyphened, split_sections
 from atent.experiments.recipe_files import SECTIONS, UsageError
 from atent.messages import unknown
 from atent.torchrun import restarted
@@ -177,9 +177,11 @@ def _sections(words: list[str], recipe: str) -> tuple[str, ...]:
 
 
 def _check_resumed(words: list[str]) -> None:
-    """Raise UsageError for a recipe field, which a resumed run already has."""
+    """Raise UsageError for a recipe field or an option of a new run, which a resumed run already has."""
     for word in words:
-        option = word.partition("=")[0]
+        option = "--" + hyphened(word.partition("=")[0][2:]) if word.startswith("--") else ""
+        if option in ("--name", "--runs", "--allow-large-eps"):
+            raise UsageError(f"{option} has no effect with --resume, which continues a run in its folder: omit it")
         section, dot, _ = option[2:].partition(".")
         if option.startswith("--") and dot and section in SECTIONS and option not in SAME:
             raise UsageError(

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from atent.checks import Settings, check_number
 from atent.distributed import shared, summed
 from atent.guard import Buffers
-from atent.methods.base import METHODS, Method, Metrics, State, in_force
+from atent.methods.base import METHODS, Method, Metrics, State, begun, in_force
 from atent.methods.wrapper import Wrapper
-from atent.rng import fresh
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ class AWP(Wrapper):
         self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator | None = None, ids: Tensor | None = None,
         progress: float = 1.0, weight: float = 1.0, state: State | None = None,
     ) -> Metrics:  # fmt: skip
-        rng = fresh(x.device) if rng is None else rng
+        x, y, rng = begun(self, x, y, rng, descends=True)
         if self.gamma == 0 or progress < self.warmup:
             return self.method.backward(
                 model, x, y, rng=rng, ids=ids, progress=progress, weight=weight, state=state

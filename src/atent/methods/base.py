@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from atent.checks import Settings, check_number
-from atent.fields import shown
+from atent.checks import Settings, as_inputs, as_labels, check_batch, check_number
+from atent.fields import LARGEST, shown
 from atent.guard import explained
 from atent.methods.contract import LOSS, checked_loss, lacking
 from atent.registry import Registry
 from atent.rng import fresh
-from atent.threat import Threat
+from atent.threat import Box, Threat
 
 if TYPE_CHECKING:
     from atent.data import Data
@@ -36,7 +36,7 @@ class Method(metaclass=Settings):
     All functions take a batch ``x`` (n, ...) in pixel units and labels ``y`` (n,). ``progress`` runs from 0 to 1 over
     the training; ``rng`` is the batch's own generator; ``ids`` are the samples' indices in the training set; ``state``
     is the result of `init`. Metrics are tensors on the device: a scalar is a mean over the batch, a vector (n,) one
-    value per sample (the loop logs its quantiles). Nothing here synchronises with the device.
+    value per sample (the loop logs its quantiles). With ``rng`` nothing here synchronises with the device.
 
     ``replays`` is the number of times that the loop passes each batch in succession, with an optimizer step each time.
     ``single_step``: the adversary takes one gradient per batch; such methods may overfit catastrophically, and the loop
@@ -145,13 +145,14 @@ class Method(metaclass=Settings):
         ------
         ValueError
             For a method whose gradient is not that of one loss at the current weights (AWP, Free): use `backward`.
+            Without ``rng``, for a batch that is not in the box of the threat, or labels that are not integers from 0.
         """
         if not self.is_one_loss:
             name = type(self).__name__
             raise ValueError(
                 f"{name} is not given by one loss at the current weights: call {name}(...).backward(model, x, y)"
             )
-        rng = fresh(x.device) if rng is None else rng
+        x, y, rng = begun(self, x, y, rng)
         with explained(model, x):
             aux = self.adversary(model, x, y, rng=rng, ids=ids, progress=progress, state=state)
             return checked_loss(self, self.loss(model, x, y, aux, progress=progress, state=state), x)
@@ -162,9 +163,10 @@ class Method(metaclass=Settings):
     ) -> Metrics:  # fmt: skip
         """Add ``weight`` times the gradient of the loss to each parameter's ``.grad``.
 
-        Without ``rng`` the adversary uses a generator seeded from torch's global one.
+        Without ``rng`` the adversary uses a generator seeded from torch's global one, and the batch is checked, which
+        synchronises with the device.
         """
-        rng = fresh(x.device) if rng is None else rng
+        x, y, rng = begun(self, x, y, rng, descends=True)
         with explained(model, x):
             return self._backward(model, x, y, rng=rng, ids=ids, progress=progress, weight=weight, state=state)
 
@@ -216,6 +218,34 @@ class Method(metaclass=Settings):
         """`backward`; also returns what `adversary` returns, for further gradients there."""
         aux = self.adversary(model, x, y, rng=rng, ids=ids, progress=progress, state=state)
         return aux, self.descend(model, x, y, aux, progress=progress, weight=weight, state=state)
+
+
+_ANY: Box = (-LARGEST, LARGEST)
+
+
+def begun(
+    method: Method, x: Tensor, y: Tensor, rng: torch.Generator | None, *, descends: bool = False
+) -> tuple[Tensor, Tensor, torch.Generator]:
+    """The batch and the generator of a call.
+
+    A call without a generator is from a training loop of the user's own, whose batch nobody has checked: outside the
+    threat's box an adversary would train on saturated images. ValueError, in one line, for such a batch, and where
+    gradients are disabled if the call ``descends``.
+    """
+    if rng is not None:
+        return x, y, rng
+    if descends and not torch.is_grad_enabled():
+        raise ValueError("gradients are disabled: call backward outside torch.no_grad and torch.inference_mode")
+    x = as_inputs(x).detach()
+    if not len(x):
+        raise ValueError("the batch is empty: skip it")
+    box = method.threat.box if method.threat is not None else _ANY if x.is_floating_point() else (0.0, 1.0)
+    if not method.labelled:
+        check_batch(x, torch.zeros(len(x), dtype=torch.long), box)
+        return x, y, fresh(x.device)
+    y = as_labels(y)
+    check_batch(x, y, box)
+    return x, y.long(), fresh(x.device)
 
 
 def _has_threat(kind: type[Method]) -> bool:

@@ -16,6 +16,7 @@ from atent.methods.base import (
     Method,
     Metrics,
     State,
+    begun,
     check_budget,
     check_reach,
     check_warmup,
@@ -23,7 +24,6 @@ from atent.methods.base import (
     method,
     warm,
 )
-from atent.rng import fresh
 from atent.threat import Threat
 
 
@@ -123,7 +123,8 @@ class Free(Method):
         progress: float = 1.0, weight: float = 1.0, state: State | None = None,
     ) -> Metrics:  # fmt: skip
         """As `Method.backward`; the same pass updates ``state["delta"]``."""
-        z = self.adversary(model, x, y, rng=fresh(x.device) if rng is None else rng, state=state).requires_grad_()
+        x, y, rng = begun(self, x, y, rng, descends=True)
+        z = self.adversary(model, x, y, rng=rng, state=state).requires_grad_()
         metrics = self.descend(model, x, y, z, progress=progress, weight=weight, state=state)
         if state is not None and z.grad is not None:
             factor = warm(self.eps_warmup, progress)
