@@ -7,7 +7,7 @@ from torch import nn
 
 from atent import Threat
 from atent.attacks import FGSM, PGD, AutoAttack
-from atent.certify import Sampling, Smoothed, certify_run, verified
+from atent.certify import Sampling, Smoothed, certify_run, linf_radius, verified
 from atent.data import DataSettings, collect, from_tensors, load
 from atent.evaluate import evaluate, sweep
 from atent.methods import PGDAT
@@ -286,6 +286,13 @@ def test_a_certificate_takes_radii_only(tested):
         refused(lambda radii=radii: found.to_json(radii), "radii must be a list")
     rows = found.to_json(["1/10"])["certified"]
     assert [row["radius"] for row in rows] == [0.1]
+
+
+def test_a_radius_in_linf_is_of_a_radius_and_a_number_of_values():
+    """Before: a division by zero, and negative radii."""
+    refused(lambda: linf_radius(1.0, 0), "dim must be at least 1, got 0")
+    refused(lambda: linf_radius(-1.0, 4), "radius", "-1")
+    assert linf_radius("1/2", np.int64(4)) == 0.25
 
 
 # ---- files ----------------------------------------------------------------------------------------------------

@@ -53,6 +53,51 @@ def test_a_network_that_is_not_a_fixed_function_gets_a_hint(kind):
         assert "two passes over the same batch" in evaluate(net, x, y, [single]).hint
 
 
+class Observing(Twin):
+    """Scales its input by the largest value that it has seen, as an observer of quantisation does."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("seen", torch.ones(()))
+
+    def forward(self, z):
+        self.seen = torch.maximum(self.seen, 4 * z.detach().abs().max())
+        return super().forward(z / self.seen)
+
+
+class Updating(Observing):
+    """As Observing, by a buffer that is changed in place."""
+
+    def forward(self, z):
+        self.seen.mul_(1.25)
+        return Twin.forward(self, z + self.seen.log())
+
+
+@pytest.mark.parametrize("kind", [Observing, Updating])
+def test_a_verdict_is_of_the_network_before_the_attack(kind):
+    """Before: it was of the network whose buffers the passes of the attack had changed."""
+    net, (x, y) = made(kind), data(12)
+    for attack in (PGD_3, DeepFool(Threat("l2", 1.0), steps=3), Square(LINF, queries=20)):
+        found = attack.run(net, x, y)
+        with guard(net), torch.no_grad():
+            assert torch.equal(found.success, net(found.x_adv.clone()).argmax(1) != y)
+
+
+@pytest.mark.parametrize("kind", [Drifting, OwnNoise, Updating])
+def test_no_certificate_of_a_network_with_a_state(kind):
+    """Before: nothing reported that votes depend on the passes before."""
+    net, (x, y) = made(kind), data(12)
+    with pytest.warns(UserWarning, match="keeps a state in eval mode"):
+        Smoothed(net, 0.25).certify(x[:2], n0=10, n=100, alpha=0.05)
+    found = certify_run(net, x[:2], y[:2], Sampling(0.25, n0=10, n=100, alpha=0.05))
+    assert "no certificate is valid" in found.hint
+
+
+def test_a_network_with_seeded_random_numbers_has_no_state():
+    found = certify_run(made(Dropping), *(t[:2] for t in data(12)), Sampling(0.25, n0=10, n=100, alpha=0.05))
+    assert found.hint is None
+
+
 class Rounding(Twin):
     def forward(self, z):
         return super().forward((z * 255).round() / 255)

@@ -277,6 +277,17 @@ def guard(model: nn.Module, *, mode: Mode = "eval", seed: int | None = None) -> 
         yield model
 
 
+@contextmanager
+def kept_buffers(model: nn.Module) -> Iterator[None]:
+    """Context inside `guard` whose passes leave no trace in the buffers, as of a network that observes its inputs."""
+    registered = [(m, dict(m._buffers.items())) for m in model.modules()]
+    values = Values([b for b in model.buffers() if not is_lazy(b)])
+    try:
+        yield
+    finally:
+        _restore(registered, values, [])
+
+
 def random_states(device: torch.device) -> tuple[Any, ...]:
     """The global random states (Python, numpy, torch, the CUDA device), for comparison."""
     own = torch.cuda.get_rng_state(device).tolist() if device.type == "cuda" else None

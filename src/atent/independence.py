@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from atent.guard import ask, guard, outside_inference
+from atent.guard import ask, guard, outside_inference, seed_all
 from atent.losses import magnitude
 from atent.precision import full_precision, twin
 
@@ -33,6 +33,9 @@ class Dependence(NamedTuple):
     """The dtype of the comparison: float64 if the model can be copied to it."""
     noise: float = 0.0
     """Largest difference of the logits between two passes over the same batch, as a share of the largest logit."""
+    state: float = 0.0
+    """The same for two passes that begin with the same random states, in the model's own dtype: what the passes before
+    them change. 0 where rounding explains it."""
 
     @property
     def found(self) -> bool:
@@ -69,7 +72,8 @@ def _settled(model: nn.Module, x: Tensor, seed: int, size: int = 0) -> Dependenc
     found = _compare(model, x, seed, size=size)
     if found.change > 32 * torch.finfo(found.dtype).eps:
         double, dtype = twin(model, x[:1])
-        found = _compare(double, x.to(dtype), seed, size=size, rough=True)
+        # The roughness below includes what a pass changes, so a state is that of the first comparison.
+        found = _compare(double, x.to(dtype), seed, size=size, rough=True)._replace(state=found.state)
     return found
 
 
@@ -88,13 +92,15 @@ def _compare(model: nn.Module, x: Tensor, seed: int, *, size: int = 0, rough: bo
     """Compare samples in the mixed batch with the same samples alone or, with ``size``, in a batch of that size."""
     batch, rows = _mixed(x)
     with guard(model, mode="eval", seed=seed), full_precision(x.device):
+        seed_all(seed % 2**32, x.device)
         beside = ask(model, batch)
-        again = ask(model, batch)
+        seed_all(seed % 2**32, x.device)
+        replayed, again = ask(model, batch), ask(model, batch)
         others = [_crowded(model, batch, size)[rows]] if size else _fewer(model, batch, rows)
         # A network may use a lower precision inside, so that its rounding is not that of its output's dtype.
         moved = ask(model, batch * (1 + torch.finfo(torch.float32).eps)) if rough else beside
     scale = float(magnitude(unmasked(beside.double())).max().clamp_min(torch.finfo(torch.float64).tiny))
-    noise = float((beside.double() - again.double()).abs().max())
+    noise, state = (float((replayed.double() - z.double()).abs().max()) for z in (again, beside))
     roughness = float((beside.double() - moved.double()).abs().max())
     here, classes = beside[rows], [z.argmax(1) for z in others]
     pairs = [(others[0], z) for z in (here, *others[1:])]
@@ -102,8 +108,9 @@ def _compare(model: nn.Module, x: Tensor, seed: int, *, size: int = 0, rough: bo
     flips = int(torch.stack([classes[0] != z for z in (here.argmax(1), *classes[1:])]).any(0).sum())
     # A random layer has other random numbers alone and in a batch: a multiple of their noise is not chance.
     change = max(apart - 3 * noise, 0.0) / scale
-    tolerance = max(torch.finfo(beside.dtype).eps ** 0.5, 8 * roughness / scale)
-    return Dependence(change, tolerance, flips, len(rows), size or len(batch), beside.dtype, noise / scale)
+    rounding, noise, state = torch.finfo(beside.dtype).eps ** 0.5, noise / scale, state / scale
+    tolerance, state = max(rounding, 8 * roughness / scale), state if state > rounding else 0.0
+    return Dependence(change, tolerance, flips, len(rows), size or len(batch), beside.dtype, noise, state)
 
 
 def unmasked(logits: Tensor) -> Tensor:
@@ -129,8 +136,20 @@ def _fewer(model: nn.Module, batch: Tensor, rows: list[int]) -> list[Tensor]:
 
 
 def dependence_hint(model: nn.Module, x: Tensor, *, seed: int = 0, size: int = 0) -> str | None:
-    """One line if the model's output for a sample depends on its batch, otherwise None; ``size`` as in `dependence`."""
-    return batch_hint(dependence(model, x, seed=seed, size=size))
+    """One line if the model's output for a sample depends on its batch, or on earlier passes, so that no certificate is
+    valid; otherwise None. ``size`` as in `dependence`."""
+    found = dependence(model, x, seed=seed, size=size)
+    return batch_hint(found) or _state_hint(found)
+
+
+def _state_hint(found: Dependence | None) -> str | None:
+    if found is None or not found.state:
+        return None
+    return (
+        "the network keeps a state in eval mode: in two passes over the same batch with the same random numbers logits"
+        f" differ by {100 * found.state:.3g} % of the largest, so votes depend on the passes before, and no certificate"
+        " is valid: remove the cause, such as observers of quantisation (torch.ao.quantization.disable_observer)"
+    )
 
 
 def noise_hint(found: Dependence | None) -> str | None:

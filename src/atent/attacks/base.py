@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, is_dataclass, replace
-from functools import partialmethod
+from functools import partial, partialmethod
 from numbers import Integral
 from types import FunctionType
 from typing import Any, ClassVar, NamedTuple
@@ -28,7 +28,7 @@ from atent.checks import (
 )
 from atent.contracts import Member, flaw, kind_of
 from atent.fields import check_flag, shown
-from atent.guard import Mode, guard, outside_inference
+from atent.guard import Mode, guard, kept_buffers, outside_inference
 from atent.messages import once
 from atent.precision import Lowered, SearchDtype, full_precision, images_last
 from atent.registry import Registry
@@ -337,12 +337,12 @@ class Attack(metaclass=Settings):
                 seen, *counters, check=rng is None, channels_last=last, targeted=targeted, watch=watch,
                 undefined=undefined,
             )  # fmt: skip
-            if part is not None:
-                x_adv = self.search_part(part, oracle, clean, y, streams).detach()
-            elif self.minimum_norm:
-                x_adv = self.bounded(oracle, clean, y, streams).detach()
-            else:
-                x_adv = self._checked(self.search(oracle, clean, y, streams), clean).detach()
+            search = self.bounded if self.minimum_norm else self.search
+            search = search if part is None else partial(self.search_part, part)
+            # The verdict is that of the model as it was given.
+            with kept_buffers(model) if verdict else nullcontext():
+                found = search(oracle, clean, y, streams)
+            x_adv = self._checked(found, clean).detach()
             if undefined is not None and undefined:
                 once(f"{type(self).__name__} {_UNDEFINED}: {_DEFINED}")
                 if remark is not None:

@@ -109,13 +109,18 @@ def linf_radius(radius: float, dim: int) -> float:
     float
         The radius within which a certificate in l2 is one in linf.
 
+    Raises
+    ------
+    ValueError
+        In one line, for a number outside its range.
+
     Examples
     --------
     >>> from atent.certify import linf_radius
     >>> linf_radius(1.0, dim=784) == 1 / 28
     True
     """
-    return radius / math.sqrt(dim)
+    return as_radius(radius, "radius") / math.sqrt(check_number("dim", dim, 1, whole=True))
 
 
 def check_sampling(n0: int, n: int, alpha: float, sigma: float) -> None:
