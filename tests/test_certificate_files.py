@@ -199,6 +199,23 @@ def test_the_summary_separates_three_accuracies():
     assert [c["radius"] for c in Certificate(made, sampling, dim=64).to_json()["certified"]] == [0, 0.5, 1.0]
 
 
+@pytest.mark.parametrize(
+    ("radii", "median"),
+    [([0.3], 0.3), ([0.4, 0.2], 0.2), ([0.1, 0.4, 0.2, 0.3], 0.2), ([0.3, 0.1, 0.2], 0.2), ([0.3, 0.3, 0.1], 0.3)],
+)
+def test_at_the_median_radius_more_than_half_of_the_samples_are_certified(radii, median):
+    """Of an even number it is the lower one; of two wrong samples of four it is 0."""
+    made = tuple(Row(i, 1, 1, r, 1, 1.0, 1, 1) for i, r in enumerate(radii))
+    found = Certificate(made, Sampling(0.5, n0=10, n=1000), dim=64)
+    assert found.to_json()["radius_median"] == median
+    assert found.certified(median)["k"] > len(radii) / 2
+    larger = [r for r in radii if r > median]
+    assert all(found.certified(r)["k"] <= len(radii) / 2 for r in larger)
+    wrong = tuple(row._replace(predict=0, correct=0) for row in made)
+    half = Certificate(made + wrong, Sampling(0.5, n0=10, n=1000), dim=64)
+    assert half.to_json()["radius_median"] == 0
+
+
 # ---- the figure
 
 

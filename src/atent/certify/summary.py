@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from statistics import median_low
 from typing import Any
 
 from atent.certify.limits import check_radius, check_sampling, largest_radius, linf_radius
@@ -102,6 +103,11 @@ class Certificate:
 
         Three accuracies, which the literature calls by one name: ``clean``, of the base model without noise;
         ``smoothed``, of the smoothed model, abstentions counted as wrong (PREDICT); ``certified``, at l2 radii.
+
+        ``radius_mean`` and ``radius_median`` are of the radii with 0 where the class is not the correct one. The median
+        of an even number of samples is the lower of the two in the middle: the largest radius at which more than half
+        of the samples are certified. ``samples_median`` of a sequential test is the lower one too, a number that was
+        taken.
         """
         sampling, rows = self.sampling, self.rows
         if radii is not None and (isinstance(radii, str) or not isinstance(radii, Iterable)):
@@ -113,7 +119,7 @@ class Certificate:
             radii = [k * sampling.sigma for k in range(int(most / sampling.sigma) + 1)]
         for radius in radii:
             check_radius(radius, sampling.n, sampling.alpha, sampling.sigma, dim=self.dim)
-        reached = sorted(r.radius if r.correct else 0.0 for r in rows)
+        reached = [r.radius if r.correct else 0.0 for r in rows]
         return {
             "method": "smoothing",
             "norm": "l2",
@@ -124,7 +130,7 @@ class Certificate:
             "certified": [self._at(as_radius(r, "radius")) for r in radii],
             "abstained": share(sum(r.predict == ABSTAIN for r in rows), len(rows)),
             "radius_mean": sum(reached) / len(rows),
-            "radius_median": reached[(len(rows) - 1) // 2],
+            "radius_median": median_low(reached),
             "largest_radius": most,
             "hint": self.hint,
             "seconds_per_image": sum(r.time for r in rows) / len(rows),
@@ -146,7 +152,7 @@ class Certificate:
             "certified_wrong": share(sum(r.predict not in (ABSTAIN, r.label) for r in rows), len(rows)),
             "abstained": share(sum(r.predict == ABSTAIN for r in rows), len(rows)),
             "samples_mean": sum(taken) / len(rows),
-            "samples_median": sorted(taken)[(len(rows) - 1) // 2],
+            "samples_median": median_low(taken),
             "samples_most": max(taken),
             "hint": self.hint,
             "seconds_per_image": sum(r.time for r in rows) / len(rows),

@@ -144,10 +144,10 @@ def _print(path: Path, found: ComparisonFile) -> None:
 def tables(headings: list[str], rows: list[tuple[str, list[Entry]]], width: int) -> list[Table]:
     """A row per recipe if that fits into ``width`` columns; otherwise a column per recipe, in several tables if needed:
     a table that is too wide loses its figures."""
-    from rich.console import Console
-    from rich.measure import Measurement
     from rich.table import Table
     from rich.text import Text as Cell
+
+    from atent.cli.narrow import natural_width
 
     upright = Table()
     upright.add_column("recipe", no_wrap=True)
@@ -156,8 +156,7 @@ def tables(headings: list[str], rows: list[tuple[str, list[Entry]]], width: int)
     for name, entries in rows:
         cells = (Cell(f"{e.text}\n{e.interval}".rstrip(), style="bold" if e.best else "") for e in entries)
         upright.add_row(name, *cells)
-    console = Console(width=10**6)
-    if Measurement.get(console, console.options, upright).maximum <= width:
+    if natural_width(upright) <= width:
         return [upright]
     # Borders and padding: 4 characters for the first column, 3 for every other one.
     room = width - 4 - max(map(len, headings))

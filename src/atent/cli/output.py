@@ -43,12 +43,16 @@ def print_json(result: Any) -> None:
 
 
 def print_table(table: Any) -> None:
-    """Print a rich table at the terminal's width, or at 80 columns if output is piped; wider cells are folded."""
+    """Print a rich table at the terminal's width, or at 80 columns if output is piped; wider cells are folded, but for
+    intervals."""
     from rich.console import Console
+
+    from atent.cli.narrow import fitted
 
     for column in table.columns:
         column.overflow = "fold"
-    Console(width=screen()).print(table)
+    for part in fitted(table, screen()):
+        Console(width=screen()).print(part)
 
 
 def lines(quiet: bool) -> Callable[[str], None]:

@@ -93,7 +93,9 @@ class SmoothingFile(CertificateFile):
     certified: list[Certified]
     abstained: Share
     radius_mean: float
+    """Of the radii, 0 where the class is not the correct one."""
     radius_median: float
+    """Of these radii; of an even number the lower of the two in the middle."""
     largest_radius: float
     """The largest radius that this number of samples can certify."""
     hint: str | None
@@ -117,6 +119,7 @@ class SequentialFile(CertificateFile):
     samples_mean: float
     """Noise samples per image, those of the selection included."""
     samples_median: int
+    """Of an even number the lower of the two in the middle."""
     samples_most: int
     hint: str | None
     seconds_per_image: float
