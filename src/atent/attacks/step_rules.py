@@ -58,11 +58,17 @@ class Halving:
 
     checks: dict[int, int]
     rho: float
+    """Share of the steps since the last checkpoint that must increase the loss."""
     size: Tensor
+    """Step size, (n,)."""
     last: Tensor
+    """Loss at the latest point, (n,)."""
     at_check: Tensor
+    """Best loss at the last checkpoint, (n,)."""
     raised: Tensor
+    """Number of steps since the last checkpoint that increased the loss, (n,)."""
     halved: Tensor
+    """bool (n,): the last checkpoint halved the step size."""
 
     @classmethod
     def begin(cls, threat: Threat, x: Tensor, values: Tensor, margin: Tensor, steps: int, rho: float) -> Halving:
@@ -109,10 +115,13 @@ class Sparse:
 
     checks: dict[int, int]
     eps: Tensor
+    """Radius, (n,)."""
     size: Tensor
+    """Sum of the changes of a step, (n,)."""
     share: Tensor
+    """Share of the coordinates that a step changes, (n,)."""
     changed: Tensor
-    """Coordinates in which the best point differed from x at the last check."""
+    """Number of coordinates, (n,), in which the best point differed from x at the last check."""
 
     @classmethod
     def begin(cls, threat: Threat, x: Tensor, start: Tensor | None, steps: int) -> Sparse:

@@ -72,12 +72,15 @@ class Squares:
     """
 
     low: Tensor
+    """x - eps in the box, (n, c, h, w)."""
     high: Tensor
+    """x + eps in the box, (n, c, h, w)."""
     sides: Tensor
     """Side of the window of each query."""
     places: Tensor
+    """int64 (n, queries): the window's upper left corner, a row-major index of all windows inside the image."""
     signs: Tensor
-    """bool (n, queries, c)."""
+    """bool (n, queries, c): whether the window is set to ``high``."""
     before: Tensor
     """int64 (n, queries): the last query with the same proposal."""
 
@@ -179,7 +182,9 @@ class Masses:
     patterns: dict[int, Tensor]
     """The flattened pattern eta of each side, upright and transposed: (2, side * side)."""
     windows: Tensor
+    """int64 (n, queries): the window that receives the mass, as `Squares.places`."""
     sources: Tensor
+    """int64 (n, queries): the window whose mass moves."""
     coins: Tensor
     """bool (n, queries, 1 + c): whether the pattern is transposed, and its sign per channel."""
 

@@ -31,11 +31,16 @@ class Case:
     """The checked arguments of an evaluation, and the model's predictions without an attack."""
 
     attacks: dict[str, Attack]
+    """The attacks by name, in the order in which they run."""
     trial: Trial
     predicted: Tensor
+    """The predicted classes (n,)."""
     right: Tensor
+    """bool (n,), on the CPU: the sample is classified correctly."""
     classes: int
+    """Number of the model's outputs."""
     search_dtype: SearchDtype | None
+    """Precision in which the attacks search; None: the model's own."""
 
     def blocks(self) -> tuple[Tensor, ...]:
         """The positions of the correctly classified samples, in the batches of the first attack."""
