@@ -200,7 +200,7 @@ def print_result(found: EvaluationFile | CertificateFile, as_json: bool) -> None
 
 
 def print_union(found: UnionReport, name: str = "") -> None:
-    """Print robust accuracy per threat and for the union, and which images each threat breaks."""
+    """Print robust accuracy per threat and for the union, and which images each threat fools."""
     from rich.table import Table
 
     print(f"\n{name + ': ' if name else ''}several threats at once, n = {found.n:,}, {found.clean.k:,} correct")
