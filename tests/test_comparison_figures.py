@@ -1,6 +1,8 @@
 """The figures of a comparison: intervals, the certain best, tables, plots and the caveat."""
 
+import importlib.util
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from atent.experiments.comparison import (
 from atent.experiments.results import ComparisonFile, EvaluationFile, LastEpoch, Share, Spread
 from atent.experiments.results.comparison import Difference, PairResult
 
+ROOT = Path(__file__).parent.parent
 BEFORE = Path(__file__).parent / "before_subsets"
 
 
@@ -237,3 +240,25 @@ def test_the_caveat_stays_beside_a_weakened_autoattack():
     assert "Not measured by AutoAttack at linf 0.2:" in caveat(standard | {"b": reported("FGSM", eps=0.2)})
     assert "at l2 0.1:" in caveat(standard | {"b": reported("FGSM", "l2")})
     assert caveat(standard | {"b": reported("DDN", "l2", "inf")}) is None
+
+
+def test_committed_figures_are_drawn_again_from_their_files(tmp_path):
+    """benchmarks/figures.py draws the figures of a folder, with the comparison that its command names beside it."""
+    spec = importlib.util.spec_from_file_location("figures", ROOT / "benchmarks" / "figures.py")
+    figures = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(figures)
+    for name in ("race-l2-epochs", "race-l2-time"):
+        (tmp_path / name).mkdir()
+        shutil.copy(ROOT / "results" / name / "comparison.json", tmp_path / name)
+    compared, paper = tmp_path / "race-l2-time", tmp_path / "laptop"
+    (compared / "pareto.png").touch()
+    assert list(figures.redrawn(compared)) == [compared / "comparison.png", compared / "pareto.png"]
+    paper.mkdir()
+    for name in ("finetune", "figure-s1", "mnist"):
+        shutil.copy(ROOT / "results" / "laptop" / f"{name}.json", paper)
+    for name in ("finetune", "figure-s1"):
+        (paper / f"{name}.png").touch()
+    assert list(figures.redrawn(paper)) == [paper / "figure-s1.png", paper / "finetune.png"]
+    pictures = [*compared.glob("*.png"), *paper.glob("*.png")]
+    assert len(pictures) == 4
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)

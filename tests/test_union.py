@@ -1,4 +1,4 @@
-"""Several threats at once: the union, which threat breaks what, the texts of threats, the command and its files."""
+"""Several threats at once: the union, which threat fools which, the texts of threats, the command and its files."""
 
 import json
 import math
@@ -295,7 +295,7 @@ def test_the_picture_says_what_the_report_says():
     shares = [found["threats"][t]["robust"]["value"] for t in found["threats"]]
     wanted = [*shares, found["average"]["value"], found["worst"]["value"]]
     assert [bar.get_width() for bar in accuracy.patches] == pytest.approx([100 * v for v in wanted])
-    # The third threat breaks no sample: its row has no figure.
+    # The third threat fools no sample: its row has no figure.
     texts = [text.get_text() for text in overlap.texts]
     assert texts == ["3", "67 %", "0 %", "67 %", "3", "0 %"]
     with pytest.raises(ValueError, match="threats"):

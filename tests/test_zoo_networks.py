@@ -73,6 +73,19 @@ def test_the_network_of_cifar_is_what_its_files_say():
     assert float(target.threat.eps) == 1.0
 
 
+def test_a_listed_accuracy_has_its_interval_its_attacks_and_n():
+    for name in OWN:
+        listed = zoo.facts(name)
+        for figure in read_json(zoo.find(name) / "card.json")["figures"]:
+            share = figure["share"]
+            value, low, high = (f"{100 * share[key]:.1f}" for key in ("value", "low", "high"))
+            (part,) = [
+                text for text in listed.split("; ") if text.startswith(f"{figure['name']} {value} % [{low}, {high}]")
+            ]
+            assert part.endswith(f"n = {share['n']:,}")
+            assert all(attack in part for attack in figure["under"].rpartition("; ")[0].split(", "))
+
+
 def test_names_and_results(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     before = sorted(zoo.find(DIGITS).iterdir())

@@ -27,7 +27,7 @@ __all__ = [
 
 _OWN = frozenset({int, float, str, bool, type(None), tuple, Threat})
 _HALVES = (torch.float16, torch.bfloat16)
-_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)  # torch cannot compare them
+_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 
 
 def plain(value: Any) -> Any:
@@ -185,8 +185,7 @@ def as_inputs(x: Any, model: nn.Module | None = None) -> Tensor:
     wide = torch.float32 if own is None else own.dtype
     if not isinstance(x, Tensor):
         made: Tensor = as_tensor("x", x)
-        if made.is_floating_point() and wide not in _HALVES:
-            made = made.to(wide)
+        made = made.to(wide) if made.is_floating_point() and wide not in _HALVES else made
         return made if own is None else made.to(own.device)
     if wide in _HALVES:
         raise ValueError(f"inputs are {x.dtype}, the model is {wide}: use float32 for both, x.float(), model.float()")

@@ -125,8 +125,7 @@ class Attack(metaclass=Settings):
 
     @property
     def saturates(self) -> bool:
-        """Whether the search follows a gradient that vanishes where a softmax rounds to 0 or 1, as the cross-entropy's
-        does and the margin's does not."""
+        """Whether the gradient that is followed vanishes where a softmax rounds to 0 or 1: the cross-entropy's does."""
         return getattr(self, "loss", "margin" if self.minimum_norm else "ce") in ("ce", "kl")
 
     @property

@@ -55,7 +55,7 @@ def evaluate(
     threats
         Several threats instead of one, each as "linf 8/255", "l2 0.5", "l1 12", "l0 6 group pixel" or "patch 1 side 4",
         optionally with attacks after a colon, such as "l1 12: APGD, Square" (default: strong attacks for the norm).
-        Reports the union, every threat alone, which images each threat breaks, and union.png.
+        Reports the union, every threat alone, which images each threat fools, and union.png.
     cascade
         Run each attack only on the images that remain correctly classified after the previous attacks; the last
         accuracy is the worst case. --no-cascade: run each attack on every correctly classified image, as training

@@ -114,12 +114,12 @@ def accuracies(models: dict[str, EvaluationFile]) -> None:
 
 
 def print_union(found: UnionReport, name: str = "") -> None:
-    """Print robust accuracy per threat and for the union, and which images each threat breaks."""
+    """Print robust accuracy per threat and for the union, and which images each threat fools."""
     from rich.table import Table
 
     print(f"\n{name + ': ' if name else ''}several threats at once, n = {found.n:,}, {found.clean.k:,} correct")
     accuracy, overlap = Table(), Table()
-    for heading in ("threat", "robust, 95 % interval", "breaks", "broken by no other"):
+    for heading in ("threat", "robust, 95 % interval", "fools", "fooled by no other"):
         accuracy.add_column(heading, justify="left" if heading == "threat" else "right")
     overlap.add_column("threat")
     for threat in found.threats:
@@ -131,7 +131,7 @@ def print_union(found: UnionReport, name: str = "") -> None:
     accuracy.add_row("every threat (union)", found.worst.text, f"{found.clean.k - found.worst.k:,}", style="bold")
     accuracy.add_row("average", found.average.percent)
     print_table(accuracy)
-    print("overlap: of the images that the row breaks, the number that the column also breaks")
+    print("overlap: of the images that the row fools, the number that the column also fools")
     print_table(overlap)
 
 

@@ -1,4 +1,4 @@
-"""Robustness to several threats at once: which samples are robust to all of them, and which threat breaks which."""
+"""Robustness to several threats at once: which samples are robust to all of them, and which threat fools which."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ class Union:
     threats: dict[str, dict[str, Any]]
     """By threat as text: threat, its fields; attacks, by name the result of each (attack as text, attacked, fooled,
     forwards, backwards, seconds); robust, the share that remains correctly classified under all of them; alone, the
-    number of samples that this threat alone breaks."""
+    number of samples that this threat alone fools."""
     broken: dict[str, dict[str, int]]
-    """By pair of threats: how many correctly classified samples both break; by a threat twice, how many it breaks."""
+    """By pair of threats: how many correctly classified samples both fool; by a threat twice, how many it fools."""
     by_count: list[int]
-    """How many correctly classified samples 0, 1, 2, ... of the threats break."""
+    """How many correctly classified samples 0, 1, 2, ... of the threats fool."""
     outcomes: dict[str, Any] = field(default_factory=dict)
     """One character per sample: ids ("0-499"), clean (1 correct, 0 misclassified), and by threat 1 robust, 0 not."""
     schema_version: int = UNION_VERSION
@@ -79,13 +79,13 @@ def union(found: Evaluation) -> Union:
     Returns
     -------
     Union
-        Robust accuracy for each threat, the union, the average, and which threat breaks which samples.
+        Robust accuracy for each threat, the union, the average, and which threat fools which samples.
 
     Raises
     ------
     ValueError
         In one line, for attacks of one threat alone, and for a cascade across threats, in which a sample is not
-        attacked after the first threat that breaks it.
+        attacked after the first threat that fools it.
 
     Examples
     --------
@@ -106,7 +106,7 @@ def union(found: Evaluation) -> Union:
         )
     if found.cascade is True:
         raise ValueError(
-            "in a cascade across threats a sample is not attacked after the first threat that breaks it: evaluate with"
+            "in a cascade across threats a sample is not attacked after the first threat that fools it: evaluate with"
             ' cascade="threat"'
         )
     right = [flag == "1" for flag in found.outcomes["clean"]]

@@ -119,7 +119,13 @@ def _make_table(bench: Bench, name: str, seeds: Sequence[int], only: Sequence[st
 def _write_table(bench: Bench, name: str, seeds: Sequence[int], out: Path, command: str) -> list[Path]:
     table = TABLES[name](bench.scale)
     content = {**result.collect(bench, table, seeds), "command": command}
-    return _write(content, out, result.markdown(content), _DRAW.get(name, _draw_bars)(content, table))
+    return _write(content, out, result.markdown(content), figure(content))
+
+
+def figure(content: dict[str, Any]) -> Any:
+    """The figure of a table of trained networks, by the content of its result file; None if nothing is measured."""
+    table = TABLES[content["name"]](SCALES[content["scale"]])
+    return _DRAW.get(content["name"], _draw_bars)(content, table)
 
 
 def _write(content: dict[str, Any], out: Path, text: str, figure: Any) -> list[Path]:

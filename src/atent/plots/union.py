@@ -16,7 +16,7 @@ def union(report: Mapping[str, Any], *, title: str | None = None, stacked: bool 
     """Robust accuracy (%) under each threat and under all, with 95 % intervals, beside the overlap of the threats.
 
     `report`: as `UnionReport.to_json` gives it. The overlap is a table: of the correctly classified samples that the
-    threat of the row breaks, the share (%) that the threat of the column breaks too. `stacked`: one above the other,
+    threat of the row fools, the share (%) that the threat of the column fools too. `stacked`: one above the other,
     for a narrow page. Raises ValueError for no threats and for values that are not fractions.
     """
     names = list(report["threats"])
@@ -57,7 +57,7 @@ def _accuracies(axes: Axes, report: Mapping[str, Any], names: list[str]) -> None
 
 
 def _overlap(axes: Axes, broken: Mapping[str, Mapping[str, int]], names: list[str]) -> None:
-    """A cell for each pair of threats; grey where the threat of the row breaks nothing."""
+    """A cell for each pair of threats; grey where the threat of the row fools none."""
     share = [[broken[a][b] / broken[a][a] if broken[a][a] else float("nan") for b in names] for a in names]
     axes.imshow(share, cmap="Oranges", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     axes.set_facecolor("#DDDDDD")
@@ -70,4 +70,4 @@ def _overlap(axes: Axes, broken: Mapping[str, Mapping[str, int]], names: list[st
     axes.set_xticks(range(len(names)), names, rotation=25, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(names)), names)
     axes.tick_params(length=0, labelsize=TEXT - 1)
-    axes.set_title("of the images that the row breaks, the column also breaks", fontsize=TEXT - 1, loc="left")
+    axes.set_title("of the images that the row fools, the column also fools", fontsize=TEXT - 1, loc="left")

@@ -41,7 +41,8 @@ def origin(name: str) -> str:
 
 
 def facts(name: str) -> str:
-    """A network in one line: data, threat and the accuracies of its card; for one of `results/` its recipe."""
+    """A network in one line: data, threat and the accuracies of its card, with their intervals and attacks; for one of
+    `results/` its recipe."""
     path = find(name)
     if not (path / "card.json").is_file():
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
@@ -49,6 +50,9 @@ def facts(name: str) -> str:
     card: dict[str, Any] = json.loads((path / "card.json").read_text(encoding="utf-8"))
     measured: dict[str, str] = {}
     for each in card["figures"]:
-        share = each["share"]
-        measured.setdefault(each["name"], f"{each['name']} {100 * share['value']:.1f} % (n = {share['n']:,})")
-    return ", ".join([card["data"], card["threat"] or "no threat", *measured.values()])
+        value, low, high = (f"{100 * each['share'][key]:.1f}" for key in ("value", "low", "high"))
+        attacks = each["under"].rpartition("; ")[0]
+        under = f" {'under' if each['name'].startswith('robust') else 'by'} {attacks}" if attacks else ""
+        text = f"{each['name']} {value} % [{low}, {high}]{under}, n = {each['share']['n']:,}"
+        measured.setdefault(each["name"], text)
+    return "; ".join([f"{card['data']}, {card['threat'] or 'no threat'}", *measured.values()])

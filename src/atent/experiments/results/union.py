@@ -34,7 +34,7 @@ class ThreatResult:
     robust: Share
     """Samples that remain correctly classified under all of its attacks."""
     alone: int
-    """Samples that only this threat breaks."""
+    """Samples that only this threat fools."""
 
 
 @strict
