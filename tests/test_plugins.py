@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import atent
 from atent import Threat
@@ -17,7 +18,7 @@ from atent.attacks import ATTACKS
 from atent.attacks.spec import parse, spell
 from atent.cli import main
 from atent.methods import AWP, METHODS
-from atent.models import MODELS
+from atent.models import MODELS, build
 from atent.registry import Registry, plugin_of
 
 MODULE = """
@@ -102,6 +103,10 @@ def net():
     return nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
 
 
+def sized(classes, shape):
+    return nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], classes))
+
+
 def nothing():
     return 3
 
@@ -139,7 +144,7 @@ RECIPE = """
 [data]
 name = "{p}{data}"
 [model]
-name = "mine:net"
+name = "{p}net"
 [method]
 name = "{p}{method}"
 threat = {{ norm = "linf", eps = 0.05 }}
@@ -189,6 +194,9 @@ def installed(mine, monkeypatch):
         MyAT = theirs:MyAT
         [atent.data]
         blobs = theirs:blobs
+        [atent.models]
+        net = theirs:net
+        sized = theirs:sized
         [atent.optimizers]
         Lion = theirs:Lion
         [atent.certifiers]
@@ -216,7 +224,8 @@ def the_whole_way(place, capsys, name, version):
     config = json.loads((place / "runs/a/config.json").read_text())
     assert config["method"]["name"] == name
     plugins = {(p["kind"], p["qualname"]): p for p in config["about"]["plugins"]}
-    for kind, qualname in (("attack", "Noise"), ("method", "MyAT"), ("optimizer", "Lion"), ("data set", "blobs")):
+    kinds = ("attack", "Noise"), ("method", "MyAT"), ("optimizer", "Lion"), ("data set", "blobs"), ("model", "net")
+    for kind, qualname in kinds:
         assert plugins[kind, qualname]["version"] == version
     found = json.loads((place / "runs/a/evaluation.json").read_text())
     assert [a["attack"] for a in found["attacks"].values()] == ["FGSM", f"{name.replace('MyAT', 'Noise')}(tries=3)"]
@@ -252,6 +261,22 @@ def test_in_the_users_files(mine, capsys):
 
 def test_installed_packages_announce_themselves(installed, capsys):
     the_whole_way(installed, capsys, "MyAT", "theirs 1.2")
+
+
+def test_an_installed_network_takes_no_arguments_or_those_of_the_built_in_ones(installed, capsys):
+    """Before: a KeyError for a network without the parameter `shape`, a TypeError for one without its default."""
+    assert [layer.out_features for layer in build("net") if isinstance(layer, nn.Linear)] == [8, 3]
+    assert build("sized", classes=4, shape=(1, 5, 5))[1].weight.shape == (4, 25)
+    with pytest.raises(ValueError, match="sized has no default shape: give the shape of one input"):
+        build("sized")
+    with pytest.raises(ValueError, match="are for other networks: set them inside net"):
+        build("net", dropout=0.5)
+    for name in ("net", "sized"):
+        torch.save(build(name, classes=3, shape=(1, 4, 4)).state_dict(), "weights.pt")
+        task = {} if name == "net" else {"classes": 3, "shape": (1, 4, 4)}
+        assert atent.load("weights.pt", model=name, **task)(torch.rand(2, 1, 4, 4)).shape == (2, 3)
+        given = ["--model", name, "--data", "blobs", "--norm", "linf", "--eps", "0.1", "--attacks", "FGSM"]
+        run(capsys, "evaluate", "weights.pt", *given, "--limit", "20", "--quiet", "--out", f"{name}.json")
 
 
 def test_a_built_in_keeps_its_name_and_a_broken_package_takes_no_other_with_it(installed):

@@ -11,7 +11,8 @@ from torch import nn
 
 from atent.checks import check_number
 from atent.models.normalize import Normalize
-from atent.models.registry import MODELS
+from atent.models.reference import made_of
+from atent.models.registry import MODELS, default_shape, takes_task
 
 _ANY_SHAPE = ("mlp",)
 """Networks for both vectors and images."""
@@ -35,8 +36,8 @@ def build(
     Parameters
     ----------
     name
-        Name of a network of `MODELS`, or "module:function" of your own with the parameters ``classes`` and ``shape``,
-        the latter with a default.
+        Name of a network of `MODELS`, or "module:function" of your own. A function without the parameters ``classes``
+        and ``shape`` is called without arguments: its network has its own classes and inputs.
     classes
         Number of outputs, at least 2.
     shape
@@ -75,11 +76,16 @@ def build(
     ['normalize', 'network']
     """
     function = MODELS.find(name)
+    if not takes_task(name):
+        if any(value is not None for value in (dropout, activation, patch, normalize)):
+            raise ValueError(f"dropout, activation, patch and normalize are for other networks: set them inside {name}")
+        return made_of(function, name, nn.Module, "an nn.Module")
     if not isinstance(classes, Integral) or classes < 2:
         raise ValueError(f"classes must be an integer of at least 2, got {classes!r}")
+    native = default_shape(name)
     shape = native_shape(name) if shape is None else tuple(shape)
-    flat = len(native_shape(name)) == 1
-    allowed = (1, 3) if name in _ANY_SHAPE else (1,) if flat else (3,)
+    flat = native is not None and len(native) == 1
+    allowed = (1, 3) if native is None or name in _ANY_SHAPE else (1,) if flat else (3,)
     if len(shape) not in allowed or not all(isinstance(side, Integral) and side > 0 for side in shape):
         wanted = "one positive integer (d,)" if flat else "three positive integers (c, h, w)"
         fix = (
@@ -138,7 +144,7 @@ def native_shape(name: str) -> tuple[int, ...]:
     Raises
     ------
     ValueError
-        For an unknown name.
+        For an unknown name, and for a network of your own without a default shape.
 
     Examples
     --------
@@ -146,7 +152,9 @@ def native_shape(name: str) -> tuple[int, ...]:
     >>> models.native_shape("mlp")
     (1, 8, 8)
     """
-    shape: tuple[int, ...] = inspect.signature(MODELS.find(name)).parameters["shape"].default
+    shape = default_shape(name)
+    if shape is None:
+        raise ValueError(f"{name} has no default shape: give the shape of one input")
     return shape
 
 

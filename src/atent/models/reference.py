@@ -51,7 +51,13 @@ def resolve(reference: str, kind: type[T], wanted: str, args: Mapping[str, Any] 
 
     It must be a `kind`; errors call it `wanted`. Raises ValueError, in one line, as `from_reference`.
     """
-    found = load_object(reference)
+    return made_of(load_object(reference), reference, kind, wanted, args)
+
+
+def made_of(
+    found: object, reference: str, kind: type[T], wanted: str, args: Mapping[str, Any] | None = None
+) -> T:  # fmt: skip
+    """``found``, which `reference` names, if it is a `kind`, or what it returns when called; otherwise as `resolve`."""
     with current_directory_on_path(), trust.lifted():
         if isinstance(found, kind):
             if args:

@@ -17,6 +17,7 @@ from atent.contracts import kind_of
 from atent.messages import unknown
 from atent.models import MODELS, ModelSettings, build, from_reference, has_patch, make
 from atent.models.convention import Convention
+from atent.models.registry import takes_task
 from atent.runs.checkpoint import load_weights, put_states, read_states, weights_file
 from atent.runs.foreign import is_weights
 from atent.runs.match import classes_of, nearest, recorded, shape_of
@@ -89,8 +90,9 @@ def load(
     name = _name_of(path, model, about, states)
     with trust.fenced(model, trust_code=trust_code):
         bare = recorded(states)[1]
-        inputs = tuple(shape or about.get("shape") or ((3, 32, 32) if ":" in name else shape_of(name, bare)))
-        many = classes or about.get("classes") or (None if ":" in name else classes_of(name, inputs, bare))
+        own = ":" in name or not takes_task(name)
+        inputs = tuple(shape or about.get("shape") or ((3, 32, 32) if own else shape_of(name, bare)))
+        many = classes or about.get("classes") or (None if own else classes_of(name, inputs, bare))
         net = _filled(path, name, (about, states, notes), many or 10, inputs, given, key)
     return net.to(device).eval()
 
