@@ -280,12 +280,11 @@ def guard(model: nn.Module, *, mode: Mode = "eval", seed: int | None = None) -> 
 @contextmanager
 def kept_buffers(model: nn.Module) -> Iterator[None]:
     """Context inside `guard` whose passes leave no trace in the buffers, as of a network that observes its inputs."""
-    registered = [(m, dict(m._buffers.items())) for m in model.modules()]
-    values = Values([b for b in model.buffers() if not is_lazy(b)])
+    kept = Buffers.of(model)
     try:
         yield
     finally:
-        _restore(registered, values, [])
+        kept.restore()
 
 
 def random_states(device: torch.device) -> tuple[Any, ...]:

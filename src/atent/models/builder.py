@@ -6,6 +6,7 @@ import inspect
 from collections import OrderedDict
 from collections.abc import Sequence
 from numbers import Integral
+from typing import cast
 
 from torch import nn
 
@@ -119,8 +120,8 @@ def _chosen(name: str, options: dict[str, float | str | None]) -> dict[str, floa
         if not _has(name, option):
             able = ", ".join(other for other in MODELS if _has(other, option))
             raise ValueError(f"{_OPTIONS[option].format(name)}: {able}")
-    if "dropout" in given:
-        given["dropout"] = check_number("dropout", given["dropout"], 0, 1, below=True)
+    if (rate := options["dropout"]) is not None:
+        given["dropout"] = check_number("dropout", cast(float, rate), 0, 1, below=True)
     return given
 
 
