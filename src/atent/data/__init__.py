@@ -176,8 +176,8 @@ def _own(made: Data, settings: DataSettings) -> Data:
         value = getattr(settings, name)
         if name not in taken and value != default:
             raise ValueError(f"data.{name} {value} has no effect for {settings.name}: set it inside that function")
-    augmented = {"augment": settings.augment} if settings.augment != "none" else {}
-    return replace(made, name=settings.name, about={**made.about, "name": settings.name}, **augmented)
+    augment = made.augment if settings.augment == "none" else settings.augment
+    return replace(made, name=settings.name, about={**made.about, "name": settings.name}, augment=augment)
 
 
 def _check_seed(settings: DataSettings) -> None:

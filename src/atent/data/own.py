@@ -43,11 +43,11 @@ def tensor_source(given: Mapping[str, Tensor | np.ndarray], box: Box) -> Source:
     checks.labels("y_test", a["y_test"], len(a["x_test"]), classes)
     scale = 255.0 if a["x_train"].dtype == np.uint8 else None
     # The training samples are copied into their two parts; the caller may change its tensors later.
-    test = {key: a[key].copy() if isinstance(given[key], Tensor) else a[key] for key in ("x_test", "y_test")}
+    kept = {key: a[key].copy() if isinstance(given[key], Tensor) else a[key] for key in ("x_test", "y_test")}
     return Source(
         classes=classes,
         train=split(a["x_train"], a["y_train"], scale),
-        test=split(test["x_test"], test["y_test"], scale),
+        test=split(kept["x_test"], kept["y_test"], scale),
         validation=min(1000, max(1, len(a["x_train"]) // 10)),
         box=(0.0, 1.0) if scale else box,
         about={"source": "tensors", "files": {}, "test": "x_test"},

@@ -129,7 +129,8 @@ def _places(model: nn.Module) -> tuple[list[_Place], list[_Place]]:
     means, others = ([], [])  # type: tuple[list[_Place], list[_Place]]
     seen: set[int] = set()
     modules = list(model.modules())
-    for held in (*[m._parameters for m in modules], *[m._buffers for m in modules]):
+    tables: list[Mapping[str, Any]] = [*[m._parameters for m in modules], *[m._buffers for m in modules]]
+    for held in tables:
         for name, t in held.items():
             # Sparse, quantised and lazily conjugated buffers are constants: arithmetic is not supported for them.
             known = t is None or id(t) in seen or t.layout != torch.strided or t.is_quantized or t.is_conj()
