@@ -305,11 +305,13 @@ def seed_all(seed: int, device: torch.device) -> tuple[Any, ...]:
     return random_states(device)
 
 
-class Values:
-    """The values of some buffers at one moment."""
+class Buffers:
+    """The buffers of a model at one moment: the tensors that its modules have, since a forward pass may assign new
+    ones, and their values."""
 
-    def __init__(self, tensors: list[Tensor]) -> None:
-        self.tensors = tensors
+    def __init__(self, modules: Iterable[nn.Module], buffers: Iterable[Tensor]) -> None:
+        self.registered = [(m, dict(m._buffers.items())) for m in modules]
+        self.tensors = tensors = [b for b in buffers if not is_lazy(b)]
         # Fused copies support strided real tensors only.
         plain = all([t.layout is torch.strided and not t.is_quantized and not t.is_complex() for t in tensors])
         with torch.no_grad():
@@ -317,30 +319,6 @@ class Values:
             if plain and tensors:
                 torch._foreach_copy_(self.values, tensors)
         self._together = plain and bool(tensors)
-
-    def restore(self) -> None:
-        """Write them back."""
-        # Through .data: a live graph may have saved the tensors and would detect a new version.
-        places = [t.data for t in self.tensors]
-        if self._together:
-            torch._foreach_copy_(places, self.values)
-            return
-        for place, value in zip(places, self.values, strict=True):
-            place.copy_(value)
-
-
-class Buffers:
-    """The buffers of a model at one moment: the tensors that its modules have, since a forward pass may assign new
-    ones, and their values."""
-
-    def __init__(self, modules: Iterable[nn.Module], buffers: Iterable[Tensor]) -> None:
-        self.registered = [(m, dict(m._buffers.items())) for m in modules]
-        self.values = Values([b for b in buffers if not is_lazy(b)])
-
-    @classmethod
-    def of(cls, model: nn.Module) -> Buffers:
-        """The buffers of all modules of a model."""
-        return cls(model.modules(), model.buffers())
 
     def restore(self) -> None:
         """Register the tensors again, and write their values back."""
@@ -353,9 +331,15 @@ class Buffers:
             else:
                 m._buffers.clear()
                 m._buffers.update(before)
-        # Batch norm updates its statistics without a new tensor version, so all are restored.
-        self.values.restore()
-        for b in self.values.tensors:
+        # Batch norm updates its statistics without a new tensor version, so all are restored; through .data, since a
+        # live graph may have saved the tensors and would detect a new version.
+        places = [t.data for t in self.tensors]
+        if self._together:
+            torch._foreach_copy_(places, self.values)
+        else:
+            for place, value in zip(places, self.values, strict=True):
+                place.copy_(value)
+        for b in self.tensors:
             if b.grad_fn is not None:  # written with a graph
                 b.detach_()
 

@@ -105,6 +105,8 @@ def train(
     if recipe is None:
         raise UsageError("no recipe given: write `atent train RECIPE`; see `atent recipes`")
     if root is not None:
+        if any(word.partition("=")[0] == "--data.root" for word in fields):
+            raise UsageError("--root and --data.root are the same option: omit one")
         fields = (*fields, "--data.root", root)
     from atent.distributed import entered
     from atent.methods import ACL

@@ -113,6 +113,7 @@ def spelled(
     ``sections``: a bare `--method`, `--model`, `--data` or `--optimizer` means the section's name.
     """
     out: list[str] = []
+    given: list[tuple[str, str]] = []
     for i, word in enumerate(words):
         if not word.startswith("--"):
             _add_value(out, word, known)
@@ -121,6 +122,7 @@ def spelled(
         option = _option(head, renamed or {}, sections)
         if option not in known and SAME.get(option) in known:
             option = SAME[option]
+        given.append(("--" + hyphened(head[2:]), option))
         following = words[i + 1] if not equals and i + 1 < len(words) else None
         out.append(option)
         wants_values = typing.get_origin(_optional(known.get(option))) is tuple
@@ -132,25 +134,25 @@ def spelled(
             out.append("True")
         elif option not in known and (yes := next((o for o in known if negated(o) == option), None)):
             out[-1:] = [yes, "False"] if _is_tristate(known[yes]) else [option]
-    _check_repeated(out, known)
+    _check_repeated(given, known)
     return out
 
 
-def _check_repeated(words: list[str], known: dict[str, Any]) -> None:
-    """UsageError for an option that is given twice, of which the parser would keep the last; a flag may be repeated."""
+def _check_repeated(given: list[tuple[str, str]], known: dict[str, Any]) -> None:
+    """UsageError for options (the word, the option that it means) of which the parser would ignore one: a flag and its
+    negation, two names of one option, and lists. Of a single value the last one counts, as in other programs."""
     flags = {negated(option): option for option in known}
-    seen: dict[str, str] = {}
-    for word in (word for word in words if word.startswith("--")):
-        option = word if word in known else flags.get(word, word)
-        if option not in known:
-            continue
-        first = seen.setdefault(option, word)
-        if first != word:
-            raise UsageError(f"{first} and {word} contradict each other: omit one")
-        if known[option] is not bool and words.count(word) > 1:
-            several = typing.get_origin(_optional(known[option])) is tuple
-            fix = f"write {word} once, followed by all its values" if several else "omit one"
-            raise UsageError(f"{word} is given {words.count(word)} times: {fix}")
+    seen: dict[str, list[tuple[str, str]]] = {}
+    for word, option in given:
+        seen.setdefault(flags.get(option, option), []).append((word, option))
+    for option, found in seen.items():
+        words, options = (list(dict.fromkeys(names)) for names in zip(*found, strict=True))
+        if len(options) > 1:
+            raise UsageError(f"{options[0]} and {options[1]} contradict each other: omit one")
+        if len(words) > 1:
+            raise UsageError(f"{words[0]} and {words[1]} are the same option: omit one")
+        if len(found) > 1 and typing.get_origin(_optional(known.get(option))) is tuple:
+            raise UsageError(f"{option} is given {len(found)} times: write it once, followed by all its values")
 
 
 def _option(head: str, renamed: dict[str, str], sections: bool) -> str:

@@ -21,7 +21,7 @@ _TWICE = 8
 
 
 def tensor_source(given: Mapping[str, Tensor | np.ndarray], box: Box) -> Source:
-    """The source of x_train, y_train, x_test and y_test, see `atent.data.from_tensors`, with its errors."""
+    """The source of x_train, y_train, x_test and y_test, see `atent.data.from_tensors`."""
     a = {key: _array(key, value) for key, value in given.items()}
     for key in ("x_train", "x_test"):
         if a[key].ndim not in (2, 4) or 0 in a[key].shape:
@@ -43,11 +43,11 @@ def tensor_source(given: Mapping[str, Tensor | np.ndarray], box: Box) -> Source:
     checks.labels("y_test", a["y_test"], len(a["x_test"]), classes)
     scale = 255.0 if a["x_train"].dtype == np.uint8 else None
     # The training samples are copied into their two parts; the caller may change its tensors later.
-    held = {key: a[key].copy() if isinstance(given[key], Tensor) else a[key] for key in ("x_test", "y_test")}
+    kept = {key: a[key].copy() if isinstance(given[key], Tensor) else a[key] for key in ("x_test", "y_test")}
     return Source(
         classes=classes,
         train=split(a["x_train"], a["y_train"], scale),
-        test=split(held["x_test"], held["y_test"], scale),
+        test=split(kept["x_test"], kept["y_test"], scale),
         validation=min(1000, max(1, len(a["x_train"]) // 10)),
         box=(0.0, 1.0) if scale else box,
         about={"source": "tensors", "files": {}, "test": "x_test"},

@@ -120,7 +120,8 @@ class AWP(Wrapper):
         self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator | None = None, ids: Tensor | None = None,
         progress: float = 1.0, weight: float = 1.0, state: State | None = None,
     ) -> Metrics:  # fmt: skip
-        x, y, rng = begun(self, x, y, rng, descends=True)
+        if rng is None:
+            x, y, rng = begun(self, x, y, descends=True)
         if self.gamma == 0 or progress < self.warmup:
             return self.method.backward(
                 model, x, y, rng=rng, ids=ids, progress=progress, weight=weight, state=state
@@ -145,7 +146,7 @@ def may_perturb(method: type[Method]) -> bool:
 @contextmanager
 def buffers_kept(model: nn.Module) -> Iterator[None]:
     """Restore buffers, such as batch-norm statistics, on exit."""
-    before = Buffers.of(model)
+    before = Buffers(model.modules(), model.buffers())
     try:
         yield
     finally:

@@ -152,7 +152,8 @@ class Method(metaclass=Settings):
             raise ValueError(
                 f"{name} is not given by one loss at the current weights: call {name}(...).backward(model, x, y)"
             )
-        x, y, rng = begun(self, x, y, rng)
+        if rng is None:
+            x, y, rng = begun(self, x, y)
         with explained(model, x):
             aux = self.adversary(model, x, y, rng=rng, ids=ids, progress=progress, state=state)
             return checked_loss(self, self.loss(model, x, y, aux, progress=progress, state=state), x)
@@ -166,7 +167,8 @@ class Method(metaclass=Settings):
         Without ``rng`` the adversary uses a generator seeded from torch's global one, and the batch is checked, which
         synchronises with the device.
         """
-        x, y, rng = begun(self, x, y, rng, descends=True)
+        if rng is None:
+            x, y, rng = begun(self, x, y, descends=True)
         with explained(model, x):
             return self._backward(model, x, y, rng=rng, ids=ids, progress=progress, weight=weight, state=state)
 
@@ -223,17 +225,13 @@ class Method(metaclass=Settings):
 _ANY: Box = (-LARGEST, LARGEST)
 
 
-def begun(
-    method: Method, x: Tensor, y: Tensor, rng: torch.Generator | None, *, descends: bool = False
-) -> tuple[Tensor, Tensor, torch.Generator]:
-    """The batch and the generator of a call.
+def begun(method: Method, x: Tensor, y: Tensor, *, descends: bool = False) -> tuple[Tensor, Tensor, torch.Generator]:
+    """The batch and the generator of a call without one.
 
-    A call without a generator is from a training loop of the user's own, whose batch nobody has checked: outside the
-    threat's box an adversary would train on saturated images. ValueError, in one line, for such a batch, and where
-    gradients are disabled if the call ``descends``.
+    Such a call is from a training loop of the user's own, whose batch nobody has checked: outside the threat's box an
+    adversary would train on saturated images. ValueError, in one line, for such a batch, and where gradients are
+    disabled if the call ``descends``.
     """
-    if rng is not None:
-        return x, y, rng
     if descends and not torch.is_grad_enabled():
         raise ValueError("gradients are disabled: call backward outside torch.no_grad and torch.inference_mode")
     x = as_inputs(x).detach()

@@ -229,6 +229,11 @@ class EmbeddingRegularised(Wrapper):
     ) -> Metrics:
         """Add the gradient of the term; the metrics include it."""
         divergence, more, _ = found
+        if not divergence.requires_grad:
+            raise ValueError(
+                "embedding regularisation has no gradient: no trainable parameter comes before the embedding; add"
+                " layers, or set embedding.layer to a later one"
+            )
         term = self._weight(progress) * divergence
         (weight * term).backward()
         return metrics | {"loss": metrics["loss"] + term.detach()} | more

@@ -123,7 +123,8 @@ class Free(Method):
         progress: float = 1.0, weight: float = 1.0, state: State | None = None,
     ) -> Metrics:  # fmt: skip
         """As `Method.backward`; the same pass updates ``state["delta"]``."""
-        x, y, rng = begun(self, x, y, rng, descends=True)
+        if rng is None:
+            x, y, rng = begun(self, x, y, descends=True)
         z = self.adversary(model, x, y, rng=rng, state=state).requires_grad_()
         metrics = self.descend(model, x, y, z, progress=progress, weight=weight, state=state)
         if state is not None and z.grad is not None:

@@ -129,24 +129,7 @@ def fit(
     (2, False, None)
     """
     check_module(model)
-    if not isinstance(data, Data):
-        raise ValueError(
-            f"data must be Data, got a {type(data).__name__}: create it by atent.data.from_tensors(x_train, y_train,"
-            " x_test, y_test), from DataLoaders by from_tensors(*collect(train_loader), *collect(test_loader))"
-        )
-    if not isinstance(method, Method):
-        given = method.__name__ if isinstance(method, type) else repr(method)
-        raise ValueError(f"method must be a method such as atent.methods.PGDAT(Threat('linf', 8/255)), got {given}")
-    if threat is not None and method.threat not in (None, threat):
-        raise ValueError(
-            f"threat {show(threat)} has no effect with {type(method).__name__}, whose own is {show(method.threat)}:"
-            " omit it, and validate under another one by validate_attack, such as 'PGD(norm=l2, eps=0.5)'"
-        )
-    for part in ("train", "validation"):
-        y = getattr(data, part).y
-        if len(y) and not 0 <= int(y.min()) <= int(y.max()) < data.classes:
-            found = f"{int(y.min())} to {int(y.max())}"
-            raise ValueError(f"the labels of data.{part} run from {found}; with {data.classes} classes they start at 0")
+    _check(data, method, threat)
     for name, value, kind in (
         ("settings", settings, TrainSettings), ("optimizer", optimizer, Optimizer), ("schedule", schedule, Schedule),
     ):  # fmt: skip
@@ -176,3 +159,26 @@ def fit(
             progress=progress and world.first, callbacks=every if world.first else [],
             say=say if world.first else lambda line: None, builders=builders,
         ).train()  # fmt: skip
+
+
+def _check(data: Any, method: Any, threat: Threat | None) -> None:
+    """ValueError for other objects, for a threat beside another one of the method, and for labels that are not of the
+    data's classes."""
+    if not isinstance(data, Data):
+        raise ValueError(
+            f"data must be Data, got a {type(data).__name__}: create it by atent.data.from_tensors(x_train, y_train,"
+            " x_test, y_test), from DataLoaders by from_tensors(*collect(train_loader), *collect(test_loader))"
+        )
+    if not isinstance(method, Method):
+        given = method.__name__ if isinstance(method, type) else repr(method)
+        raise ValueError(f"method must be a method such as atent.methods.PGDAT(Threat('linf', 8/255)), got {given}")
+    if threat is not None and method.threat not in (None, threat):
+        raise ValueError(
+            f"threat {show(threat)} has no effect with {type(method).__name__}, whose own is {show(method.threat)}:"
+            " omit it, and validate under another one by validate_attack, such as 'PGD(norm=l2, eps=0.5)'"
+        )
+    for part in ("train", "validation"):
+        y = getattr(data, part).y
+        if len(y) and not 0 <= int(y.min()) <= int(y.max()) < data.classes:
+            found = f"{int(y.min())} to {int(y.max())}"
+            raise ValueError(f"the labels of data.{part} run from {found}; with {data.classes} classes they start at 0")
