@@ -237,6 +237,19 @@ def test_what_a_trace_cannot_see_is_refused(name, method):
     assert torch.equal(torch.get_rng_state(), random_state)
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_what_a_trace_cannot_see_around_a_sample_is_refused(norm):
+    """Before: verified, as the replaced method agrees with the layer's own at the sample."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval()
+    net[1].weight.data = torch.tensor([[2.0] * 4, [0.0] * 4])
+    net[1].bias.data = torch.tensor([-2.5, 0.0])
+    net[1].forward = lambda z: F.linear(torch.where(z < 0.45, z - 1, z), net[1].weight, net[1].bias)
+    x, y = torch.full((1, 1, 2, 2), 0.5), torch.zeros(1, dtype=torch.long)
+    threat = Threat(norm, 0.1 if norm == "linf" else 0.2)
+    assert bool((net(threat.project(x - 0.1, x)).argmax(1) != y).all())
+    refused(lambda: verified(net, x, y, threat), "bounds cannot read all")
+
+
 def test_a_hook_on_all_modules_is_refused():
     x = torch.rand(3, 1, 4, 4)
     hook = nn.modules.module.register_module_forward_hook(lambda m, i, o: o * 2 if isinstance(m, nn.Linear) else None)

@@ -20,6 +20,8 @@ from atent.evaluate import (
     split_bands,
 )
 from atent.evaluate.bands import BANDS, FULL, band_masks, dct, inverse_dct
+from atent.evaluate.craft import craft
+from atent.evaluate.fewest import fewest
 from atent.stats import mean_of_ratios
 
 THREAT = Threat("linf", 0.15)
@@ -299,3 +301,49 @@ def test_bad_settings_are_refused_in_one_line(call, what, conv_net, batch):
     with pytest.raises(ValueError, match=what) as error:
         call(conv_net(), *batch(4))
     assert "\n" not in str(error.value)
+
+
+# ---- arguments that are close to what is wanted
+
+
+def refused(call, *parts):
+    with pytest.raises(ValueError, match=r".") as caught:
+        call()
+    text = str(caught.value)
+    assert "\n" not in text
+    assert [part for part in parts if part not in text] == [], text
+
+
+def small():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), torch.rand(6, 1, 8, 8), torch.arange(6) % 3
+
+
+def test_names_are_a_list():
+    """Before: the letters of a text were looked up, "corruption 'f' is not known"."""
+    net, x, y = small()
+    refused(lambda: measure_corruptions(net, x, y, names="fog"), "names must be a list of corruptions", "['fog']")
+    refused(lambda: measure_flips(net, x, y, names="rotate"), "names must be a list of sequences", "['rotate']")
+    refused(lambda: measure_flips(net, x, y, names=3), "names must be a list")
+    for measure in (measure_corruptions, measure_flips):
+        refused(lambda measure=measure: measure(net, x, y, names=[]), "names is empty")
+    assert measure_flips(net, x, y, names=iter(["rotate"])).names == ("rotate",)
+
+
+@pytest.mark.parametrize("attack", [FGSM, "FGSM", None])
+def test_the_attack_of_a_study_is_an_attack(attack):
+    """Before: AttributeError, no attribute 'threat'."""
+    net, x, y = small()
+    parts = "attack must be an attack", "write PGD(threat)"
+    refused(lambda: measure_bands(net, x, y, attack), *parts)
+    refused(lambda: measure_transfer({"a": net, "b": net}, x, y, attack), *parts)
+    refused(lambda: craft(net, x, y, attack), *parts)
+    refused(lambda: fewest(net, x, y, attack), *parts)
+    refused(lambda: measure_transfer([net, net], x, y, FGSM(THREAT)), "networks by name", "a list")
+
+
+def test_an_eps_of_the_fourier_map_is_a_number_or_a_fraction():
+    net, x, y = small()
+    assert fourier_map(net, x, y, eps="8/255").eps == 8 / 255
+    for eps in (-1, 0, math.nan, "much"):
+        refused(lambda eps=eps: fourier_map(net, x, y, eps=eps), "fourier eps")

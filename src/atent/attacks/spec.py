@@ -34,6 +34,13 @@ _LONGEST = 10_000
 _REFERENCE = re.compile(r"\s*([\w.]+:[\w.]+)\s*(\(.*)?", re.DOTALL)
 
 
+def as_attack(attack: Any) -> Attack:
+    """The attack; ValueError, in one line, for its class, its text or anything else."""
+    if not isinstance(attack, Attack):
+        raise ValueError(f"attack must be an attack, got {shown(attack)}: write PGD(threat)")
+    return attack
+
+
 def parse(
     text: str, threat: Threat | None, attacks: Registry[type[Attack]], *, allow_large_eps: bool = False
 ) -> Attack:

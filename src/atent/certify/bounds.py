@@ -320,19 +320,28 @@ def _check_reading(graph: Graph, x: Tensor, threat: Threat) -> None:
     """ValueError unless the network itself computes what was read.
 
     A trace does not show a replaced method of a layer, autocast, a hook on all modules, state that the forward pass
-    changes, or random numbers. The logits of two passes over a few samples must lie within the intervals at the samples
-    themselves, and the passes must not use random numbers.
+    changes, or random numbers. The logits of two passes over a few samples, and over points of their balls, must lie
+    within the intervals at these points, and the passes must not use random numbers.
     """
     few = threat.clamp(x[:FEW])
     if not len(few):
         return
-    place = region(few, replace(threat, eps=0.0), Arithmetic(x.dtype))
+    # A replaced method may agree with the layer's own at the samples, and not around them.
+    signs = torch.randint(2, few.shape, generator=torch.Generator().manual_seed(0)).to(few) * 2 - 1
+    ends = [threat.project(few + way * float(threat.eps), few) for way in (1, -1, signs)]
+    for points in (few, torch.cat(ends)):
+        _check_reading_at(graph, points, threat)
+
+
+def _check_reading_at(graph: Graph, x: Tensor, threat: Threat) -> None:
+    """ValueError where the logits at ``x`` (n, ...) are not those of the graph, or random."""
+    place = region(x, replace(threat, eps=0.0), Arithmetic(x.dtype))
     with guard(graph.model, mode="as-is"), full_precision(x.device):
         box = hidden_layers(graph, place, "ibp", CHUNK)[0][graph.output]
         answers, states = [], []
         for seed in (1, 2):
             before = seed_all(seed, x.device)
-            answers.append(ask(graph.model, few).to(box.lower))
+            answers.append(ask(graph.model, x).to(box.lower))
             states.append((before, random_states(x.device)))
         # Random numbers change the generators' state; a network that seeds them itself always leaves the same state.
         if any(a != b and b != d for (a, b), (_, d) in zip(zip(*states[0]), zip(*states[1]))):

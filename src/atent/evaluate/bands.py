@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from atent.attacks.base import Attack
+from atent.attacks.spec import as_attack
 from atent.checks import check_number
 from atent.data.corruptions import check_images
 from atent.data.corruptions.digital import dct_matrix
@@ -198,7 +199,7 @@ def measure_bands(
     (3, torch.Size([4]))
     """
     s = study(
-        "band report", model, x, y, box=attack.threat.box, seed=seed, ids=ids, batch=batch, resume=resume,
+        "band report", model, x, y, box=as_attack(attack).threat.box, seed=seed, ids=ids, batch=batch, resume=resume,
         advance=advance, attacks={"attack": attack}, cut=cut,
     )  # fmt: skip
     h, w = s.x.shape[2:]

@@ -12,7 +12,7 @@ from atent.checks import check_choice
 from atent.data.corruptions import SEVERITIES, corrupt, suited
 from atent.evaluate.lines import Resume, Values
 from atent.evaluate.samples import Checked
-from atent.evaluate.study import study
+from atent.evaluate.study import listed, study
 from atent.progress import Advance
 from atent.stats import Estimate, mean_of_ratios, t_interval
 from atent.threat import Box
@@ -127,17 +127,15 @@ def measure_corruptions(
     >>> found.names, found.wrong.shape
     (('fog', 'contrast'), torch.Size([2, 5, 4]))
     """
-    models = {"reference": reference} if reference is not None else {}
+    models, names = {"reference": reference} if reference is not None else {}, listed(names, "corruption")
     s = study(
         "corruption report", model, x, y, box=box, seed=seed, ids=ids, batch=batch, resume=resume, advance=advance,
         models=models, names=None if names is None else list(names),
     )  # fmt: skip
     known = suited(s.x.shape[1:])
-    for name in names or ():
+    chosen = tuple(known) if names is None else tuple(names)
+    for name in chosen:
         check_choice("corruption", name, tuple(known))
-    chosen = tuple(known if names is None else names)
-    if not chosen:
-        raise ValueError("names is empty: give at least one corruption, or None for all")
     asked = {"wrong": model, **models}
     wrong = {who: torch.zeros(len(chosen), len(SEVERITIES), s.n, dtype=torch.bool) for who in asked}
     distance = torch.zeros(len(chosen), len(SEVERITIES), dtype=torch.float64)

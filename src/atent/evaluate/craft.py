@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from atent.attacks.base import Attack
+from atent.attacks.spec import as_attack
 from atent.checks import as_samples, check_number, check_seed, numbered
 from atent.distributed.shards import Shard
 from atent.evaluate.answers import predict
@@ -72,7 +73,7 @@ def craft(
         raise ValueError("no samples to attack: give at least one")
     batch, seed = check_number("batch", batch, 1, whole=True), check_seed(seed)
     ids = numbered(ids, len(x), x.device)
-    attack.threat.check_samples(len(x))
+    as_attack(attack).threat.check_samples(len(x))
     search = prepare(model, x, search_dtype=search_dtype, channels_last=channels_last, folding=folding)
     pieces = torch.arange(len(x), device=x.device).split(batch)
     if shard is not None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from atent.attacks.base import Attack
+from atent.attacks.spec import as_attack
 from atent.checks import check_batch, check_number
 from atent.evaluate.outcomes import attacked
 from atent.guard import ask, guard
@@ -62,7 +63,7 @@ def fewest(
         In one line, for another threat, a ``most`` below 1 or above the number of pixels or patches, and invalid inputs
         or labels.
     """
-    threat = attack.threat
+    threat = as_attack(attack).threat
     if threat.norm not in ("l0", "patch"):
         raise ValueError(f"fewest counts pixels or patches, got a threat in {threat.norm}: use an l0 or a patch threat")
     check_batch(x, y, threat.box)

@@ -13,7 +13,7 @@ from atent.data.corruptions.sequences import SEQUENCES, flips, framed
 from atent.evaluate.answers import predict
 from atent.evaluate.lines import Resume, Values
 from atent.evaluate.samples import Checked
-from atent.evaluate.study import study
+from atent.evaluate.study import listed, study
 from atent.progress import Advance
 from atent.stats import Estimate, mean_of_ratios, t_interval
 from atent.threat import Box
@@ -128,11 +128,9 @@ def measure_flips(
     torch.Size([2, 4])
     """
     models = {"reference": reference} if reference is not None else {}
-    for name in names or ():
+    chosen = listed(names, "sequence") or tuple(SEQUENCES)
+    for name in chosen:
         check_choice("sequence", name, tuple(SEQUENCES))
-    chosen = tuple(SEQUENCES if names is None else names)
-    if not chosen:
-        raise ValueError("names is empty: give at least one sequence, or None for all")
     s = study(
         "flip report", model, x, y, box=box, seed=seed, ids=ids, batch=batch, resume=resume, advance=advance,
         models=models, names=list(chosen),

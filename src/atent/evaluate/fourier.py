@@ -14,7 +14,7 @@ from atent.evaluate.samples import Checked
 from atent.evaluate.study import Study, study
 from atent.progress import Advance
 from atent.rng import PerSample
-from atent.threat import Box, Threat
+from atent.threat import Box, Threat, radius
 
 PIXEL = 0.1
 """The root mean square of a perturbation's pixels by default, in widths of the box."""
@@ -77,7 +77,7 @@ def fourier_map(
     x: Tensor | Checked,
     y: Tensor | None = None,
     *,
-    eps: float | None = None,
+    eps: float | str | None = None,
     box: Box = (0.0, 1.0),
     seed: int = 0,
     ids: Tensor | None = None,
@@ -97,8 +97,8 @@ def fourier_map(
     x, y
         Images (n, c, h, w) in ``box`` and true labels (n,), or `Checked` samples and None; n is 2 or more.
     eps
-        l2 norm of the noise in one channel, in pixel units; default: pixels of a root mean square of 0.1 box widths,
-        2.8 on images of 28 x 28.
+        l2 norm of the noise in one channel, in pixel units, a number or a fraction as text; default: pixels of a root
+        mean square of 0.1 box widths, 2.8 on images of 28 x 28.
     box, seed, ids, batch
         As in `measure_corruptions`.
     resume
@@ -131,7 +131,7 @@ def fourier_map(
     (torch.Size([4, 4]), 0.4)
     """
     if eps is not None:
-        eps = float(check_number("fourier eps", eps, 0, above=True))
+        eps = float(check_number("fourier eps", radius(eps, "fourier eps"), 0, above=True))
     s = study(
         "Fourier map", model, x, y, box=box, seed=seed, ids=ids, batch=batch, resume=resume, advance=advance, eps=eps
     )  # fmt: skip

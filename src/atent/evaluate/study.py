@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +16,23 @@ from atent.evaluate.answers import predict
 from atent.evaluate.ledger import fingerprint
 from atent.evaluate.lines import Lines, Notes, Resume, ShardFile
 from atent.evaluate.samples import Checked, checked
+from atent.fields import shown
 from atent.geometry.values import as_box
 from atent.guard import outside_inference
 from atent.progress import Advance
 from atent.threat import Box, Threat
+
+
+def listed(names: Any, kind: str) -> tuple[str, ...] | None:
+    """The names of what is measured; None for all. ValueError, in one line, for anything but a list of names."""
+    if names is None:
+        return None
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise ValueError(f"names must be a list of {kind}s, got {shown(names)}: write [{shown(names)}]")
+    made = tuple(names)
+    if not made:
+        raise ValueError(f"names is empty: give at least one {kind}, or None for all")
+    return made
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from atent.attacks.base import Attack
 from atent.attacks.oracle import Loss, Oracle
+from atent.attacks.spec import as_attack
 from atent.checks import check_logits, check_number, check_seed, check_threat
 from atent.data.split import spread
 from atent.evaluate.outcomes import attacked
@@ -85,7 +86,7 @@ def subject(
     check_threat(threat)
     if not 0 < float(threat.eps) < math.inf:
         raise ValueError(f"masking checks need a finite eps above 0, got {threat.eps}")
-    if attack.threat != threat:
+    if as_attack(attack).threat != threat:
         raise ValueError(f"the attack's threat is {attack.threat}, the checks' is {threat}: give both the same threat")
     batch, seed = check_number("batch", batch, 1, whole=True), narrow(check_seed(seed))
     samples = checked(model, x, y, ids, {threat.box})

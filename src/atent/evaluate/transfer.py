@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from atent.attacks.base import Attack
+from atent.attacks.spec import as_attack
+from atent.contracts import kind_of
 from atent.evaluate.answers import predict
 from atent.evaluate.lines import Values
 from atent.evaluate.samples import Checked, checked
@@ -102,6 +104,9 @@ def measure_transfer(
     >>> measure_transfer(models, x, y, FGSM(Threat("linf", 0.1))).robust.shape
     torch.Size([2, 2, 6])
     """
+    if not isinstance(models, Mapping):
+        raise ValueError(f'models must be networks by name, got {kind_of(models)}: write {{"a": one, "b": other}}')
+    attack = as_attack(attack)
     if len(models) < 2:
         raise ValueError(f"a transfer matrix needs two networks or more, got {len(models)}")
     first = next(iter(models.values()))
