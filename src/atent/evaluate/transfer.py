@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from atent.attacks.base import Attack
+from atent.docstrings import Documented
 from atent.evaluate.answers import predict
 from atent.evaluate.lines import Values
 from atent.evaluate.samples import Checked, checked
@@ -21,7 +22,7 @@ from atent.progress import Advance
 
 
 @dataclass(frozen=True, eq=False)
-class Transfers:
+class Transfers(metaclass=Documented):
     """Which samples remain correctly classified by each network under the attack on each; on the CPU.
 
     Examples
