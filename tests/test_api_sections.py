@@ -65,7 +65,7 @@ def public() -> Iterator[tuple[str, Any]]:
 
 
 def wanted(value: Any) -> set[str]:
-    """The sections that apply; a dataclass describes its fields, which are its parameters, one by one."""
+    """The sections that apply; the Parameters of a dataclass are its fields."""
     sections = {"Examples"}
     if inspect.isfunction(value):
         signature = inspect.signature(value)
@@ -75,7 +75,9 @@ def wanted(value: Any) -> set[str]:
             sections.add("Returns")
         if re.search(r"^\s+raise ", inspect.getsource(value), re.M):
             sections.add("Raises")
-    elif not dataclasses.is_dataclass(value) and inspect.isfunction(value.__init__):
+    elif dataclasses.is_dataclass(value):
+        sections |= {"Parameters"} if any(field.init for field in dataclasses.fields(value)) else set()
+    elif inspect.isfunction(value.__init__):
         sections.add("Parameters")
     if value in [ATTACKS.find(name) for name in ATTACKS] + [METHODS.find(name) for name in METHODS]:
         sections.add("References")
@@ -104,12 +106,14 @@ def parameters(text: str) -> list[str] | None:
 def agrees(value: Any) -> bool:
     """Whether a Parameters section has the names of the signature, and each field of a dataclass a docstring."""
     given = parameters(inspect.getdoc(value) or "")
+    if dataclasses.is_dataclass(value):
+        fields = {field.name for field in dataclasses.fields(value) if field.init}
+        if not fields <= field_docs(value).keys():
+            return False
     if given is not None:
         # Parameters of one description stand together, in any order.
         return sorted(given) == sorted(inspect.signature(value).parameters)
-    if not dataclasses.is_dataclass(value):
-        return True
-    return {f.name for f in dataclasses.fields(value) if f.init} <= field_docs(value).keys()
+    return True
 
 
 def test_parameters_and_fields_agree_with_the_code() -> None:

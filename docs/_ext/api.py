@@ -114,9 +114,15 @@ def table(names: list[str]) -> str:
 
 def entry(name: str) -> str:
     """The directive that documents a name; a class with what its own body documents."""
-    if inspect.isfunction(value_of(name)):
+    value = value_of(name)
+    if inspect.isfunction(value):
         return f".. autofunction:: {name}\n"
-    return f".. autoclass:: {name}\n   :members: {MEMBERS.get(name, '')}\n"
+    text = f".. autoclass:: {name}\n   :members: {MEMBERS.get(name, '')}\n"
+    # The fields of a dataclass are the parameters in its docstring.
+    fields = (
+        [field.name for field in dataclasses.fields(value) if field.init] if dataclasses.is_dataclass(value) else []
+    )
+    return text + (f"   :exclude-members: {', '.join(fields)}\n" if fields else "")
 
 
 def _as_text(app, what, name, value, options, lines) -> None:

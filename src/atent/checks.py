@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from atent.contracts import check_dense, dropped, in_units, label_remedy, not_finite, paired, undeclared
+from atent.docstrings import Documented
 from atent.fields import LARGEST, defaults, fitting, mistyped, shown
 from atent.guard import check_module, check_shape
 from atent.messages import deprecated, once, unknown
@@ -38,7 +39,7 @@ def plain(value: Any) -> Any:
     return value.item() if single else value
 
 
-class Settings(type):
+class Settings(Documented):
     """Metaclass of dataclasses of settings: converts values to Python types, and reports misuse in one line.
 
     A scalar of numpy or torch becomes a Python number, so that files and comparisons do not depend on its origin, and a

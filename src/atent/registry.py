@@ -27,6 +27,7 @@ from typing import Any, TypeVar, overload
 
 from atent import trust
 from atent.contracts import kind_of
+from atent.docstrings import Documented
 from atent.messages import nearest, unknown
 from atent.origins import defined_here, version_of
 
@@ -237,7 +238,7 @@ def exported(registry: Registry[Any], module: str, name: str, others: Sequence[s
 
 
 @dataclass(frozen=True)
-class Plugin:
+class Plugin(metaclass=Documented):
     """A user-defined or installed object, as recorded in a run.
 
     Examples

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch import Tensor
 
+from atent.docstrings import Documented
 from atent.fields import as_norm, mistyped, shown
 from atent.geometry import l0, l1, patch
 from atent.geometry.blocks import Blocks
@@ -35,7 +36,7 @@ _ELSEWHERE = ("element", None, "free", None)
 
 
 @dataclass(frozen=True)
-class Threat:
+class Threat(metaclass=Documented):
     """The ball ``{x' : ||x' - x|| <= eps}`` in a norm, intersected with the box of legal inputs.
 
     In l0 at most eps = k elements of a sample differ, or with ``group="pixel"`` k pixels, whose channels change

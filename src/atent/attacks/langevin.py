@@ -13,6 +13,7 @@ from atent.attacks.loops import restarted, worst_of
 from atent.attacks.oracle import Oracle
 from atent.attacks.starts import Start, check_start, start
 from atent.checks import check_choice, check_number
+from atent.docstrings import Documented
 from atent.losses import cross_entropy
 from atent.rng import Streams
 from atent.sgld import effective_noise, langevin_step, noise_for
@@ -33,7 +34,7 @@ _VARIANTS: dict[tuple[str, str], tuple[Gradient, Anchor, Projection, Start]] = {
 
 
 @dataclass(frozen=True)
-class Sampler:
+class Sampler(metaclass=Documented):
     """A Langevin chain over inputs with every setting resolved, as `sampler` returns it.
 
     x^{k+1} = clamp(project(x^k + step_size * d(g_k) + anchor_weight * (x - x^k) + noise * sqrt(2 step_size) * N(0, I)))

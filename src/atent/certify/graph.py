@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from atent.certify import affine, copies
 from atent.certify.operators import LAYERS, NORMS, TIMES_MINUS_1, Fork, Kind, Known, function
 from atent.certify.tracing import AUGMENTED, Tracer, check_readable, known_layer
+from atent.docstrings import Documented
 from atent.guard import check_module, guard
 
 SUPPORTED = (
@@ -36,7 +37,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Graph:
+class Graph(metaclass=Documented):
     """The nodes of a network, as `read` gives them; node 0 is the input.
 
     It refers to the layers, not to copies of their weights: training changes both.

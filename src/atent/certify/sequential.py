@@ -15,6 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from atent.certify.votes import Votes
+from atent.docstrings import Documented
 
 TEST = "alpha-spending-1"
 """The name of this test in files: rows of different tests are never mixed."""
@@ -29,7 +30,7 @@ _RESERVE, _TAIL = 1e-6, 1e-15
 
 
 @dataclass(frozen=True)
-class CertifiedAt:
+class CertifiedAt(metaclass=Documented):
     """The result of `atent.certify.Smoothed.certify_at` on n samples at one radius.
 
     Examples

@@ -11,6 +11,7 @@ from atent.certify.limits import check_radius, check_sampling, largest_radius, l
 from atent.certify.rows import Row
 from atent.certify.smoothing import ABSTAIN
 from atent.checks import Settings, check_number, check_seed
+from atent.docstrings import Documented
 from atent.fields import shown
 from atent.stats import share
 from atent.threat import radius as as_radius
@@ -62,7 +63,7 @@ class Sampling(metaclass=Settings):
 
 
 @dataclass(frozen=True)
-class Certificate:
+class Certificate(metaclass=Documented):
     """The certificates of n samples of ``dim`` values each.
 
     Examples

@@ -13,6 +13,7 @@ import tyro
 
 from atent.cli import output
 from atent.cli.parse import arg
+from atent.docstrings import written
 from atent.experiments.recipe_files import UsageError
 from atent.messages import unknown
 
@@ -73,7 +74,10 @@ def known(kind: str) -> Iterator[tuple[str, str, str]]:
         # A one-line warning on standard error for a package that cannot be imported, without a line number.
         warnings.showwarning = lambda message, *_args, **_given: output.warn(str(message))
         for each in registry:
-            yield each, sentence(inspect.getdoc(registry[each])), registry.origin(each)
+            entry = registry[each]
+            # Without the section of the fields, which takes reading the source.
+            doc = written(entry) if isinstance(entry, type) else inspect.getdoc(entry)
+            yield each, sentence(inspect.cleandoc(doc or "")), registry.origin(each)
 
 
 def sentence(text: str | None) -> str:

@@ -21,7 +21,7 @@ import tyro
 
 from atent.cli.width import terminal_width, wrapped
 from atent.cli.words import help_wanted, is_hidden, negated, options_of, spelled
-from atent.docstrings import field_docs
+from atent.docstrings import field_docs, written
 from atent.experiments.recipe_files import UsageError
 from atent.fields import shown
 from atent.messages import unknown
@@ -263,7 +263,7 @@ def _is_heading(doc: str, line: str) -> bool:
 @contextlib.contextmanager
 def documented(classes: list[type]) -> Iterator[None]:
     """Give the classes docstrings with one line per field, from which tyro takes their help."""
-    before = {cls: cls.__doc__ for cls in _all_of(classes)}
+    before = {cls: written(cls) for cls in _all_of(classes)}
     try:
         for cls, doc in before.items():
             first = " ".join((doc or "").split("\n\n")[0].split())

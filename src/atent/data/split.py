@@ -12,6 +12,7 @@ from torch import Tensor
 from atent.checks import check_choice
 from atent.data.settings import Limit, Rule, check_rule, everything
 from atent.data.stored import Stored, chosen
+from atent.docstrings import Documented
 from atent.threat import Box
 
 Part = Literal["train", "validation", "test"]
@@ -21,7 +22,7 @@ SUBSET = 2
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Split:
+class Split(metaclass=Documented):
     """Labelled samples in compact form, on any device or on disk, until `batch` converts them to floats.
 
     Raises
@@ -125,7 +126,7 @@ class Split:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Data:
+class Data(metaclass=Documented):
     """A data set ready for training: three disjoint splits, what they contain, and where they come from.
 
     Examples
@@ -193,7 +194,7 @@ class Data:
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class Source(metaclass=Documented):
     """What a loader in `SOURCES` returns: the training and test parts as in its files, before the validation split.
 
     Examples

@@ -12,6 +12,7 @@ from atent.attacks.spec import as_attack
 from atent.checks import check_number
 from atent.data.corruptions import check_images
 from atent.data.corruptions.digital import dct_matrix
+from atent.docstrings import Documented
 from atent.evaluate.lines import Resume, Shape, Values
 from atent.evaluate.outcomes import attacked
 from atent.evaluate.samples import Checked
@@ -102,7 +103,7 @@ def checked_cut(cut: int | None, h: int, w: int) -> int:
 
 
 @dataclass(frozen=True, eq=False)
-class Bands:
+class Bands(metaclass=Documented):
     """The effect of each band of an attack's perturbations on n samples; tensors on the CPU.
 
     Examples

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from atent.checks import check_choice
 from atent.data.corruptions import SEVERITIES, corrupt, suited
+from atent.docstrings import Documented
 from atent.evaluate.lines import Resume, Values
 from atent.evaluate.samples import Checked
 from atent.evaluate.study import listed, study
@@ -19,7 +20,7 @@ from atent.threat import Box
 
 
 @dataclass(frozen=True, eq=False)
-class Corrupted:
+class Corrupted(metaclass=Documented):
     """Errors of a model on n corrupted samples, and of a reference network on the same images; on the CPU.
 
     Examples

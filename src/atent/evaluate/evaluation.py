@@ -14,6 +14,7 @@ from atent.attacks.base import Attack
 from atent.data.described import spans
 from atent.distributed import SINGLE, World
 from atent.distributed.shards import Shard
+from atent.docstrings import Documented
 from atent.evaluate.case import begun, in_order
 from atent.evaluate.case import depends_on as depends_on
 from atent.evaluate.hints import Hints
@@ -32,7 +33,7 @@ _LATER = ("folded", "fooled_as")
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(metaclass=Documented):
     """Clean and robust accuracy of a model on n samples: the content of evaluation.json.
 
     A share is {"value", "low", "high", "k", "n"} with a 95 % interval.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from atent.checks import check_choice
 from atent.data.corruptions.sequences import SEQUENCES, flips, framed
+from atent.docstrings import Documented
 from atent.evaluate.answers import predict
 from atent.evaluate.lines import Resume, Values
 from atent.evaluate.samples import Checked
@@ -20,7 +21,7 @@ from atent.threat import Box
 
 
 @dataclass(frozen=True, eq=False)
-class Flips:
+class Flips(metaclass=Documented):
     """Flip rates of a model along sequences from n samples, and of a reference network along the same ones.
 
     Examples

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from atent.checks import check_number
+from atent.docstrings import Documented
 from atent.evaluate.lines import Resume, Values
 from atent.evaluate.samples import Checked
 from atent.evaluate.study import Study, study
@@ -50,7 +51,7 @@ def fourier_basis(h: int, w: int) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class FourierMap:
+class FourierMap(metaclass=Documented):
     """Errors of a model on n samples under noise of one frequency; on the CPU.
 
     Examples

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from atent.attacks import FGSM, PGD, Attack, Langevin, SparsePGD, SparseRS, Square
 from atent.attacks.spec import label
 from atent.checks import check_threat
+from atent.docstrings import Documented
 from atent.evaluate import gradients
 from atent.evaluate.samples import Checked
 from atent.evaluate.subject import Subject, gained, subject, weaker
@@ -31,7 +32,7 @@ COSTLY = 2500
 
 
 @dataclass(frozen=True)
-class Check:
+class Check(metaclass=Documented):
     """One check of gradient masking: its result, and what a failure means.
 
     Examples

@@ -9,11 +9,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from atent.checks import as_samples, check_batch, numbered
+from atent.docstrings import Documented
 from atent.threat import Box
 
 
 @dataclass(frozen=True, eq=False)
-class Checked:
+class Checked(metaclass=Documented):
     """Checked inputs, labels and sample numbers, as `checked` gives them.
 
     `evaluate`, `sweep`, `masking_checks` and the ``measure`` functions take it in place of their inputs.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from atent.attacks.base import Attack
 from atent.attacks.spec import as_attack
 from atent.contracts import kind_of
+from atent.docstrings import Documented
 from atent.evaluate.answers import predict
 from atent.evaluate.lines import Values
 from atent.evaluate.samples import Checked, checked
@@ -23,7 +24,7 @@ from atent.progress import Advance
 
 
 @dataclass(frozen=True, eq=False)
-class Transfers:
+class Transfers(metaclass=Documented):
     """Which samples remain correctly classified by each network under the attack on each; on the CPU.
 
     Examples

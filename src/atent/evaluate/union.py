@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from atent.attacks.spec import show
+from atent.docstrings import Documented
 from atent.evaluate.evaluation import Evaluation
 from atent.evaluate.outcomes import FOOLED
 from atent.stats import bounded_mean, share
@@ -17,7 +18,7 @@ UNION_VERSION = 1
 
 
 @dataclass(frozen=True)
-class Union:
+class Union(metaclass=Documented):
     """Robustness to several threats at once, from one evaluation.
 
     A share is {"value", "low", "high", "k", "n"} with a 95 % interval.

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from atent.attacks.spec import show
-from atent.docstrings import field_docs
+from atent.docstrings import field_docs, written
 from atent.methods import METHODS
 from atent.threat import Threat
 
@@ -49,7 +49,7 @@ def distances(found: Mapping[str, AttackResult]) -> str:
 def method(name: str) -> str:
     """The description of a training method: the first paragraph of its documentation; empty for an unknown method."""
     try:
-        doc = METHODS.find(name).__doc__
+        doc = written(METHODS.find(name))
     except ValueError:
         return ""
     return " ".join(inspect.cleandoc(doc or "").split("\n\n")[0].split()).replace("`", "").rstrip(":")

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from atent.distributed import current
+from atent.docstrings import Documented
 from atent.progress import MINUTE, Advance, bar, roughly, say
 from atent.train.settings import TrainSettings
 
@@ -22,7 +23,7 @@ _MEASURED = 5.0
 
 
 @dataclass(frozen=True)
-class Progress:
+class Progress(metaclass=Documented):
     """The progress of a training, for callbacks.
 
     Examples

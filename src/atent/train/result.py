@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from atent.docstrings import Documented
+
 
 class Diverged(ValueError):
     """A loss, gradient, weight or logit became NaN or infinite.
@@ -33,7 +35,7 @@ class Diverged(ValueError):
 
 
 @dataclass(frozen=True)
-class Fitted:
+class Fitted(metaclass=Documented):
     """The result of a training.
 
     Examples
