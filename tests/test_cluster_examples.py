@@ -10,6 +10,8 @@ import pytest
 from commands import given
 from processes import environment
 
+from atent.cli.trainings import TrainingsOptions
+
 FOLDER = Path(__file__).parent.parent / "examples" / "cluster"
 SCRIPTS = sorted(FOLDER.iterdir())
 TOY = (
@@ -58,10 +60,9 @@ def test_a_sweep_submits_its_trainings(place):
     module, name, command, *words = (place / "words").read_text().splitlines()
     assert [module, name, command] == ["-m", "atent", "sweep"]
     got = given("sweep", *words)
-    assert {key: got[key] for key in ("file", "jobs", "backend", "gpus", "cpus")} == {
-        "file": "digits.toml", "jobs": 3, "backend": "slurm", "gpus": 2.0, "cpus": 4
-    }  # fmt: skip
-    assert got["slurm"] == ("timeout_min=30", "partition=gpu")
+    slurm = ("timeout_min=30", "partition=gpu")
+    trainings = TrainingsOptions(jobs=3, backend="slurm", cpus=4, gpus=2.0, slurm=slurm)
+    assert (got["file"], got["trainings"]) == ("digits.toml", trainings)
 
 
 @pytest.mark.slow

@@ -6,7 +6,6 @@ import inspect
 from collections import OrderedDict
 from collections.abc import Sequence
 from numbers import Integral
-from typing import cast
 
 from torch import nn
 
@@ -96,6 +95,8 @@ def build(
         )
         raise ValueError(f"shape must be {wanted}, got {shape}: {fix}")
     settings = _chosen(name, {"patch": patch, "activation": activation, "dropout": dropout})
+    if dropout is not None:
+        check_number("dropout", dropout, 0, 1, below=True)
     if normalize is not None and flat:
         raise ValueError(f"normalize is for images, and {name} takes points: scale them in the data")
     layer = None if normalize is None else Normalize(*normalize)
@@ -114,14 +115,12 @@ _OPTIONS = {
 
 
 def _chosen(name: str, options: dict[str, float | str | None]) -> dict[str, float | str]:
-    """The options that are given; ValueError for one that the network does not have, and for an invalid dropout."""
+    """The options that are given; ValueError for one that the network does not have."""
     given = {option: value for option, value in options.items() if value is not None}
     for option in given:
         if not _has(name, option):
             able = ", ".join(other for other in MODELS if _has(other, option))
             raise ValueError(f"{_OPTIONS[option].format(name)}: {able}")
-    if (rate := options["dropout"]) is not None:
-        given["dropout"] = check_number("dropout", cast(float, rate), 0, 1, below=True)
     return given
 
 
