@@ -12,6 +12,9 @@ from command_line import refused, said
 import atent
 from atent.cli import COMMANDS, completion
 
+ROOT = Path(__file__).parent.parent
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9_.-]*[a-z0-9]")
+
 
 def test_help_lists_what_works(capsys):
     status, out, _ = said(capsys, "--help")
@@ -60,6 +63,26 @@ def test_help_names_every_kind_of_network(command, capsys):
     """What loads a network loads a run, a file, one of the package or of the Hub, and one of your own."""
     (usage,) = re.findall(r"usage: .*? \[OPTIONS\]\s+(\S+)", said(capsys, command, "--help")[1])
     assert usage == "RUN|FILE|zoo:NAME|hub:USER/NAME|MODULE:FUNCTION"
+
+
+ELSEWHERE = {
+    *("--nproc-per-node", "--standalone", "--max-restarts", "--no-deps", "--signal", "--logdir"),
+    *("--kills", "--minutes", "--repeats", "--files", "--mib", "--part-size", "--slice", "--state", "--take", "--to"),
+}
+"""Options in the pages that are of torchrun, pip, sbatch and tensorboard, and of scripts in benchmarks/."""
+
+
+def test_the_options_of_the_pages_exist(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
+    lines = [[], *([name] for name in COMMANDS), *(["train", f"digits-{norm}-atent"] for norm in ("linf", "l2"))]
+    known = {
+        option.replace("_", "-") for words in lines for option in OPTION.findall(said(capsys, *words, "--help")[1])
+    }
+    # A former name, which is read, and the negation of an option.
+    known |= {"--method.awp.gamma", "--no-baseline", "--train"}
+    for path in [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        given = {option.replace("_", "-") for option in OPTION.findall(path.read_text("utf-8"))}
+        assert given - known - ELSEWHERE == set(), path.name
 
 
 @pytest.mark.parametrize("columns", [60, 80, 110])

@@ -33,6 +33,14 @@ def test_one_version():
     assert PROJECT["version"] == citation == released
 
 
+def test_the_page_on_platforms_lists_the_extras():
+    """All but those of a development checkout."""
+    page = (ROOT / "docs" / "platforms.md").read_text("utf-8")
+    listed = [name for row in re.findall(r"^\| (`[^|]+) \|", page, re.M) for name in re.findall(r"`([\w-]+)`", row)]
+    developed = {"coverage", "dev", "docs", "fuzz", "release"}
+    assert sorted(listed) == sorted(set(PROJECT["optional-dependencies"]) - developed)
+
+
 def test_the_pages_show_this_version():
     """Sample outputs are those of this version; generated blocks keep the version that was measured."""
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
