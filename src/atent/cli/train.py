@@ -177,14 +177,15 @@ def _sections(words: list[str], recipe: str) -> tuple[str, ...]:
 
 
 def _check_resumed(words: list[str]) -> None:
-    """Raise UsageError for a recipe field, which a resumed run already has."""
+    """Raise UsageError for a recipe field, which a resumed run already has, and for another place of the run."""
     for word in words:
         option = word.partition("=")[0]
         section, dot, _ = option[2:].partition(".")
-        if option.startswith("--") and dot and section in SECTIONS and option not in SAME:
+        kept = "settings" if dot and section in SECTIONS and option not in SAME else "folder"
+        if option.startswith("--") and (kept == "settings" or option in ("--name", "--runs")):
             raise UsageError(
-                f"{option} has no effect with --resume, which keeps the run's settings: omit it, or train"
-                " a new run from its recipe"
+                f"{option} has no effect with --resume, which keeps the run's {kept}: omit it, or train a new run from"
+                " its recipe"
             )
 
 

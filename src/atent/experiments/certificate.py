@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -65,6 +65,7 @@ Smoothing = SmoothingFile | SequentialFile
 
 # Images whose bounds are computed together.
 _VERIFIED = 50
+_N0, _N, _ALPHA = 100, 100_000, 0.001
 
 
 def certify_folder(
@@ -74,9 +75,9 @@ def certify_folder(
     data: str | None = None,
     method: str = "smoothing",
     sigma: float | None = None,
-    n0: int = 100,
-    n: int = 100_000,
-    alpha: float = 0.001,
+    n0: int = _N0,
+    n: int = _N,
+    alpha: float = _ALPHA,
     seed: int = 0,
     limit: Limit = 200,
     subset: Rule | None = None,
@@ -128,8 +129,11 @@ def certify_folder(
     if not noisy:
         if sequential:
             raise ValueError(f"method {method} uses no noise samples, so it has no sequential test: omit --sequential")
-        if shard or merged or compiled or sigma is not None:
-            raise ValueError(f"method {method} uses no noise samples: omit --sigma, --shard, --merge and --compile")
+        _refuse_noise(method, {
+            "--sigma": sigma is not None, "--n": n != _N, "--n0": n0 != _N0, "--alpha": alpha != _ALPHA,
+            "--shard": bool(shard), "--merge": merged, "--batch-size": batch is not None, "--compile": compiled,
+            "--channels-last": channels_last is not None,
+        })  # fmt: skip
         own = entered(lambda: _alone(who, method, plugin, norm, goals, limit))
         with own, resumed_by("repeating the command starts again"):
             return *_bounded(who, method, plugin, _threats(who, norm, goals), progress), None
@@ -150,6 +154,14 @@ def _one(goals: list[float] | None) -> float:
         given = "none" if goals is None else ", ".join(f"{goal:g}" for goal in goals)
         raise ValueError(f"a sequential test needs one radius, got {given}: give one --radius, or --sequential False")
     return goals[0]
+
+
+def _refuse_noise(method: str, given: Mapping[str, bool]) -> None:
+    """ValueError for options of smoothing, by whether each is given, with a method of bounds."""
+    odd = [option for option, is_given in given.items() if is_given]
+    if odd:
+        listed = " and ".join(filter(None, (", ".join(odd[:-1]), odd[-1])))
+        raise ValueError(f"method {method} uses no noise samples: omit {listed}")
 
 
 @contextmanager
