@@ -258,6 +258,8 @@ def test_smoothing_and_bounds_meet_in_one_table(run, capsys, tmp_path):
         (["--method", "crown", "--sigma", "0.1"], "uses no noise samples"),
         (["--method", "crown", "--radius", "0.1", "--norm", "l2", "--plot", "x.png"], "omit --plot"),
         (["--method", "crown", "--compile"], "and --compile"),
+        (["--method", "crown"], r"method crown uses no noise samples: omit --n$"),
+        (["--method", "ibp", "--alpha", "0.05", "--batch-size", "8"], "omit --n, --alpha and --batch-size"),
         (["--limit", "0"], "limit must be at least 1"),
         (["--alpha", "1.5"], r"alpha must lie in \(0, 1\)"),
         (["--metod", "crown"], "did you mean '--method'"),

@@ -155,6 +155,9 @@ def test_words_for_numbers_and_for_what_a_resumed_run_has(mine, capsys):
     assert "must be a number, got 'big'" in line(capsys, "train", "digits-linf-atent", "--optimizer.lr", "big")
     told = line(capsys, "train", "--resume", "run", "--train.epochs", "5")
     assert "--train.epochs has no effect with --resume" in told
+    for command, option in (("train", "--name"), ("train", "--runs"), ("pretrain", "--name")):
+        told = line(capsys, command, "--resume", "run", option, "other")
+        assert f"{option} has no effect with --resume, which keeps the run's folder" in told
     with pytest.raises(FileExistsError, match=r"in Python run=.*resume=True"):
         fit(
             nn.Sequential(nn.Flatten(), nn.Linear(64, 10)),

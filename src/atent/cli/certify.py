@@ -77,11 +77,11 @@ def certify(
     sigma
         Standard deviation of the noise in pixel units. Default: that of the run's training.
     n
-        Noise samples that estimate the probability of the class; the maximum of a sequential test.
+        Smoothing: noise samples that estimate the probability of the class; the maximum of a sequential test.
     n0
-        Noise samples that select the class.
+        Smoothing: noise samples that select the class.
     alpha
-        Failure probability of the certificate, per image.
+        Smoothing: failure probability of the certificate, per image.
     radius
         Radii to report; an error if n samples cannot certify them. Smoothing: l2; a single radius is decided by a
         sequential test, several use all n samples; default: multiples of sigma. Bounds: in the run's norm; default: its

@@ -182,13 +182,13 @@ def _check_resumed(words: list[str]) -> None:
     """Raise UsageError for a recipe field or an option of a new run, which a resumed run already has."""
     for word in words:
         option = "--" + hyphened(word.partition("=")[0][2:]) if word.startswith("--") else ""
-        if option in ("--name", "--runs", "--allow-large-eps"):
-            raise UsageError(f"{option} has no effect with --resume, which continues a run in its folder: omit it")
         section, dot, _ = option[2:].partition(".")
-        if option.startswith("--") and dot and section in SECTIONS and option not in SAME:
+        fields = bool(dot) and section in SECTIONS and option not in SAME
+        if fields or option in ("--name", "--runs", "--allow-large-eps"):
+            kept = "folder" if option in ("--name", "--runs") else "settings"
             raise UsageError(
-                f"{option} has no effect with --resume, which keeps the run's settings: omit it, or train"
-                " a new run from its recipe"
+                f"{option} has no effect with --resume, which keeps the run's {kept}: omit it, or train a new run from"
+                " its recipe"
             )
 
 
