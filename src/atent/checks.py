@@ -28,7 +28,6 @@ __all__ = [
 
 _OWN = frozenset({int, float, str, bool, type(None), tuple, Threat})
 _HALVES = (torch.float16, torch.bfloat16)
-_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 
 
 def plain(value: Any) -> Any:
@@ -196,7 +195,7 @@ def as_inputs(x: Any, model: nn.Module | None = None) -> Tensor:
 def as_labels(y: Any) -> Tensor:
     """``y`` as a tensor; the integers of an array, and wide unsigned ones, as int64. ValueError for None."""
     if isinstance(y, Tensor):
-        return y.long() if y.dtype in _UNSIGNED else y
+        return y.long() if y.dtype in (torch.uint16, torch.uint32, torch.uint64) else y
     if y is None:
         raise ValueError("labels are missing: give y, one integer per input")
     labels: Tensor = as_tensor("y", y)
