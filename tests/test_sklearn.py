@@ -74,6 +74,13 @@ def test_the_seed_decides(iris, fitted):
     assert np.array_equal(loaded.predict_proba(x), fitted.predict_proba(x))
 
 
+def test_a_robust_score_needs_an_attack(iris, fitted):
+    """Before: the clean accuracy was returned."""
+    x, y = iris
+    with pytest.raises(ValueError, match="at least one attack"):
+        fitted.robust_score(x, y, [])
+
+
 def test_robust_score_is_that_of_evaluate(iris, fitted):
     x, y = iris
     found = fitted.robust_score(x, y, "PGD(steps=5)", seed=2)

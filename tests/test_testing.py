@@ -420,8 +420,37 @@ def crossed(model, x, threat):
     return upper, lower
 
 
+def half(model, x, threat):
+    """Intervals for half of the radius, loose enough to contain the logits of a deep network in all of it."""
+    return bounds(model, x, threat.scaled(0.5), "ibp")
+
+
+def training(model, x, threat):
+    found = bounds(model.eval(), x, threat, "ibp")
+    model.train()
+    return found
+
+
+def frozen(model, x, threat):
+    return bounds(model.requires_grad_(False), x, threat, "ibp")
+
+
 def sure(model, x, y, threat):
     return model(x).argmax(1) == y
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_loose_bounds_of_a_smaller_ball_are_named(norm):
+    """Before: the bounds of half of the radius passed, as those of a network with hidden layers are loose."""
+    with pytest.raises(ContractError, match=r"^half: the range of a linear network .*: found a logit of sample"):
+        check_certifier(half, threat=Threat(norm, 0.05))
+
+
+@pytest.mark.parametrize(("certifier", "text"), [(training, "train mode"), (frozen, "requires_grad")])
+def test_a_state_that_a_certifier_leaves_is_named(certifier, text):
+    """Before: the snapshot was taken after earlier calls, which had left that state already."""
+    with pytest.raises(ContractError, match=f"are restored: found .*{text}"):
+        check_certifier(certifier)
 
 
 def test_wrong_bounds_are_named_in_one_line():
@@ -433,6 +462,8 @@ def test_wrong_bounds_are_named_in_one_line():
         check_certifier(bounds, verified=sure, threat=Threat("linf", 0.1))
     with pytest.raises(ValueError, match="a certifier has a method certify"):
         check_certifier(3)
+    with pytest.raises(ValueError, match="got the class Smoothed"):
+        check_certifier(Smoothed)
 
 
 @pytest.mark.parametrize("name", [name for name in CERTIFIERS if name != "smoothing"])
@@ -441,7 +472,7 @@ def test_the_built_in_bounds_keep_every_promise(name, threat):
     checked = check_certifier(
         CERTIFIERS[name], verified=functools.partial(verified, method=name), threat=threat
     )  # fmt: skip
-    assert len(checked) == 6
+    assert len(checked) == 7
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

@@ -307,6 +307,8 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         inputs = self._inputs(X)
         threat = self._threat(inputs, eps)
         several = [attack] if isinstance(attack, str | Attack) else list(attack)
+        if not several:
+            raise ValueError("robust_score needs at least one attack, got none: score(X, y) is the clean accuracy")
         attacks = [parse(each, threat, ATTACKS) if isinstance(each, str) else each for each in several]
         found = evaluate(self.network_, inputs, self._labels(y, len(inputs)), attacks, seed=seed)
         return float(found.worst["value"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -76,6 +76,8 @@ def check_certifier(
     """
     x = networks.inputs(6) if x is None else x
     subject = getattr(certifier, "__name__", type(certifier).__name__)
+    if isinstance(certifier, type):
+        raise ValueError(f"check_certifier needs an object such as {subject}(model, 0.25), got the class {subject}")
     if hasattr(certifier, "certify"):
         x = x.to(dtype_of(certifier.model) or x.dtype)
         return _smoothing.run(subject, Smoothing(certifier, x, n, alpha, seed))
@@ -84,7 +86,7 @@ def check_certifier(
     network = networks.network(batch_norm=False) if model is None else copy.deepcopy(model)
     network, x = network.double().eval(), x.double()
     against = threat or Threat("linf", 0.05)
-    return _bounding.run(subject, Bounding(certifier, verified, network, x, against))
+    return _bounding.run(subject, Bounding(certifier, verified, network, x, against, model is None))
 
 
 # ---- randomised smoothing --------------------------------------------------------------------------------
@@ -251,9 +253,15 @@ class Bounding:
     model: nn.Module
     x: Tensor
     threat: Threat
+    general: bool
+    """Whether the certifier is for other networks than ``model`` too."""
 
     found: dict[Threat, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """Computed bounds by threat."""
+
+    def __post_init__(self) -> None:
+        # Each call may leave the network in another state, which the next one would not change again.
+        self.untouched = copy.deepcopy(self.model)
 
     @torch.no_grad()
     def logits(self, x: Tensor) -> Tensor:
@@ -320,10 +328,23 @@ def _extremes(case: Bounding) -> None:
             case.check(z, threat)
 
 
+@_bounding.promise("the range of a linear network lies between the bounds", lambda case: case.general)
+def _linear_range(case: Bounding) -> None:
+    # On other networks loose bounds of a smaller ball may contain the range over the entire one.
+    rng, layer = torch.Generator().manual_seed(0), nn.Linear(case.x[0].numel(), 3).double()
+    layer.weight.data.normal_(generator=rng)
+    twin = replace(case, model=nn.Sequential(nn.Flatten(), layer).eval(), found={})
+    for row in layer.weight.detach():
+        step = float(case.threat.eps) * case.threat.ascent(row.expand(len(case.x), -1).view_as(case.x))
+        for sign in (1, -1):
+            twin.check(case.threat.project(case.x + sign * step, case.x), case.threat)
+
+
 @_bounding.promise("the network, x and the global random states are restored")
 def _returned(case: Bounding) -> None:
-    found, x = Snapshot(case.model), case.x.clone()
-    case.bounds(case.model, x, case.threat)
+    model = copy.deepcopy(case.untouched)
+    found, x = Snapshot(model), case.x.clone()
+    case.bounds(model, x, case.threat)
     found.check()
     require(same(x, case.x), "another x after the bounds", "x as it was given")
 
