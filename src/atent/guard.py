@@ -280,7 +280,7 @@ def guard(model: nn.Module, *, mode: Mode = "eval", seed: int | None = None) -> 
 @contextmanager
 def kept_buffers(model: nn.Module) -> Iterator[None]:
     """Context inside `guard` whose passes leave no trace in the buffers, as of a network that observes its inputs."""
-    kept = Buffers.of(model)
+    kept = Buffers(model.modules(), model.buffers())
     try:
         yield
     finally:
