@@ -5,7 +5,7 @@ import torch
 from zoo import Attending, Dropping, Twin, data, made
 
 from atent import Threat, models
-from atent.attacks import ALMA, DDN, FMN, CarliniWagner, DeepFool, SigmaZero, Square
+from atent.attacks import ALMA, DDN, FAB, FMN, CarliniWagner, DeepFool, SigmaZero, Square
 from atent.evaluate import evaluate, masking_checks
 from atent.independence import dependence
 from atent.losses import magnitude, margin
@@ -125,3 +125,18 @@ def test_random_logits_are_found_beside_a_mask():
 def test_the_magnitude_is_the_largest_logit_where_none_is_masked():
     logits = torch.tensor([[3.0, -7.0, 1.0], [0.1, 0.0, -99.0], [0.5, -1e9, 0.25], [0.0, 0.0, -5.0]])
     assert magnitude(logits).tolist() == [7.0, 99.0, 500.0, 0.0]
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+@pytest.mark.parametrize("attack", [DeepFool(L2), FMN(L2, steps=30), FAB(L2, steps=10)], ids=lambda a: type(a).__name__)
+def test_distances_to_linearised_boundaries_do_not_depend_on_the_scale_of_logits(attack, scale):
+    """Before: squares of gradients underflowed or overflowed, and DeepFool and FMN fooled no sample."""
+    torch.manual_seed(0)
+    net, (x, _) = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 3)).eval(), data(12)
+    y, plain = net(x).argmax(1), attack.run(net, x, net(x).argmax(1))
+    net[1].weight.data *= scale
+    net[1].bias.data *= scale
+    found = attack.run(net, x, y)
+    assert plain.success.all()
+    assert found.success.all()
+    assert torch.allclose(found.norm, plain.norm, rtol=0.05)

@@ -36,9 +36,10 @@ def nearest_boundary(oracle: Oracle, x: Tensor, y: Tensor, classes: Tensor, norm
 
     def see(grads: Tensor, differences: Tensor, first: int) -> None:
         nonlocal best
-        sizes = torch.linalg.vector_norm(grads.flatten(2), dual, dim=2)
+        # In float64: the squares of small and of large gradients leave the range of float32.
+        sizes = torch.linalg.vector_norm(grads.flatten(2), dual, dim=2, dtype=torch.float64)
+        far = torch.where(sizes > 0, differences.double().abs() / sizes, math.inf).to(grads.dtype)
         differences = differences.to(grads.dtype)
-        far = torch.where(sizes > 0, differences.abs() / sizes, math.inf)
         distance, at = far.min(1)
         rows = torch.arange(len(x), device=x.device)
         found = Boundary(grads[rows, at], differences[rows, at], distance)

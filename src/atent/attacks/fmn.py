@@ -109,10 +109,11 @@ class FMN(Attack):
                 near, far = (radius - 1).minimum((radius * (1 - gamma)).floor()), (radius * (1 + gamma)).floor()
                 near, far = near.minimum(at.smallest), far.maximum(radius + 1)
             else:
-                slope = torch.linalg.vector_norm(at.grad.flatten(1), DUAL[threat.norm], dim=1)
+                # In float64: the squares of small and of large gradients leave the range of float32.
+                slope = torch.linalg.vector_norm(at.grad.flatten(1), DUAL[threat.norm], dim=1, dtype=torch.float64)
                 near = (radius * (1 - gamma)).minimum(at.smallest)
                 # A zero gradient gives no estimate of the distance.
-                estimate = torch.where(slope > 0, at.values.abs() / slope, torch.inf)
+                estimate = torch.where(slope > 0, at.values.double().abs() / slope, torch.inf).to(x.dtype)
                 first = _BEYOND * (at.norm + estimate)
                 growing = at.smallest.isfinite() | (2 * k >= self.steps)
                 far = torch.where(growing, radius * (1 + gamma), first)
