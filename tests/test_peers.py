@@ -94,9 +94,18 @@ def package():
             print("chatter")
             return x + torch.linspace(0, 0.4, len(x)).view(-1, 1, 1, 1)
 
+    class Greedy(Attack):
+        def __init__(self, model, eps=0.1, steps=1):
+            super().__init__("Greedy", model)
+
+        def forward(self, x, y):
+            for _ in range(9):
+                self.model(x)
+            return x
+
     base.Attack = Attack
     module.attack = base
-    for kind in (Step, Noise, Broken, Smallest):
+    for kind in (Step, Noise, Broken, Smallest, Greedy):
         setattr(module, kind.__name__, kind)
     return {"torchattacks": module, "torchattacks.attack": base}
 
@@ -175,6 +184,14 @@ def test_an_evaluation_counts_what_does_not_count(made, capsys):
         "run by torchattacks 1.2", "24 of 24 results are outside linf 0.1 or the box, and do not count",
     ]  # fmt: skip
     assert capsys.readouterr().err.count("results are outside") == 1
+
+
+def test_the_estimate_of_its_passes_is_not_checked(made, capsys):
+    """Before: the user was asked to correct the number of passes of the package's attack."""
+    model, x, y = linear()
+    (result,) = evaluate(model, x, y, [peers.attack("torchattacks:Greedy", THREAT)]).attacks.values()
+    assert result["forwards"] > peers.attack("torchattacks:Greedy", THREAT).passes * len(x)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_smallest_change_counts_within_eps(made, capsys):

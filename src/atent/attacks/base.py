@@ -108,6 +108,8 @@ class Attack(metaclass=Settings):
     none, and the threat's eps may be infinite; x is returned where the norm exceeds eps."""
     needs_gradient: ClassVar[bool] = True
     """The attack differentiates the model."""
+    counts_passes: ClassVar[bool] = True
+    """`passes` is a bound, which is checked; False: an estimate."""
     aims: ClassVar[bool] = False
     """The attack supports ``targeted=True``."""
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2")

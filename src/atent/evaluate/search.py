@@ -112,7 +112,8 @@ class Search:
 
 def _check_passes(attack: Attack, most: int, out: Outcome) -> None:
     """Report, once, an attack of the user that uses more passes than it declares."""
-    if owned(type(attack)) and len(out.forwards) and (used := int((out.forwards + out.backwards).max())) > most:
+    checked = owned(type(attack)) and attack.counts_passes and len(out.forwards)
+    if checked and (used := int((out.forwards + out.backwards).max())) > most:
         _reporter(type(attack), most)(
             f"{type(attack).__name__} declares passes = {most} and uses {used} for a sample: set passes to the most"
             " forwards and backwards of one sample, by which attacks are ordered and time is estimated"

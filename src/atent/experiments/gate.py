@@ -20,6 +20,7 @@ from atent.experiments.comparison import against, caveat
 from atent.experiments.results import BoundsFile, CertificateFile, EvaluationFile, SequentialFile, Share, SmoothingFile
 from atent.experiments.target import Target
 from atent.runs.manifest import read_json
+from atent.runs.names import results_in
 from atent.runs.weights import fingerprint
 from atent.threat import Threat, radius
 
@@ -215,9 +216,8 @@ def gate_target(target: Target, asked: Limits, search_dtype: str | None = None) 
 def certificates(place: Path, stem: str = "", weights: str | None = None) -> dict[Path, CertificateFile]:
     """The finished certificates in a folder; with ``weights``, a fingerprint, those of these weights alone."""
     out = {}
-    for path in sorted(place.glob(f"{stem}certificate*.json"), key=lambda file: (len(file.name), file.name)):
-        # Shards are parts of a certificate.
-        plain = {} if ".shard-" in path.name else read_json(path)
+    for path in results_in(place, f"{stem}certificate"):
+        plain = read_json(path)
         if plain and plain.get("complete") is not False:
             found = migrate.parsed(plain, CertificateFile, path)
             if weights is None or found.fingerprint == weights:

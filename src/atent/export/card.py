@@ -18,6 +18,7 @@ from atent.experiments.target import Target
 from atent.report import words
 from atent.report.collect import leading
 from atent.runs import provenance
+from atent.runs.names import results_in
 from atent.runs.weights import fingerprint
 
 CARD_VERSION = 1
@@ -89,8 +90,7 @@ def results_of(target: Target) -> Results:
     """The finished results of the target's weights, from the same folder."""
     wanted = target.about.get("weights")
     place, stem = (target.place, target.stem) if target.origin is None else (target.origin, "")
-    names = sorted(place.glob(f"{stem}evaluation*.json"), key=lambda file: (len(file.name), file.name))
-    read = {path: migrate.read(path, EvaluationFile) for path in names}
+    read = {path: migrate.read(path, EvaluationFile) for path in results_in(place, f"{stem}evaluation")}
     own = {path: f for path, f in read.items() if f.weights == wanted or (wanted == "best" and f.weights is None)}
     known = fingerprint(target.model)
     certified = certificates(place, stem)

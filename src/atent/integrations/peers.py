@@ -76,6 +76,8 @@ class Peer(Attack):
     target: ClassVar[Any] = None
     """Class, function or name in the package."""
 
+    counts_passes: ClassVar[bool] = False
+
     threat: Threat
 
     def __post_init__(self) -> None:

@@ -25,6 +25,7 @@ from atent.runs import manifest
 from atent.runs.checkpoint import check_best
 from atent.runs.foreign import is_weights
 from atent.runs.manifest import read_json
+from atent.runs.names import results_in
 
 COMPARISON = "comparison.json"
 SWEEP = "sweep.json"
@@ -189,12 +190,7 @@ def _run(path: Path, name: str) -> Run:
         )
     check_best(path)
     evaluations, certificates, theories, transfers = (
-        # The plain name first, then by number; shards are parts of a result, which --merge joins.
-        sorted(
-            (file for file in path.glob(f"{stem}*.json") if ".shard-" not in file.name),
-            key=lambda file: (len(file.name), file.name),
-        )
-        for stem in ("evaluation", "certificate", "theory", "transfer")
+        results_in(path, stem) for stem in ("evaluation", "certificate", "theory", "transfer")
     )
     certified = {file.name: _certificate(file) for file in certificates}
     return Run(

@@ -1,5 +1,8 @@
 """The names of a run folder's files."""
 
+import glob
+from pathlib import Path
+
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 BEST = "best.safetensors"
@@ -17,3 +20,12 @@ STATE = "state.pt"
 PREVIOUS = "previous.pt"
 """The checkpoint before ``STATE``."""
 WEIGHTS = "model.safetensors"
+
+
+def results_in(place: Path, stem: str) -> list[Path]:
+    """The result files that begin with ``stem``, such as "evaluation", in a folder: the plain name, then by number.
+
+    Shards are parts of a result, which --merge joins.
+    """
+    found = (file for file in place.glob(f"{glob.escape(stem)}*.json") if ".shard-" not in file.name)
+    return sorted(found, key=lambda file: (len(file.name), file.name))
