@@ -49,8 +49,8 @@ def fingerprint(config: dict[str, Any]) -> str:
     )  # fmt: skip
     data = {k: v for k, v in config["data"].items() if k not in (*READING, *BUILDER_KEYS) and (k, v) not in former}
     about = config["about"]["data"]
-    if config["method"].get("threat") is None:
-        # The robust validation is under the threat of the evaluation.
+    if config.get("recipe") is None and config["method"].get("threat") is None:
+        # The robust validation is under the threat of the evaluation, which a recipe's run may change.
         parts["validation"] = {name: config.get("evaluate", {}).get(name) for name in ("norm", "eps", *EXTRA)}
     # For a training from Python these are recorded nowhere else.
     read = {name: about[name] for name in ("generated", "table") if name in about}
@@ -86,8 +86,9 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any], method: Method
             f"code: {changed} since then; restore it, or train with the new code under another --name, from the"
             " weights so far by --model.weights"
         )
-    was = before.get("frozen", now["frozen"])
-    other = next(iter(sorted({*was} ^ {*now["frozen"]})), None)
+    frozen = now.get("frozen", [])
+    was = before.get("frozen", frozen)
+    other = next(iter(sorted({*was} ^ {*frozen})), None)
     if other is not None:
         how = "was frozen, and is not" if other in was else "was trained, and is frozen"
         return f"parameters: {other} {how}; set its requires_grad as then"
