@@ -173,8 +173,9 @@ def attack_of(method: Method) -> Attack | None:
         method = method.method
     own = getattr(method, "attack", None)
     # A method of the user may use the name for something else.
-    separate = callable(own) and [*inspect.signature(own).parameters] == ["progress"]
-    found: Attack | None = own(1.0) if separate else None
+    if not callable(own) or [*inspect.signature(own).parameters] != ["progress"]:
+        return None
+    found: Attack = own(1.0)
     return found
 
 
