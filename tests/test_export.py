@@ -185,7 +185,8 @@ def test_a_number_is_written_as_it_is_read():
 def test_a_folder_for_the_hub_is_a_run_with_a_card(short_run, capsys):
     assert main(["certify", "run", "--method", "ibp", "--radius", "0.01", "--norm", "linf", "--limit", "20"]) == 0
     # Shards are parts of a result, and no results themselves.
-    assert main(["evaluate", "run", "--attacks", "FGSM", "--limit", "5", "--shard", "1/2", "--quiet"]) == 0
+    shard = ["--attacks", "FGSM", "--limit", "5", "--batch-size", "2", "--shard", "1/2", "--quiet"]
+    assert main(["evaluate", "run", *shard]) == 0
     assert list(Path("run").glob("evaluation*.shard-1-of-2.json"))
     config = read_json("run/config.json")
     assert config["signature"]

@@ -175,7 +175,7 @@ def attack_of(method: Method) -> Attack | None:
     # A method of the user may use the name for something else.
     if not callable(own) or [*inspect.signature(own).parameters] != ["progress"]:
         return None
-    found: Attack | None = own(1.0)
+    found: Attack = own(1.0)
     return found
 
 
