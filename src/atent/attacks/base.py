@@ -175,10 +175,8 @@ class Attack(metaclass=Settings):
         ``streams`` are the ensemble's; the part derives its own streams from them, so that its result is the same in
         the ensemble's ``search`` and alone.
         """
-        parts = self.parts()
-        if part not in parts:
-            known = ", ".join(parts) or "none"
-            raise ValueError(f"{type(self).__name__} has no part {shown(part)}: its parts are {known}")
+        if part not in (parts := self.parts()):
+            raise ValueError(f"{type(self).__name__} has no part {shown(part)}; parts: {', '.join(parts) or 'none'}")
         return parts[part].bounded(oracle, x, y, streams.named(part))
 
     def bounded(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
