@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from atent.cli import show
+from atent.cli import output
 from atent.cli.narrow import fitted
 
 NAMES = ["digits-linf-atent", "digits-linf-standard", "cifar10-l2-trades-wide", "small"]
@@ -82,7 +82,7 @@ def test_text_around_an_interval_is_folded_beside_it():
 
 def test_the_commands_print_through_it(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "60")
-    show.print_table(table(4))
+    output.print_table(table(4))
     out = capsys.readouterr().out
     assert all(f"[{figure(i, k).split(' [')[1]}" in out for i in range(4) for k in range(4))
     assert max(map(len, out.splitlines())) <= 60
