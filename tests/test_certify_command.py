@@ -179,6 +179,33 @@ def test_the_command_verifies_by_bounds(run, capsys):
     assert found["certified"][0]["seconds_per_image"] > 0
 
 
+@pytest.mark.parametrize(
+    "how",
+    [
+        ["--method", "ibp", "--norm", "linf", "--radius", "0.01"],
+        ["--n", "100", "--n0", "20"],
+        ["--n", "100", "--n0", "20", "--radius", "0.1"],
+        ["--n", "100", "--n0", "20", "--shard", "1/2"],
+    ],
+    ids=["bounds", "smoothing", "sequential", "shard"],
+)
+def test_a_certificate_that_was_removed_is_made_again(run, how, tmp_path):
+    """Before: the sum of the removed file was still in the manifest, and the new one was called damaged."""
+    own = shutil.copytree(run, tmp_path / "run")
+    for old in own.glob("certificate*"):
+        old.unlink()
+    before = {*own.iterdir()}
+    words = ["certify", str(own), *how, "--limit", "4", "--quiet", "--device", "cpu"]
+    assert main(words) == 0
+    made = {*own.iterdir()} - before
+    assert made
+    for file in made:
+        file.unlink()
+    assert main(words) == 0
+    assert {*own.iterdir()} - before == made
+    assert main(["show", str(own)]) == 0
+
+
 def test_runs_of_one_name_have_a_row_each(run, tmp_path):
     places = [str(shutil.copytree(run, tmp_path / part / "same")) for part in ("a", "b")]
     how = ["--method", "ibp", "--norm", "linf", "--radius", "0.01", "--limit", "8", "--quiet"]

@@ -77,6 +77,7 @@ def claim(path: Path, wanted: dict[str, Any]) -> None:
     if not sidecar(path).exists():
         if path.exists():
             raise ValueError(f"{path} has no {sidecar(path).name} that says how it was made: choose another file")
+        manifest.forget_file(sidecar(path))  # of a certificate that was removed
         # Another process may do the same: one of the two is first.
         with contextlib.suppress(FileExistsError):
             text = as_json({"made": wanted, "complete": False}, sidecar(path).name)
