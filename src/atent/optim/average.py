@@ -117,7 +117,8 @@ class Average:
     def restore(self, state: dict[str, Any]) -> None:
         """Resume from a saved state."""
         self.count = state["count"]
-        self._mean, self._last = ([t.clone() for t in state[name]] for name in ("mean", "last"))
+        for own, saved in ((self._mean, state["mean"]), (self._last, state["last"])):
+            own[:] = [t.to(o.device, copy=True) for o, t in zip(own, saved, strict=True)]
 
 
 _Place = tuple[Mapping[str, Any], str]
