@@ -93,6 +93,24 @@ def test_sgld_has_only_the_noise_of_the_walk():
     assert Optimizer("SGLD", walk=Walk(noise=0.01)).walk.noise == 0.01
 
 
+@pytest.mark.parametrize(
+    ("idle", "used"),
+    [
+        ({"average_decay": 0.9}, {"average": "ema"}),
+        ({"average": "swa", "average_decay": 0.9}, {"average": "ema"}),
+        ({"average_start": 0.5}, {"average": "swa"}),
+        ({"validations": 5}, {"minutes": 1.0}),
+        ({"rollbacks": 5}, {"on_nonfinite": "rollback"}),
+    ],
+)
+def test_a_setting_that_waits_for_another_is_reported(idle, used, capsys):
+    once.cache_clear()
+    TrainSettings(**{**idle, **used})
+    assert not capsys.readouterr().err
+    TrainSettings(**idle)
+    assert f"train.{list(idle)[-1]} {list(idle.values())[-1]} has no effect here: set" in capsys.readouterr().err
+
+
 def test_a_constant_schedule_with_milestones_is_reported(capsys):
     once.cache_clear()
     Schedule(milestones=(5, 8))

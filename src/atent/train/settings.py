@@ -10,6 +10,7 @@ import torch
 
 from atent.checks import Settings, check_number
 from atent.data.settings import everything
+from atent.messages import once
 from atent.methods.awp import Perturbation
 from atent.methods.embedding import EmbeddingTerm
 from atent.methods.inner import InnerPrecision
@@ -171,6 +172,19 @@ class TrainSettings(metaclass=Settings):
                 "compile step is not supported: a step uses torch.Generator objects, which torch.compile does not"
                 " trace: use compile model"
             )
+        _report_idle(self)
+
+
+def _report_idle(train):
+    for name, fix, used in (
+        ("average_decay", "set average to ema", train.average == "ema"),
+        ("average_start", "set average to ema or swa", train.average != "none"),
+        ("validations", "set minutes", train.minutes is not None),
+        ("rollbacks", "set on_nonfinite to rollback", train.on_nonfinite == "rollback"),
+    ):
+        value = getattr(train, name)
+        if not used and value != getattr(TrainSettings, name):
+            once(f"train.{name} {value} has no effect here: {fix}, or omit it")
 
 
 def pick_device(name: str) -> torch.device:
