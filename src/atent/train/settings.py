@@ -175,7 +175,7 @@ class TrainSettings(metaclass=Settings):
         _report_idle(self)
 
 
-def _report_idle(train):
+def _report_idle(train: TrainSettings) -> None:
     for name, fix, used in (
         ("average_decay", "set average to ema", train.average == "ema"),
         ("average_start", "set average to ema or swa", train.average != "none"),
