@@ -60,8 +60,8 @@ def test_the_published_budgets(norm, conv_net, batch):
         assert not out.success.any()
         assert {*zip(out.forwards.tolist(), out.backwards.tolist())} == {budget}
     square = attack.run(net, x, y, part="Square").forwards
-    # a query that would change nothing need not be asked
-    assert 500 < int(square.min()) <= int(square.max()) <= 5000 + 1 + 1
+    # a query that would change nothing need not be asked: on 64 pixels that is most of them
+    assert 100 < int(square.min()) <= int(square.max()) <= 5000 + 1 + 1
     whole = attack.run(net, x, y)
     # and the clean logits; the evaluation after a part replaces its verdict, and there is one at the end
     assert whole.forwards.tolist() == (square + 102 + 913 + 1802 + 2).tolist()

@@ -63,7 +63,7 @@ def start(place, *words, **more):
 
 def finish(place, *words):
     process = start(place, *words)
-    text = process.communicate(timeout=240)[0]
+    text = process.communicate(timeout=900)[0]
     assert process.returncode == 0, text
     return text
 
@@ -98,7 +98,7 @@ def test_a_killed_job_resumes_to_equal_bits_and_a_failed_one_stops_no_other(plac
     parent = start(place, "run")
     until(checkpoint.is_file)
     os.kill(beat(place, "first")["pid"], signal.SIGKILL)
-    text = parent.communicate(timeout=240)[0]
+    text = parent.communicate(timeout=900)[0]
     assert parent.returncode == 0, text
     # Order: the killed job first again, then the others.
     started = [line.split()[2] for line in text.splitlines() if "  start  " in line]

@@ -303,14 +303,14 @@ def test_what_is_missing_is_said_in_one_line(mine, capsys):
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (["--method", "mine:Nothing"], ["no attribute 'Nothing'"]),
+        (["--method", "mine:Nothing"], ["method mine:Nothing: module 'mine' has no attribute 'Nothing'"]),
         (["--method", "mine:nothing"], ["not a dataclass that inherits from atent.methods.Method"]),
         (["--method.strength", "-1"], ["strength must be at least 0, got -1"]),
         (["--optimizer", "mine:nothing"], ["optimizer mine:nothing raised TypeError"]),
         (["--data", "mine:nothing"], ["returned an int", "want Data"]),
         (["--evaluate.attacks", "mine:MyAT"], ["attack 'mine:MyAT' is the class MyAT", "atent.attacks.Attack"]),
         (["--evaluate.attacks", "mine:Noise(trys=2)"], ["did you mean 'tries'"]),
-        (["--evaluate.attacks", "absent:Noise"], ["no module named 'absent'"]),
+        (["--evaluate.attacks", "absent:Noise"], ["attack absent:Noise: no module named 'absent'"]),
     ],
 )
 def test_mistakes_are_one_line(mine, words, parts, capsys):
