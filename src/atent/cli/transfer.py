@@ -137,7 +137,9 @@ def transfer(
     from atent.runs.manifest import write_new
 
     locks.steal(steal_lock)
-    named = _named(out, png)
+    named = {"out": Path(out) if out else None, "png": Path(png) if png else None}
+    output.check_ending(named["out"], "--out", ".json")
+    output.check_ending(named["png"], "--png", ".png")
     with output.json_alone(json) as emit, output.own(**named):
         found = load_targets(
             targets, attack, data=data, model=model, convention=inputs.convention(), norm=norm, eps=eps, group=group,
@@ -147,21 +149,13 @@ def transfer(
         output.threads(threads)
         first = next(iter(found.values()))
         _, dtype = measured(first, None if precision == "float32" else precision)
-        place = Path(out) if out else first.place / f"{first.stem}{TRANSFER}"
+        place = named["out"] or first.place / f"{first.stem}{TRANSFER}"
         with unfinished_matrix(found, place, dtype) as partial:
             matrix = transfer_matrix(found, search_dtype=dtype, partial=partial, progress=not quiet)
             print_transfer(matrix)
             emit(matrix.to_json())
-            path = write_new(place, matrix.to_json(), numbered=out is None)
+            path = write_new(place, matrix.to_json(), numbered=named["out"] is None)
         figure, given = plots.transfer(matrix.to_json()), named["png"]
         picture = output.save_figure(figure, given or path.with_suffix(".png"), reserved=given is not None)
         print(f"\nwritten: {path}, {picture}")
     return 0
-
-
-def _named(out: str | None, png: str | None) -> dict[str, Path | None]:
-    """The files that the options name; ValueError, before the computation, for a wrong file extension."""
-    for given, option, kind in ((out, "--out", ".json"), (png, "--png", ".png")):
-        if given is not None and Path(given).suffix != kind:
-            raise ValueError(f"{option} {given}: the name must end in {kind}")
-    return {"out": Path(out) if out else None, "png": Path(png) if png else None}
