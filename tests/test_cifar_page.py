@@ -57,7 +57,9 @@ def test_the_epochs_of_figure_s1():
 def test_the_differences_are_those_of_the_tables():
     passage = r"difference, (\S+ \[\S+ \S+\]) points on 300 images, is (\S+ \[\S+ \S+\]) on 1,000\."
     section = PAGE.partition("### ATENT less PGD-AT in l2:")[2].partition("\n### ")[0]
-    tables = [re.findall(rf"^\| AutoAttack.* \| (\S+ \[\S+ \S+\]) \| {n} \|", section, re.M)[0] for n in ("300", "1,000")]
+    tables = [
+        re.findall(rf"^\| AutoAttack.* \| (\S+ \[\S+ \S+\]) \| {n} \|", section, re.M)[0] for n in ("300", "1,000")
+    ]
     assert figures(passage) == tables
 
 
