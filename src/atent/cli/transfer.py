@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import typing
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +22,7 @@ from atent.cli.parse import (
     Text,
     Threads,
     Tristate,
+    Which,
     arg,
 )
 from atent.cli.target import NETWORK, InputOptions
@@ -42,7 +42,7 @@ def transfer(
     side: Number = None,
     inner: Inner = None,
     inner_eps: Text = None,
-    which: typing.Literal["best", "last", "raw", "ema", "swa"] = "best",
+    which: Which = "best",
     allow_large_eps: bool = False,
     limit: Limit = None,
     subset: Subset = None,
@@ -137,9 +137,7 @@ def transfer(
     from atent.runs.manifest import write_new
 
     locks.steal(steal_lock)
-    named = {"out": Path(out) if out else None, "png": Path(png) if png else None}
-    output.check_ending(named["out"], "--out", ".json")
-    output.check_ending(named["png"], "--png", ".png")
+    named = _named(out, png)
     with output.json_alone(json) as emit, output.own(**named):
         found = load_targets(
             targets, attack, data=data, model=model, convention=inputs.convention(), norm=norm, eps=eps, group=group,
@@ -159,3 +157,11 @@ def transfer(
         picture = output.save_figure(figure, given or path.with_suffix(".png"), reserved=given is not None)
         print(f"\nwritten: {path}, {picture}")
     return 0
+
+
+def _named(out: str | None, png: str | None) -> dict[str, Path | None]:
+    """The files that the options name."""
+    named = {"out": Path(out) if out else None, "png": Path(png) if png else None}
+    output.check_ending(named["out"], "--out", ".json")
+    output.check_ending(named["png"], "--png", ".png")
+    return named
