@@ -332,7 +332,7 @@ def checked(made: Campaign) -> list[str]:
                 kept = f"{len(checks) - len(warned)} of {len(checks)} pass" + "".join(f"; warns: {w}" for w in warned)
                 lines += [f"- `{n.name}`, checks for masked gradients and weak attacks: {kept}."]
             if found.get("corruptions"):
-                mean, clean = found["corruptions"]["mean"], found["corruptions"]["clean"]
+                mean, clean = found["corruptions"]["mean"], found["corruptions"]["clean_error"]
                 lines += [
                     f"- `{n.name}`, mean error under 15 common corruptions at 5 severities: {100 * mean['value']:.1f} %"
                     f" [{100 * mean['low']:.1f}, {100 * mean['high']:.1f}], {100 * clean['value']:.1f} % without one,"

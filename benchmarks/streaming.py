@@ -1,6 +1,6 @@
 """Cost of data on disk: decoded images per second by threads, and a step of ResNet-20 from memory and from disk.
 
-    python benchmarks/streaming.py [--images 240] [--repeats 5]
+    python benchmarks/streaming.py [--images 240] [--repeats 5] [--out results/speed/streaming.json]
 
 CPU seconds are those of the process, all threads together; the wall clock needs a machine without other work.
 """
@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,20 +25,27 @@ from torch.nn.functional import cross_entropy
 from atent.data import Data, DataSettings, load
 from atent.data.images import decoded, form_of, listing
 from atent.models import build
+from atent.runs import provenance, write_json
 
 BATCH, STEPS = 128, 4
 
 
 def main() -> None:
-    """Measure in a temporary folder, and print."""
+    """Measure in a temporary folder, print, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=240, help="photographs to decode")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="JSON file to write")
     given = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:
-        decoding(Path(place) / "photos", given.images, given.repeats)
-        steps(Path(place) / "small", given.repeats)
+        found = {
+            "images": given.images, "repeats": given.repeats,
+            **decoding(Path(place) / "photos", given.images, given.repeats),
+            **steps(Path(place) / "small", given.repeats),
+        }  # fmt: skip
+    if given.out:
+        write_json(given.out, {**found, "provenance": provenance()})
 
 
 def timed(works: dict[str, Callable[[], object]], repeats: int) -> dict[str, tuple[float, float]]:
@@ -51,25 +59,29 @@ def timed(works: dict[str, Callable[[], object]], repeats: int) -> dict[str, tup
     return {name: (median(c for c, _ in kept[1:]), median(w for _, w in kept[1:])) for name, kept in found.items()}
 
 
-def decoding(root: Path, n: int, repeats: int) -> None:
-    """JPEG files of 500 x 375 pixels, smooth random images, to two sizes by one and by two threads."""
+def decoding(root: Path, n: int, repeats: int) -> dict[str, Any]:
+    """Images per CPU second: JPEG files of 500 x 375 pixels, smooth random images, to two sizes by one and by two
+    threads."""
     rng = np.random.default_rng(0)
     for i in range(n):
         path = root / "ab"[i % 2] / f"{i}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         coarse = Image.fromarray(rng.integers(0, 256, (47, 63, 3), dtype=np.uint8))
         coarse.resize((500, 375), Image.Resampling.BICUBIC).save(path, quality=90)
-    part = listing(root, root)
-    print(f"{n} JPEG files of 500 x 375, {part.stamps[:, 0].mean() / 1000:.0f} kB each")
+    part, rates = listing(root, root), {}
+    size_of = float(part.stamps[:, 0].mean()) / 1000
+    print(f"{n} JPEG files of 500 x 375, {size_of:.0f} kB each")
     for size in (224, 64):
         form = form_of([part], size, 1)
         found = timed({str(w): partial(decoded, part, range(n), form, w) for w in (1, 2)}, repeats)
+        rates[str(size)] = {threads: n / cpu for threads, (cpu, _) in found.items()}
         for threads, (cpu, wall) in found.items():
             print(f"  to {size} by {threads} threads: {n / cpu:.0f} images per CPU second, {n / wall:.0f} per second")
+    return {"kilobytes": size_of, "images_per_cpu_second": rates}
 
 
-def steps(root: Path, repeats: int) -> None:
-    """Batches of 32 x 32 colour images, and steps of standard training on them."""
+def steps(root: Path, repeats: int) -> dict[str, Any]:
+    """CPU milliseconds of batches of 32 x 32 colour images, and of steps of standard training on them."""
     rng = np.random.default_rng(0)
     for part, n in (("train", 1024), ("test", 16)):
         for name in "ab":
@@ -95,11 +107,14 @@ def steps(root: Path, repeats: int) -> None:
                 cross_entropy(model(x), y).backward()
                 optimizer.step()
 
+    milliseconds = {}
     for what, train in (("batch", False), ("step", True)):
         works = {name: partial(batches, source, train) for name, source in data.items()}
         found = timed(works, repeats)
-        shown = ", ".join(f"{name} {1000 * cpu / STEPS:.2f} ms" for name, (cpu, _) in found.items())
+        milliseconds[what] = {name: 1000 * cpu / STEPS for name, (cpu, _) in found.items()}
+        shown = ", ".join(f"{name} {each:.2f} ms" for name, each in milliseconds[what].items())
         print(f"{what} of {BATCH} images, CPU: {shown}")
+    return {"batch": BATCH, "cpu_milliseconds": milliseconds}
 
 
 if __name__ == "__main__":

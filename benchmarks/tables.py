@@ -10,7 +10,9 @@ power: NAME --> the sequential.json of benchmarks/sequential.py, <!-- search: NA
 benchmarks/search.py, <!-- curves: NAME --> the loss_curves.json of benchmarks/loss_curves.py, <!-- profiles: NAME -->
 the profiles.json of benchmarks/profiles.py, <!-- smoothing: NAME --> the certify.json of benchmarks/certify.py, and
 <!-- speed: NAME --> what benchmarks/autoattack.py and benchmarks/bounds.py wrote there, <!-- scaling: NAME --> the
-scaling.json of benchmarks/scaling.py, <!-- times: NAME --> the durations in a comparison, <!-- campaign: NAME --> those
+scaling.json of benchmarks/scaling.py, <!-- streaming: NAME --> the streaming.json of benchmarks/streaming.py, <!--
+checks: NAME --> the checks for masked gradients of the evaluations in a folder, <!-- warnings: NAME --> those that
+warn, <!-- times: NAME --> the durations in a comparison, <!-- campaign: NAME --> those
 of the trainings of benchmarks/campaign.py, and <!-- attacked: NAME --> those of the evaluations in a folder.
 <!-- networks: NAME --> shows the networks of a campaign with their accuracies, and <!-- headline: NAME --> the table of
 results of README.md, which stays as it is until PGD-AT and ATENT are both evaluated.
@@ -21,6 +23,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import textwrap
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,9 +37,9 @@ from atent.markdown import table as markdown_table
 from atent.paper.evidence import Difference, difference
 from atent.runs import with_present_keys, write_atomic
 
-_MARKED = re.compile(
+MARKED = re.compile(
     r"(<!-- (comparison|ablation|inputs|fuzz|soak|upkeep|bench|verdicts|power|search|curves|profiles|smoothing|speed"
-    r"|scaling|times|campaign|attacked|networks|headline): "
+    r"|scaling|streaming|checks|warnings|times|campaign|attacked|networks|headline): "
     r"(\S+) -->\n)"
     r"(.*?)(<!-- end -->)",
     re.S,
@@ -295,6 +298,83 @@ def scaling(folder: Path) -> str:
     return "\n".join(markdown_table(headings, rows, left=1)) + "\n"
 
 
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, 120, break_long_words=False, break_on_hyphens=False)
+
+
+_IMAGENET = {"cache": 1_331_167, "epoch": 1_281_167}
+"""Images of ImageNet in both splits, and those of one epoch."""
+
+
+def streaming(folder: Path) -> str:
+    """The times of data on disk, and what they make of ImageNet."""
+    found = json.loads((folder / "streaming.json").read_text())
+    rates, spent, made = found["images_per_cpu_second"], found["cpu_milliseconds"], found["provenance"]
+    batch, step = spent["batch"], spent["step"]
+    of_ = f"of {found['batch']} images of 32 x 32: in memory / from the cache / decoded (BMP)"
+    names = ("memory", "cache", "decoded")
+    rows = [
+        [
+            f"JPEG of 500 x 375 ({found['kilobytes']:.0f} kB, synthetic) to {side} x {side}",
+            f"{each['1']:.0f} images per CPU second with one thread, {each['2']:.0f} with two",
+        ]
+        for side, each in rates.items()
+    ]
+    rows += [
+        [f"batch {of_}", " / ".join(f"{batch[name]:.2f}" for name in names) + " ms"],
+        ["step of standard training of ResNet-20 on that batch", " / ".join(f"{step[n]:.0f}" for n in names) + " ms"],
+    ]
+    minutes = {what: n / rates["224"]["1"] / 60 for what, n in _IMAGENET.items()}
+    return "\n".join([
+        *_wrapped(
+            f"CPU seconds of one thread on {made['device_name']}, torch {made['torch']}, beside other work; medians of"
+            f" {found['repeats']} interleaved repeats, {found['images']} JPEG files."
+        ),
+        "",
+        *markdown_table(["operation", "measured"], rows, left=2),
+        "",
+        *_wrapped(
+            f"At these rates the cache of ImageNet at 224 x 224 takes {minutes['cache']:.0f} CPU minutes, once; with"
+            f" `data.cache off`, decoding takes {minutes['epoch']:.0f} CPU minutes in every epoch. A batch from the"
+            f" cache costs {batch['cache'] - batch['memory']:.1f} ms more than one from memory, in a step of"
+            f" {step['memory']:.0f} ms."
+        ),
+        "",
+    ])  # fmt: skip
+
+
+def checks(folder: Path) -> str:
+    """The accuracies of the evaluations in a folder, and their checks for masked gradients."""
+    return _checked(folder, warned=False)
+
+
+def warnings(folder: Path) -> str:
+    """As `checks`, with those alone that warn."""
+    return _checked(folder, warned=True)
+
+
+def _checked(folder: Path, *, warned: bool) -> str:
+    found = migrate.read(folder / "evaluation.json", EvaluationFile)
+    strongest = migrate.read(folder / "evaluation-autoattack.json", EvaluationFile)
+    shares = {name: each.robust for name, each in (found.attacks | strongest.attacks).items()}
+    robust = ", ".join(f"{share.text} under {name}" for name, share in shares.items())
+    rows = [
+        [check.name, "pass" if check.passed else "warn", check.figure]
+        for check in found.checks
+        if not (warned and check.passed)
+    ]
+    failed = sum(not check.passed for check in found.checks)
+    return "\n".join([
+        *_wrapped(
+            f"`{found.run}` (seed {found.provenance['seed']}), {', '.join(found.threats)}, {found.data.text} test"
+            f" images: {robust}. {failed} of {len(found.checks)} checks warn:"
+        ),
+        "",
+        *markdown_table(["check", "", "figure"], rows, left=3),
+        "",
+    ])  # fmt: skip
+
+
 def times(folder: Path) -> str:
     """The time of an epoch and of a training of each recipe, with the machine and the number of concurrent
     trainings."""
@@ -456,6 +536,9 @@ def refreshed(text: str, results: Path) -> str:
         "smoothing": smoothing,
         "speed": speed,
         "scaling": scaling,
+        "streaming": streaming,
+        "checks": checks,
+        "warnings": warnings,
         "times": times,
         "campaign": campaign,
         "attacked": attacked,
@@ -466,7 +549,7 @@ def refreshed(text: str, results: Path) -> str:
         place = results / m[3]
         return m[1] + (headline(place, m[4]) if m[2] == "headline" else make[m[2]](place)) + m[5]
 
-    return _MARKED.sub(made, text)
+    return MARKED.sub(made, text)
 
 
 if __name__ == "__main__":

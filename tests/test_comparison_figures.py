@@ -23,6 +23,7 @@ from atent.experiments.comparison import (
     paired_lines,
     winner,
 )
+from atent.experiments.recipe_files import recipe_names
 from atent.experiments.results import ComparisonFile, EvaluationFile, LastEpoch, Share, Spread
 from atent.experiments.results.comparison import Difference, PairResult
 
@@ -242,7 +243,7 @@ def test_the_caveat_stays_beside_a_weakened_autoattack():
     assert caveat(standard | {"b": reported("DDN", "l2", "inf")}) is None
 
 
-def test_committed_figures_are_drawn_again_from_their_files(tmp_path):
+def test_committed_figures_are_drawn_again_from_their_files(tmp_path, monkeypatch):
     """benchmarks/figures.py draws the figures of a folder, with the comparison that its command names beside it."""
     spec = importlib.util.spec_from_file_location("figures", ROOT / "benchmarks" / "figures.py")
     figures = importlib.util.module_from_spec(spec)
@@ -259,6 +260,14 @@ def test_committed_figures_are_drawn_again_from_their_files(tmp_path):
     for name in ("finetune", "figure-s1"):
         (paper / f"{name}.png").touch()
     assert list(figures.redrawn(paper)) == [paper / "figure-s1.png", paper / "finetune.png"]
-    pictures = [*compared.glob("*.png"), *paper.glob("*.png")]
-    assert len(pictures) == 4
+    drawn = []
+    monkeypatch.setattr(figures.plots, "dots", lambda table: drawn.append(table) or plots.dots(table))
+    certified = tmp_path / "certified"
+    shutil.copytree(ROOT / "results" / "certified", certified)
+    assert list(figures.redrawn(certified)) == [certified / "digits.png", certified / "mnist5k.png"]
+    # Runs of former recipes have the names that a reader finds today.
+    names = {name.partition(",")[0] for table in drawn for name in table}
+    assert names <= set(recipe_names())
+    pictures = [*compared.glob("*.png"), *paper.glob("*.png"), *certified.glob("*.png")]
+    assert len(pictures) == 6
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)

@@ -2,6 +2,8 @@
 
 import json
 import re
+from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,8 +11,10 @@ from kit import save_state, unsealed
 
 from atent.cli.jobs import recipe_job
 from atent.data import DataSettings, load
-from atent.evaluate import evaluate
+from atent.evaluate import evaluate, fourier_map, measure_corruptions
+from atent.experiments import migrate
 from atent.experiments.recipe_files import moved
+from atent.experiments.results import EvaluationFile
 from atent.messages import deprecated
 from atent.methods import Standard
 from atent.runs import read_rows, with_present_keys
@@ -18,6 +22,8 @@ from atent.runs.checkpoint import load_state
 from atent.runs.folder import completed
 from atent.train import Callback, fit
 from atent.train.settings import TrainSettings
+
+RESULTS = Path(__file__).parents[1] / "results"
 
 
 def test_keys_of_every_depth_and_no_others(tmp_path):
@@ -64,6 +70,36 @@ def test_the_former_attribute_of_an_evaluation(capsys):
     assert found.natural is found.clean
     assert found.clean["k"] == 2
     assert "Evaluation.natural is deprecated: write Evaluation.clean" in capsys.readouterr().err
+
+
+def test_clean_counts_correct_samples_and_its_former_meaning_is_reported(capsys):
+    deprecated.cache_clear()
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2))
+    x, y = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 1, 0])
+    accuracy = evaluate(model, x, y, {}).clean
+    for found in (measure_corruptions(model, x, y, names=["contrast"]), fourier_map(model, x, y)):
+        name = type(found).__name__
+        assert accuracy["k"] + int(found.clean_wrong.sum()) == accuracy["n"]
+        assert found.clean is found.clean_wrong
+        assert f"{name}.clean is deprecated: write {name}.clean_wrong" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("was", ["clean", "natural"])
+def test_reports_of_errors_of_an_earlier_version_are_read(was):
+    stored = json.loads((RESULTS / "studies-digits" / "evaluation.json").read_text())
+    errors = {}
+    for report in (stored["corruptions"], stored["fourier"]):
+        errors[report["n"]] = report.pop("clean_error", None) or report.pop("clean")
+        report |= {"schema_version": 1, was: errors[report["n"]]}
+    found = migrate.parsed(stored, EvaluationFile, RESULTS / "evaluation.json")
+    for report in (found.corruptions, found.fourier):
+        assert report.schema_version == 2
+        assert asdict(report.clean_error) == errors[report.n]
+        assert report.clean_error.k == report.n - found.clean.k
+    again = found.to_json()
+    assert migrate.evaluation(again) == again
+    with pytest.raises(ValueError, match="a report on errors of schema version 3"):
+        migrate.parsed({**again, "fourier": {**again["fourier"], "schema_version": 3}}, EvaluationFile, RESULTS)
 
 
 @pytest.mark.parametrize("name", ["Draws", "draws_needed"])

@@ -212,7 +212,7 @@ def test_palette_is_of_distinct_colours():
 
 
 def test_frequencies_are_whole_numbers():
-    report = {"errors": [[1] * 4] * 4, "n": 10, "eps": 1.0, "clean": stats.share(1, 10)}
+    report = {"errors": [[1] * 4] * 4, "n": 10, "eps": 1.0, "clean_error": stats.share(1, 10)}
     axes = plots.fourier(report).axes[0]
     assert all(tick == round(tick) for tick in (*axes.get_xticks(), *axes.get_yticks()))
 

@@ -219,13 +219,11 @@ def test_a_broken_file_is_one_line(tmp_path, content):
         run.read_json(tmp_path / "none.json")
 
 
-def test_rows_are_appended_and_kept(tmp_path):
+def test_rows_are_appended(tmp_path):
     path = tmp_path / run.METRICS
     for epoch in range(1, 5):
         run.append_jsonl(path, {"epoch": epoch, "loss": np.float32(0.1)})
     assert run.read_jsonl(path) == [{"epoch": e, "loss": 0.1} for e in range(1, 5)]
-    run.keep_jsonl(path, lambda row: row["epoch"] <= 2)
-    assert [row["epoch"] for row in run.read_jsonl(path)] == [1, 2]
     assert os.listdir(tmp_path) == [run.METRICS]
 
 

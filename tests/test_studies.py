@@ -199,7 +199,7 @@ def test_a_model_of_the_mean_errs_in_the_centre_alone():
     x = torch.full((6, 1, 8, 8), 0.45, dtype=torch.float64)
     # Twice as far as the threshold, and small enough that no pixel leaves the box.
     found = fourier_map(Mean(), x, torch.zeros(6, dtype=torch.int64), eps=0.8)
-    assert not found.clean.any()
+    assert not found.clean_wrong.any()
     assert found.errors[4, 4] > 0
     found.errors[4, 4] = 0
     assert not found.errors.any()

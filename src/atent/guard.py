@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -19,7 +19,7 @@ from atent.contracts import kind_of
 from atent.fields import shown
 
 Mode = Literal["eval", "train", "as-is"]
-MODES: tuple[str, ...] = ("eval", "train", "as-is")
+MODES: tuple[str, ...] = get_args(Mode)
 
 
 def ask(model: nn.Module, x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from atent.fields import shown
 from atent.guard import ask, dtype_of, guard
 
 SearchDtype = Literal["bfloat16", "float16", "tf32"]
-SEARCH_DTYPES: tuple[str, ...] = ("bfloat16", "float16", "tf32")
+SEARCH_DTYPES: tuple[str, ...] = get_args(SearchDtype)
 
 
 @contextmanager

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
-_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+STOPPING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+"""The signals that request a stop, where the system has them."""
 _PARENT = "ATENT_PARENT"
 _ECHO = 2.0  # seconds until a signal is sent again
 _DEEPEST = 100  # length of a chain of exception contexts
@@ -80,7 +81,7 @@ def handled() -> list[signal.Signals]:
     that may handle signals."""
     if threading.current_thread() is not threading.main_thread():
         return []
-    known = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
+    known = [getattr(signal, name) for name in STOPPING if hasattr(signal, name)]
     # None: a handler that is not Python's, which could not be restored.
     return [each for each in known if signal.getsignal(each) not in (signal.SIG_IGN, None)]
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ __all__ = [
 ]  # fmt: skip
 
 Norm = Literal["linf", "l2", "l1", "l0", "patch"]
-NORMS: tuple[str, ...] = ("linf", "l2", "l1", "l0", "patch")
+NORMS: tuple[str, ...] = get_args(Norm)
 COUNTS = ("l0", "patch")
 """The norms that count changes: their eps is a number of elements, pixels or patches."""
 EXTRA = ("group", "side", "inner", "inner_eps")

@@ -74,6 +74,8 @@ def folder_of(out: str | None, plan: Plan) -> Iterator[Kept]:
     A folder in which the same one was interrupted is taken up again. Raises as `atent.runs.locks.claimed`.
     """
     made, place = made_of(plan), Path(NAME if out is None else out)
+    if place.name in ("", ".."):  # the current folder has a name from above only
+        place = place.resolve()
     begun = [place] if out is not None else sorted(place.parent.glob(f"{NAME}*"))
     for path in begun:
         if _is_begun(path, made):

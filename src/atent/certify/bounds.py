@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from atent.precision import full_precision
 from atent.threat import Threat
 
 Method = Literal["ibp", "crown-ibp", "crown", "dual", "alpha-crown"]
-METHODS: tuple[str, ...] = ("ibp", "crown-ibp", "crown", "dual", "alpha-crown")
+METHODS: tuple[str, ...] = get_args(Method)
 CHUNK = 1024
 FEW = 4
 

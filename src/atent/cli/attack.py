@@ -58,9 +58,8 @@ def attack(
     from atent.signals import resumed_by
 
     file, picture = Path(out), Path(png) if png else None
-    for path, option, kind in ((file, "--out", ".npz"), (picture, "--png", ".png")):
-        if path is not None and path.suffix != kind:
-            raise ValueError(f"{option} {path}: the name must end in {kind}")
+    output.check_ending(file, "--out", ".npz")
+    output.check_ending(picture, "--png", ".png")
     part = parsed(shard, merge, {"png": png})
     locks.steal(target.steal_lock)
     nothing = "repeating the command starts again"

@@ -123,7 +123,7 @@ def certify(
     threads
         CPU threads: a number, or auto, which measures whether more than one is faster. Default: all cores.
     plot
-        Plot certified accuracy against radius, one curve per run, to this .png or .svg file.
+        Plot certified accuracy against radius, one curve per run, to this new .png or .svg file.
     table
         Write a table with one row per run to this .md file and to a .json file beside it. Existing rows are kept, so
         that several commands, with smoothing or bounds, can fill one table.
@@ -136,13 +136,16 @@ def certify(
     """
     if not runs:
         raise UsageError("no run given: write `atent certify RUN [RUN ...]`, with the paths that training printed")
+    from atent.distributed import entered
     from atent.experiments.certificate import certify_folder
     from atent.runs.locks import steal
 
     parsed(shard, merge, {"plot": plot, "table": table})
     steal(steal_lock)
     _check_written(table, plot, method, sequential is not False and len(radius or ()) == 1)
-    with output.json_alone(json) as emit:
+    picture = Path(plot) if plot else None
+    output.check_ending(picture, "--plot", ".png", ".svg")
+    with output.json_alone(json) as emit, entered(lambda: output.own(plot=picture)):
         done = {
             run: certify_folder(
                 run, model=model, data=data, method=method, sigma=sigma, n0=n0, n=n, alpha=alpha, seed=seed,

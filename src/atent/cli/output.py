@@ -155,11 +155,19 @@ def refuse_taken(path: Path, option: str) -> None:
         raise FileExistsError(f"{path} exists: choose another {option}; earlier results are never overwritten")
 
 
+def check_ending(path: Path | None, option: str, *endings: str) -> None:
+    """Raise ValueError, before the computation, for a file that an option names with none of the ``endings``."""
+    if path is not None and path.suffix not in endings:
+        raise ValueError(f"{option} {path}: the name must end in {' or '.join(endings)}")
+
+
 @contextlib.contextmanager
 def own(**given: Path | None) -> Iterator[None]:
     """Reserve the files that options name for this command inside the block; ``given`` maps options to files, or None.
 
-    Raises FileExistsError for an existing file, and InUse if another command has reserved it.
+    The rule of every option that names a result: missing folders in its path are made, and those that stay empty
+    removed; a path that cannot be written is refused before the computation. Raises FileExistsError for an existing
+    file, InUse if another command has reserved it, and OSError as `atent.runs.locks.held`.
     """
     from atent.runs.locks import held, lock_of
 

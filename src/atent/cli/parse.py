@@ -47,6 +47,7 @@ Norm = Annotated[typing.Literal["linf", "l2"] | None, arg("{linf,l2}")]
 AnyNorm = Annotated[typing.Literal["linf", "l2", "l1", "l0", "patch"] | None, arg("{linf,l2,l1,l0,patch}")]
 Group = Annotated[typing.Literal["element", "pixel"] | None, arg("{element,pixel}")]
 Inner = Annotated[typing.Literal["free", "linf"] | None, arg("{free,linf}")]
+Which = typing.Literal["best", "last", "raw", "ema", "swa"]
 Tristate = Annotated[bool | None, arg("")]
 Format = Annotated[typing.Literal["auto", "contiguous", "channels_last"] | None, arg("{auto,contiguous,channels_last}")]
 Precision = Annotated[

@@ -55,11 +55,10 @@ def report(
     from atent.runs.files import write_new
     from atent.runs.places import is_named
 
-    if out is not None:
-        output.refuse_taken(Path(out), "--out")
-    text = page(runs, images=images, model=model, data=data, root=root, progress=not quiet)
-    # A folder that is given twice counts once.
-    place = Path(runs[0]) if len(set(map(Path, runs))) == 1 and not is_named(runs[0]) else Path()
-    file = write_new(place / "report.html" if out is None else Path(out), text, numbered=out is None)
+    with output.own(out=Path(out) if out else None):
+        text = page(runs, images=images, model=model, data=data, root=root, progress=not quiet)
+        # A folder that is given twice counts once.
+        place = Path(runs[0]) if len(set(map(Path, runs))) == 1 and not is_named(runs[0]) else Path()
+        file = write_new(Path(out) if out else place / "report.html", text, numbered=not out)
     print(f"written: {file}")
     return 0

@@ -94,7 +94,8 @@ def _bands(found: BandReport) -> None:
 def _corruptions(found: CorruptionReport) -> None:
     from rich.table import Table
 
-    print(f"\nerror (%) under common corruptions, n = {found.n:,}{_took(found.seconds)}; clean {found.clean.text}")
+    head = f"error (%) under common corruptions, n = {found.n:,}{_took(found.seconds)}"
+    print(f"\n{head}; without one {found.clean_error.text}")
     table = Table(pad_edge=False)  # With a reference the table fills 80 columns.
     table.add_column("corruption", no_wrap=True)
     for severity in range(1, 6):
@@ -145,7 +146,7 @@ def _fourier(found: FourierReport) -> None:
     print(
         f"\nerror under noise of one frequency, l2 norm {found.eps:.4g} in one channel, n = {found.n:,}"
         f"{_took(found.seconds)}: {100 * mean:.1f} % on average, at most {100 * worst[0] / found.n:.1f} % ({place});"
-        f" without noise {found.clean.text}"
+        f" without noise {found.clean_error.text}"
     )
 
 

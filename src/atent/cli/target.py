@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import typing
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -23,6 +22,7 @@ from atent.cli.parse import (
     Text,
     Threads,
     Tristate,
+    Which,
     arg,
 )
 from atent.experiments.recipe_files import UsageError
@@ -86,7 +86,7 @@ class Target:
     or free."""
     inner_eps: Text = None
     """patch with --inner linf: largest change of a pixel value. Default: the run's."""
-    which: typing.Literal["best", "last", "raw", "ema", "swa"] = "best"
+    which: Which = "best"
     """Weights of a run: of the best or of the last epoch; if the run averages weights, raw, ema or swa select the best
     epoch of each kind."""
     weights: Place = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import typing
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +22,7 @@ from atent.cli.parse import (
     Text,
     Threads,
     Tristate,
+    Which,
     arg,
 )
 from atent.cli.target import NETWORK, InputOptions
@@ -42,7 +42,7 @@ def transfer(
     side: Number = None,
     inner: Inner = None,
     inner_eps: Text = None,
-    which: typing.Literal["best", "last", "raw", "ema", "swa"] = "best",
+    which: Which = "best",
     allow_large_eps: bool = False,
     limit: Limit = None,
     subset: Subset = None,
@@ -147,12 +147,12 @@ def transfer(
         output.threads(threads)
         first = next(iter(found.values()))
         _, dtype = measured(first, None if precision == "float32" else precision)
-        place = Path(out) if out else first.place / f"{first.stem}{TRANSFER}"
+        place = named["out"] or first.place / f"{first.stem}{TRANSFER}"
         with unfinished_matrix(found, place, dtype) as partial:
             matrix = transfer_matrix(found, search_dtype=dtype, partial=partial, progress=not quiet)
             print_transfer(matrix)
             emit(matrix.to_json())
-            path = write_new(place, matrix.to_json(), numbered=out is None)
+            path = write_new(place, matrix.to_json(), numbered=named["out"] is None)
         figure, given = plots.transfer(matrix.to_json()), named["png"]
         picture = output.save_figure(figure, given or path.with_suffix(".png"), reserved=given is not None)
         print(f"\nwritten: {path}, {picture}")
@@ -160,8 +160,8 @@ def transfer(
 
 
 def _named(out: str | None, png: str | None) -> dict[str, Path | None]:
-    """The files that the options name; ValueError, before the computation, for a wrong file extension."""
-    for given, option, kind in ((out, "--out", ".json"), (png, "--png", ".png")):
-        if given is not None and Path(given).suffix != kind:
-            raise ValueError(f"{option} {given}: the name must end in {kind}")
-    return {"out": Path(out) if out else None, "png": Path(png) if png else None}
+    """The files that the options name."""
+    named = {"out": Path(out) if out else None, "png": Path(png) if png else None}
+    output.check_ending(named["out"], "--out", ".json")
+    output.check_ending(named["png"], "--png", ".png")
+    return named

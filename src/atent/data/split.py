@@ -173,7 +173,7 @@ class Data(metaclass=Documented):
         return len(self.train) - self.generated
 
     def __repr__(self) -> str:
-        sizes = ", ".join(f"{len(getattr(self, part)):,} {part}" for part in ("train", "validation", "test"))
+        sizes = ", ".join(f"{len(getattr(self, part)):,} {part}" for part in get_args(Part))
         return f"Data({self.name!r}, {self.classes} classes, shape {self.shape}, {sizes})"
 
     def sample(self, part: Part, n: Limit, rule: Rule | None = None) -> Split:
@@ -189,7 +189,7 @@ class Data(metaclass=Documented):
 
     def to(self, device: torch.device | str) -> "Data":
         """The same data with its three splits on `device`."""
-        moved = {name: getattr(self, name).to(device) for name in ("train", "validation", "test")}
+        moved = {name: getattr(self, name).to(device) for name in get_args(Part)}
         return replace(self, **moved)
 
 

@@ -14,6 +14,7 @@ from atent.docstrings import Documented
 from atent.evaluate.lines import Resume, Values
 from atent.evaluate.samples import Checked
 from atent.evaluate.study import listed, study
+from atent.messages import deprecated
 from atent.progress import Advance
 from atent.stats import Estimate, mean_of_ratios, t_interval
 from atent.threat import Box
@@ -36,7 +37,7 @@ class Corrupted(metaclass=Documented):
 
     names: tuple[str, ...]
     """The corruptions."""
-    clean: Tensor
+    clean_wrong: Tensor
     """Whether each sample is misclassified without a corruption; bool (n,)."""
     wrong: Tensor
     """Whether each corrupted sample is misclassified; bool (corruptions, severities, n)."""
@@ -44,6 +45,12 @@ class Corrupted(metaclass=Documented):
     """Mean l2 distance to the clean image, in pixel units; float64 (corruptions, severities)."""
     reference: Tensor | None = None
     """As ``wrong``, of the reference network."""
+
+    @property
+    def clean(self) -> Tensor:
+        """The former name of ``clean_wrong``."""
+        deprecated("Corrupted.clean", "Corrupted.clean_wrong")
+        return self.clean_wrong
 
     def mean_error(self) -> Estimate:
         """The mean over corruptions and severities of the error, with its 95 % interval over images."""

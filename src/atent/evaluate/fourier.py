@@ -13,6 +13,7 @@ from atent.docstrings import Documented
 from atent.evaluate.lines import Resume, Values
 from atent.evaluate.samples import Checked
 from atent.evaluate.study import Study, study
+from atent.messages import deprecated
 from atent.progress import Advance
 from atent.rng import PerSample
 from atent.threat import Box, Threat, radius
@@ -60,17 +61,23 @@ class FourierMap(metaclass=Documented):
     >>> from atent.evaluate import fourier_map
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
     >>> found = fourier_map(model, torch.rand(4, 1, 4, 4), torch.tensor([0, 1, 2, 0]), eps=1.0)
-    >>> rates = found.errors / len(found.clean)
+    >>> rates = found.errors / len(found.clean_wrong)
     >>> rates.shape, found.eps
     (torch.Size([4, 4]), 1.0)
     """
 
     eps: float
     """l2 norm of the noise in one channel, in pixel units."""
-    clean: Tensor
+    clean_wrong: Tensor
     """Whether each sample is misclassified without noise; bool (n,)."""
     errors: Tensor
     """Misclassified samples by frequency, the constant one in the centre (h // 2, w // 2); int64 (h, w)."""
+
+    @property
+    def clean(self) -> Tensor:
+        """The former name of ``clean_wrong``."""
+        deprecated("FourierMap.clean", "FourierMap.clean_wrong")
+        return self.clean_wrong
 
 
 def fourier_map(

@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -25,6 +26,7 @@ from atent.experiments.results import (
 )
 from atent.experiments.results.certificate import Verified
 from atent.markdown import table as markdown_table
+from atent.runs.files import check_file
 from atent.runs.identity import digest
 from atent.runs.locks import held, lock_of
 
@@ -65,7 +67,11 @@ def _entry(at: Verified, size: int) -> CertifiedEntry:
 
 
 def check_table(path: str | Path | None) -> None:
-    """ValueError for a path that no table can be written to."""
+    """Check that a table can be written to a path, before the certificates; missing folders are made when it is
+    written.
+
+    ValueError for another ending, OSError where no file can be made.
+    """
     if path is None:
         return
     path = Path(path)
@@ -73,6 +79,8 @@ def check_table(path: str | Path | None) -> None:
         raise ValueError(f"--table writes Markdown, got {path}: give a name that ends in .md")
     if path.exists() and not path.with_suffix(".json").exists():
         raise ValueError(f"{path} exists without the .json file that it was made from: give another name")
+    with _held(path):
+        check_file(path)
 
 
 def add(path: Path, rows: Mapping[str, CertifiedRow]) -> Path:
@@ -84,8 +92,13 @@ def add(path: Path, rows: Mapping[str, CertifiedRow]) -> Path:
     are not those of the table: shares of different images do not compare.
     """
     check_table(path)
-    with held(lock_of(path), "certify", wait=lambda line: None):
+    with _held(path):
         return _added(path, rows)
+
+
+def _held(path: Path) -> AbstractContextManager[None]:
+    """The lock of a table, which several commands may fill at once."""
+    return held(lock_of(path), "certify", wait=lambda line: None)
 
 
 def _added(path: Path, rows: Mapping[str, CertifiedRow]) -> Path:

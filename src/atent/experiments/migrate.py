@@ -30,7 +30,11 @@ from atent.experiments.results import (
     TheoryFile,
     TransferFile,
 )
+from atent.experiments.results.studies import CORRUPTIONS_VERSION, FOURIER_VERSION
 from atent.runs.manifest import read_json
+
+# Reports inside an evaluation, each with a version of its own.
+_ERRORS = {"corruptions": CORRUPTIONS_VERSION, "fourier": FOURIER_VERSION}
 
 R = TypeVar("R", bound=Result)
 
@@ -81,6 +85,7 @@ def _first(error: Exception) -> str:
 
 def evaluation(content: dict[str, Any]) -> dict[str, Any]:
     """The content of an evaluation.json of any version, as the current one has it."""
+    content = {key: _errors(value, _ERRORS[key]) if key in _ERRORS else value for key, value in content.items()}
     if _current(content, EVALUATION_VERSION, "an evaluation"):
         return content
     content = folder.with_present_keys(content)
@@ -99,6 +104,14 @@ def evaluation(content: dict[str, Any]) -> dict[str, Any]:
         "data": {"class_names": None, **_samples(content["data"])},
         "attacks": {name: _attack(entry, content["clean"]["k"]) for name, entry in content["attacks"].items()},
     }
+
+
+def _errors(report: Any, version: int) -> Any:
+    """A report on errors of any version: the first named its clean error as an evaluation names its clean accuracy."""
+    if report is None or _current(report, version, "a report on errors"):
+        return report
+    names = dict.fromkeys(("clean", "natural"), "clean_error")
+    return {names.get(key, key): value for key, value in report.items()} | {"schema_version": version}
 
 
 def certificate(content: dict[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from atent.experiments.evaluation import evaluate_model
 from atent.experiments.introduction import introduction
 from atent.experiments.kept import best_sum, kept
 from atent.experiments.recipe_changes import in_run
-from atent.experiments.recipe_files import read_recipe
+from atent.experiments.recipe_files import SECTIONS, read_recipe
 from atent.experiments.results import EvaluationFile
 from atent.experiments.target import EvaluateSettings, attacks_of, data_of, recipe_attacks, threat_of
 from atent.methods import Method, Standard
@@ -83,8 +83,7 @@ class Job:
 
     def sections(self) -> dict[str, Any]:
         """The settings as plain values, in a recipe's form."""
-        names = ("data", "model", "optimizer", "schedule", "train", "evaluate")
-        sections = {name: asdict(getattr(self, name)) for name in names}
+        sections = {name: asdict(getattr(self, name)) for name in SECTIONS if name != "method"}
         return {"recipe": self.recipe, "method": plain(self.method), **sections}
 
 

@@ -232,7 +232,7 @@ def _corruptions(s: Studies, target: Target, n: int, found: Corrupted) -> Corrup
         schema_version=CORRUPTIONS_VERSION,
         n=n,
         seed=target.settings.seed,
-        clean=Share.of(int(found.clean.sum()), n),
+        clean_error=Share.of(int(found.clean_wrong.sum()), n),
         rows=rows,
         mean=Mean.of(found.mean_error()),
         left_out=[name for name in CORRUPTIONS if name not in found.names],
@@ -272,7 +272,7 @@ def _fourier(s: Studies, target: Target, n: int, found: FourierMap) -> FourierRe
         n=n,
         seed=target.settings.seed,
         eps=found.eps,
-        clean=Share.of(int(found.clean.sum()), n),
+        clean_error=Share.of(int(found.clean_wrong.sum()), n),
         errors=found.errors.tolist(),
     )
 

@@ -104,7 +104,7 @@ def card_of(target: Target, found: Results, *, name: str | None = None, license:
     config, threat = target.config, target.threat
     method = str((config.get("method") or {}).get("name") or "")
     network = str((config.get("model") or {}).get("name") or target.about.get("model") or type(target.model).__name__)
-    figures, attacks = _figures(found)
+    figures, attacks = figures_of(found)
     return Card(
         name=name or target.name, about=words.method(method) if method else "", architecture=network,
         parameters=sum(p.numel() for p in target.model.parameters()), data=target.data.name,
@@ -115,7 +115,8 @@ def card_of(target: Target, found: Results, *, name: str | None = None, license:
     )  # fmt: skip
 
 
-def _figures(found: Results) -> tuple[list[Figure], list[Figure]]:
+def figures_of(found: Results) -> tuple[list[Figure], list[Figure]]:
+    """The ``figures`` and ``attacks`` of a card."""
     figures: list[Figure] = []
     attacks: list[Figure] = []
     best = found.headline

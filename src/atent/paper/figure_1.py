@@ -21,6 +21,7 @@ from atent.evaluate.outcomes import bits
 from atent.experiments import migrate
 from atent.experiments.comparison import accuracy, measure
 from atent.experiments.pipeline import Job, as_begun, run_job
+from atent.experiments.recipe_files import SECTIONS
 from atent.experiments.results import EvaluationFile
 from atent.guard import ask
 from atent.markdown import table as markdown_table
@@ -135,7 +136,7 @@ def _check(job: Job, path: Path) -> None:
     """ValueError if the run folder was made with other settings."""
     if (path / folder.CONFIG).is_file():
         saved, wanted = folder.read_config(path / folder.CONFIG), json.loads(folder.dumps(job.sections()))
-        for section in ("method", "data", "model", "optimizer", "schedule", "train", "evaluate"):
+        for section in SECTIONS:
             # A setting that came later is at its default; where the points lie may change.
             if any(v != wanted[section].get(k) for k, v in saved[section].items() if k != "root"):
                 raise ValueError(f"{path} was trained with other {section} settings: give another folder for the runs")

@@ -89,7 +89,7 @@ def fourier(report: Mapping[str, Any], *, title: str | None = None) -> Figure:
     axes.set_ylabel("vertical frequency", fontsize=TEXT)
     bar = figure.colorbar(shown, ax=axes, shrink=0.9)
     bar.set_label("error (%)", fontsize=TEXT)
-    clean = 100 * fraction(report["clean"], "value", "clean")
+    clean = 100 * fraction(report["clean_error"], "value", "clean error")
     summary = f"noise of l2 norm {report['eps']:.3g}, n = {n:,}; without noise {clean:.1f} % error"
     axes.set_title(title or summary, fontsize=TEXT - 1, loc="left")
     return figure

@@ -46,7 +46,7 @@ def _fourier(found: FourierReport) -> str:
     every = [k / found.n for row in found.errors for k in row]
     return (
         f"Error under noise of one frequency, l2 norm {found.eps:.3g}: from {words.percent(min(every))} to"
-        f" {words.percent(max(every))}, {words.percent(found.clean.value)} without noise."
+        f" {words.percent(max(every))}, {words.percent(found.clean_error.value)} without noise."
     )
 
 

@@ -8,7 +8,8 @@ from typing import Any
 from atent.experiments.results.base import Adversary, Result, Samples, Share, strict
 from atent.stats import Estimate
 
-BANDS_VERSION = CORRUPTIONS_VERSION = FLIPS_VERSION = FOURIER_VERSION = TRANSFER_VERSION = 1
+BANDS_VERSION = FLIPS_VERSION = TRANSFER_VERSION = 1
+CORRUPTIONS_VERSION = FOURIER_VERSION = 2
 
 
 @strict
@@ -99,7 +100,7 @@ class CorruptionReport(Result):
     schema_version: int
     n: int
     seed: int
-    clean: Share
+    clean_error: Share
     """Samples that are misclassified without a corruption."""
     rows: list[CorruptionRow]
     mean: Mean
@@ -158,7 +159,7 @@ class FourierReport(Result):
     seed: int
     eps: float
     """l2 norm of the noise in one channel, in pixel units."""
-    clean: Share
+    clean_error: Share
     """Samples that are misclassified without noise."""
     errors: list[list[int]]
     """Misclassified samples by vertical and horizontal frequency, the constant image in the centre (h // 2, w // 2)."""

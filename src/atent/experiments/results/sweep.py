@@ -10,6 +10,9 @@ from atent.experiments.results.comparison import Spread
 
 SWEEP_VERSION = 1
 
+State = Literal["complete", "pruned", "failed"]
+"""How a trial ended, in the order in which tables show them."""
+
 
 @strict
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class TrialResult:
     """One choice of the settings."""
 
     number: int
-    state: Literal["complete", "pruned", "failed"]
+    state: State
     settings: dict[str, Any]
     values: list[Spread]
     """Each objective over the seeds; none where the trial is not complete."""

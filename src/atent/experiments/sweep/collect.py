@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from atent import runs as folder
 from atent.experiments.comparison import measure
 from atent.experiments.results import SWEEP_VERSION, Spread, SweepFile, TrialResult, TrialSeed
+from atent.experiments.results.sweep import State
 from atent.experiments.sweep.spec import Sweep
 from atent.experiments.sweep.study import Study, Trial
 from atent.markdown import table as markdown_table
@@ -83,7 +84,7 @@ def ordered(found: SweepFile) -> list[TrialResult]:
     sign = -1 if next(iter(found.objectives.values())) == "maximize" else 1
 
     def key(trial: TrialResult) -> tuple[Any, ...]:
-        place = ("complete", "pruned", "failed").index(trial.state)
+        place = get_args(State).index(trial.state)
         value = trial.values[0].mean if trial.values else trial.figure
         return place, sign * value if value is not None else 0.0, trial.number
 
@@ -124,7 +125,7 @@ def _cell(name: str, found: Spread) -> str:
 
 def caption(found: SweepFile) -> list[str]:
     """The footnotes of the table, one line each."""
-    counts = {state: sum(trial.state == state for trial in found.trials) for state in ("complete", "pruned", "failed")}
+    counts = {state: sum(trial.state == state for trial in found.trials) for state in get_args(State)}
     states = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
     lines = [
         f"{len(found.trials)} trials ({states}) of {found.recipe}, sampler {found.sampler} (seed {found.sampler_seed}),"

@@ -35,16 +35,15 @@ from atent.origins import sources_of
 from atent.progress import Advance, bar
 from atent.registry import Registry, load_object
 from atent.runs.locks import held
-from atent.signals import resumed_by
+from atent.signals import STOPPING, resumed_by
 from atent.train.fingerprint import edited
 
 PLAN = "sweep-plan.json"
 _AGAIN = "finished trials are kept, and repeating the command resumes"
-_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 # Exit statuses of a training that saved and stopped on request.
 _STOPPED = {
     status
-    for name in _SIGNALS
+    for name in STOPPING
     if hasattr(signal, name)
     for status in (128 + getattr(signal, name), -getattr(signal, name))
 }
