@@ -1,4 +1,4 @@
-"""The modes of torch that enclose an evaluation, a study or a certificate do not change it."""
+"""The modes and the random state of torch around an evaluation, a study or a certificate do not change it."""
 
 from functools import partial
 
@@ -17,6 +17,7 @@ from atent.evaluate import (
     measure_corruptions,
     measure_flips,
     measure_transfer,
+    predict,
     sweep,
 )
 from atent.evaluate.craft import craft
@@ -70,3 +71,34 @@ def test_the_modes_of_the_caller_do_not_change_what_is_measured(work):
         net = network()
         with mode():
             assert WORK[work](net) == expected, name
+
+
+class Random(nn.Module):
+    """Dropout that ignores eval mode, over the network."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = network()
+
+    def forward(self, z):
+        return self.net(nn.functional.dropout(z, 0.5))
+
+
+@pytest.mark.parametrize("work", ["evaluate", "bands", "corruptions", "flips", "fourier", "transfer"])
+def test_a_random_network_draws_from_the_seed_of_the_call(work):
+    """Before: its predictions without an attack drew from torch's global generator, and so did all that rests on
+    them."""
+    found = []
+    for state in (1, 2):
+        net = Random().eval()
+        torch.manual_seed(state)
+        found.append(WORK[work](net))
+    assert found[0] == found[1]
+
+
+def test_predictions_of_a_random_network_depend_on_their_seed():
+    net = Random().eval()
+    x = X.repeat(20, 1, 1, 1)
+    first, again, other = (predict(net, x, Y.repeat(20), seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
