@@ -1,7 +1,9 @@
 """The modes and the random state of torch around an evaluation, a study or a certificate do not change it."""
 
+import random
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -74,24 +76,27 @@ def test_the_modes_of_the_caller_do_not_change_what_is_measured(work):
 
 
 class Random(nn.Module):
-    """Dropout that ignores eval mode, over the network."""
+    """Random numbers of torch, numpy and Python in eval mode, over the network."""
 
     def __init__(self):
         super().__init__()
         self.net = network()
 
     def forward(self, z):
-        return self.net(nn.functional.dropout(z, 0.5))
+        noise = torch.from_numpy(np.random.randn(*z.shape)).to(z)  # noqa: NPY002
+        return self.net(nn.functional.dropout(z * random.random(), 0.5) + 0.3 * noise)
 
 
-@pytest.mark.parametrize("work", ["evaluate", "bands", "corruptions", "flips", "fourier", "transfer"])
+@pytest.mark.parametrize("work", ["evaluate", "minimum norm", "bands", "corruptions", "flips", "fourier", "transfer"])
 def test_a_random_network_draws_from_the_seed_of_the_call(work):
-    """Before: its predictions without an attack drew from torch's global generator, and so did all that rests on
-    them."""
+    """Before: its predictions without an attack drew from the global generator of torch, and all passes of a network with
+    random numbers of numpy or Python from theirs."""
     found = []
     for state in (1, 2):
         net = Random().eval()
         torch.manual_seed(state)
+        np.random.seed(state)  # noqa: NPY002
+        random.seed(state)
         found.append(WORK[work](net))
     assert found[0] == found[1]
 
