@@ -89,7 +89,7 @@ class Random(nn.Module):
 
 @pytest.mark.parametrize("work", ["evaluate", "minimum norm", "bands", "corruptions", "flips", "fourier", "transfer"])
 def test_a_random_network_draws_from_the_seed_of_the_call(work):
-    """Before: its predictions without an attack drew from the global generator of torch, and all passes of a network with
+    """Before: its predictions without an attack drew from the global generator of torch, and passes of a network with
     random numbers of numpy or Python from theirs."""
     found = []
     for state in (1, 2):
