@@ -161,8 +161,8 @@ def test_rows_of_a_network_with_other_settings_are_not_taken(change, tmp_path):
 
 def test_rows_of_a_built_in_network_with_a_hook_are_not_taken(tmp_path):
     """Before: they were those of the network without the hook."""
-    x, y, attacks = torch.rand(12, 1, 8, 8), torch.arange(12) % 3, [FGSM(Threat("linf", 0.05))]
-    net = build("digits_cnn", classes=3)
+    x, y, attacks = torch.rand(4, 3, 8, 8), torch.arange(4) % 3, [FGSM(Threat("linf", 0.05))]
+    net = build("resnet20", classes=3)
     evaluate(net, x, y, attacks, resume=tmp_path / "rows")
     net.register_forward_pre_hook(lambda _module, inputs: (1 - inputs[0],))
     with pytest.raises(ValueError, match="an evaluation with other model"):
