@@ -32,6 +32,8 @@ def listed(names: Any, kind: str) -> tuple[str, ...] | None:
     made = tuple(names)
     if not made:
         raise ValueError(f"names is empty: give at least one {kind}, or None for all")
+    if (twice := next((name for name in made if made.count(name) > 1), None)) is not None:
+        raise ValueError(f"{kind} {shown(twice)} is given twice: omit one, as means would count both")
     return made
 
 
