@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from atent.attacks import FGSM
+from atent.attacks import FGSM, Transfer
 from atent.cli import main
 from atent.evaluate import evaluate, measure_flips
 from atent.origins import code_of
@@ -84,6 +84,23 @@ def test_an_attack(edited):
     first = run("+")
     assert run("+") == first
     with pytest.raises(ValueError, match=r"rows\.jsonl"):
+        run("-")
+
+
+def test_the_source_of_a_transfer(edited):
+    """Before: rows of the former source were those of the edited one."""
+    x, y = torch.rand(20, 1, 8, 8, dtype=torch.float64), torch.arange(20) % 10
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)).double()
+
+    def run(sign):
+        edited(NETWORK, sign)
+        attack = Transfer(Threat("linf", 0.1), "FGSM", "edited_by_user:net")
+        # The second time the attack has a source that was moved to the dtype of the inputs.
+        return [evaluate(net, x, y, {"transfer": attack}, resume="rows.jsonl").outcomes for _ in range(2)]
+
+    first = run("+")
+    assert run("+") == first
+    with pytest.raises(ValueError, match=r"rows\.jsonl belongs to an evaluation with other attacks"):
         run("-")
 
 

@@ -8,6 +8,7 @@ from cascades import RISING, THREAT, Twofold
 
 from atent.attacks import FGSM, PGD, Attack
 from atent.evaluate import evaluate, sweep
+from atent.models import build
 from atent.runs import dumps
 from atent.threat import Threat
 
@@ -130,26 +131,42 @@ def test_a_killed_sweep_goes_on(conv_net, batch, tmp_path):
 class Scaled(torch.nn.Module):
     """Its settings are no parameters."""
 
-    def __init__(self, scale=1.0, slope=0.1):
+    def __init__(self, scale=1.0, slope=0.1, shape=torch.tanh, shift=0.5):
         super().__init__()
         torch.manual_seed(0)
         self.scale, self.act, self.lin = scale, torch.nn.LeakyReLU(slope), torch.nn.Linear(16, 3)
+        self.shape, self.settings, self.cache = shape, {"shift": shift, "name": None}, None
 
     def forward(self, z):
-        return self.lin(self.act(self.scale * z.flatten(1) - 0.5))
+        self.cache = torch.full((), self.settings["shift"])
+        return self.lin(self.act(self.shape(self.scale * z.flatten(1) - self.cache)))
 
 
-@pytest.mark.parametrize("change", ["attribute", "layer", "hook"])
+@pytest.mark.parametrize("change", ["attribute", "layer", "hook", "function", "mapping", "forward"])
 def test_rows_of_a_network_with_other_settings_are_not_taken(change, tmp_path):
     """Before: the rows of the first network were those of the second, whose weights are the same."""
     x, y, attacks = torch.rand(12, 1, 4, 4), torch.arange(12) % 3, [FGSM(Threat("linf", 0.05))]
     first = evaluate(Scaled(), x, y, attacks, resume=tmp_path / "rows")
     assert evaluate(Scaled(), x, y, attacks, resume=tmp_path / "rows").outcomes == first.outcomes
-    other = {"attribute": Scaled(scale=0.5), "layer": Scaled(slope=0.3), "hook": Scaled()}[change]
+    settings = {"attribute": ("scale", 0.5), "layer": ("slope", 0.3), "function": ("shape", torch.sin)}
+    settings["mapping"] = "shift", -0.5
+    other = Scaled(**dict([settings[change]] if change in settings else []))
+    if change == "forward":
+        other.forward = lambda z: -Scaled.forward(other, z)
     if change == "hook":
         other.register_forward_hook(lambda _module, _inputs, logits: -logits)
     with pytest.raises(ValueError, match="an evaluation with other model"):
         evaluate(other, x, y, attacks, resume=tmp_path / "rows")
+
+
+def test_rows_of_a_built_in_network_with_a_hook_are_not_taken(tmp_path):
+    """Before: they were those of the network without the hook."""
+    x, y, attacks = torch.rand(4, 3, 8, 8), torch.arange(4) % 3, [FGSM(Threat("linf", 0.05))]
+    net = build("resnet20", classes=3)
+    evaluate(net, x, y, attacks, resume=tmp_path / "rows")
+    net.register_forward_pre_hook(lambda _module, inputs: (1 - inputs[0],))
+    with pytest.raises(ValueError, match="an evaluation with other model"):
+        evaluate(net, x, y, attacks, resume=tmp_path / "rows")
 
 
 class Counting(Scaled):

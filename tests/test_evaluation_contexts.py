@@ -1,7 +1,9 @@
-"""The modes of torch that enclose an evaluation, a study or a certificate do not change it."""
+"""The modes and the random state of torch around an evaluation, a study or a certificate do not change it."""
 
+import random
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -17,6 +19,7 @@ from atent.evaluate import (
     measure_corruptions,
     measure_flips,
     measure_transfer,
+    predict,
     sweep,
 )
 from atent.evaluate.craft import craft
@@ -70,3 +73,37 @@ def test_the_modes_of_the_caller_do_not_change_what_is_measured(work):
         net = network()
         with mode():
             assert WORK[work](net) == expected, name
+
+
+class Random(nn.Module):
+    """Random numbers of torch, numpy and Python in eval mode, over the network."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = network()
+
+    def forward(self, z):
+        noise = torch.from_numpy(np.random.randn(*z.shape)).to(z)  # noqa: NPY002
+        return self.net(nn.functional.dropout(z * random.random(), 0.5) + 0.3 * noise)
+
+
+@pytest.mark.parametrize("work", ["evaluate", "minimum norm", "bands", "corruptions", "flips", "fourier", "transfer"])
+def test_a_random_network_draws_from_the_seed_of_the_call(work):
+    """Before: its predictions without an attack drew from the global generator of torch, and passes of a network with
+    random numbers of numpy or Python from theirs."""
+    found = []
+    for state in (1, 2):
+        net = Random().eval()
+        torch.manual_seed(state)
+        np.random.seed(state)  # noqa: NPY002
+        random.seed(state)
+        found.append(WORK[work](net))
+    assert found[0] == found[1]
+
+
+def test_predictions_of_a_random_network_depend_on_their_seed():
+    net = Random().eval()
+    x = X.repeat(20, 1, 1, 1)
+    first, again, other = (predict(net, x, Y.repeat(20), seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)

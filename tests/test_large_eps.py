@@ -10,7 +10,7 @@ from commands import compare_jobs, given, train_job
 from kit import threat_in
 from torch import nn
 
-from atent.attacks import ALMA, ATTACKS, DDN, FGSM, FMN, PGD, DeepFool
+from atent.attacks import ALMA, ATTACKS, DDN, FGSM, FMN, IFGS, PGD, DeepFool, Langevin
 from atent.attacks.spec import parse, spell
 from atent.certify import verified
 from atent.data import from_tensors
@@ -18,7 +18,7 @@ from atent.evaluate import evaluate, masking_checks, sweep
 from atent.experiments import recipes
 from atent.experiments.compare import compare
 from atent.experiments.plan import Plan, agree
-from atent.methods import AWP, PGDAT, Standard
+from atent.methods import ATENT, AWP, FGSMRS, MART, PGDAT, TRADES, Free, Standard
 from atent.methods.awp import plain
 from atent.threat import Threat
 from atent.train import TrainSettings, fit
@@ -182,3 +182,34 @@ def test_a_comparison_refuses_a_large_eps_before_it_makes_a_folder(words, tmp_pa
     assert not list(tmp_path.iterdir())
     agree(compare_jobs(*recipe, *words, "--allow-large-eps"))
     agree(compare_jobs(*recipe))
+
+
+# ---- the length of a step
+
+
+STEPPING = [PGD, IFGS, Langevin, PGDAT, TRADES, ATENT, MART, Free, FGSMRS]
+
+
+@pytest.mark.parametrize("kind", STEPPING, ids=lambda kind: kind.__name__)
+def test_a_signed_step_across_the_box_is_refused(kind):
+    """Before: every step ended in a corner of the ball, and the attack was weaker than it seemed."""
+    near = Threat("linf", 8 / 255)
+    with pytest.raises(ValueError, match=r"step_size must be below the box width 1, got 2: did you mean 2/255\?"):
+        kind(near, step_size=2.0)
+    with pytest.raises(ValueError, match=r"box width 255, got 300: give a smaller one"):
+        kind(Threat("linf", 8.0, (0.0, 255.0)), step_size=300.0)
+    for threat, length in (
+        (near, 0.99),
+        (Threat("linf", 8.0, (0.0, 255.0)), 2.0),
+        (Threat("linf", 0.6), 1.2),
+        (Threat("linf", 8 / 255, allow_large_eps=True), 2.0),
+        (Threat("linf", [0.0, 0.6]), 1.2),
+    ):
+        if kind in (PGD, IFGS) or isinstance(threat.eps, float):
+            assert kind(threat, step_size=length).step_size == length
+
+
+def test_other_steps_have_other_units():
+    assert PGD(Threat("l2", 0.5), step_size=2.0).step_size == 2.0
+    assert PGD(Threat("l0", 3), step_size=20.0).step_size == 20.0
+    assert Langevin(Threat("linf", 0.1), gradient="raw", step_size=2.0).step_size == 2.0

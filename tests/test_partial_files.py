@@ -256,6 +256,19 @@ def test_studies_too(task, tmp_path, capsys, kind):
     assert "1 damaged row" in capsys.readouterr().err
 
 
+def test_a_matrix_of_networks_in_another_order_is_another(task, tmp_path):
+    """Before: the rows and columns of the second and the third were exchanged, without a word."""
+    _, x, y = task
+    nets = {}
+    for seed, name in enumerate("abc"):
+        torch.manual_seed(seed)
+        nets[name] = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    path = tmp_path / "p.jsonl"
+    measure_transfer(nets, x, y, FGSM(LINF), resume=path)
+    with pytest.raises(Foreign, match="order"):
+        measure_transfer({name: nets[name] for name in "acb"}, x, y, FGSM(LINF), resume=path)
+
+
 def test_a_certificate_that_grows(task, tmp_path, capsys):
     model, x, y = task
     path, sampling = tmp_path / "c.csv", Sampling(0.25, n0=10, n=100)

@@ -293,6 +293,8 @@ def test_bad_samples_are_refused_in_one_line(study, conv_net, batch):
         (lambda net, x, y: measure_bands(net, x, y, FGSM(Threat("linf", 8))), "box width"),
         (lambda net, x, y: measure_corruptions(net, x, y, names=["snow"]), "snow"),
         (lambda net, x, y: measure_corruptions(net, x, y, names=[]), "empty"),
+        (lambda net, x, y: measure_corruptions(net, x, y, names=["fog", "contrast", "fog"]), "'fog' is given twice"),
+        (lambda net, x, y: measure_flips(net, x, y, names=["tilt", "tilt"]), "'tilt' is given twice"),
         (lambda net, x, y: measure_flips(net, x, y, names=["tilt"]), "tilt"),
         (lambda net, x, y: fourier_map(net, x, y, eps=0.0), "above 0"),
     ],

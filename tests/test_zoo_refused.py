@@ -163,6 +163,34 @@ def test_binary_logits_are_attacked_trained_certified_and_bounded():
     assert len(fitted.history) == 1
 
 
+class Probable(OneLogit):
+    """Ends in a sigmoid, which is not the last of its modules."""
+
+    def __init__(self, last):
+        super().__init__()
+        self.last = last
+
+    def forward(self, z):
+        return self.last(super().forward(z))
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        nn.Sigmoid(), torch.sigmoid, torch.special.expit, lambda z: z.sigmoid().squeeze(1), lambda z: z.sigmoid()[:, 0],
+        lambda z: z.t().sigmoid().t().contiguous().double().float(), lambda z: z.sigmoid().expand(-1, 1).clone(),
+    ],
+)  # fmt: skip
+def test_binary_logits_see_a_sigmoid_in_the_graph(last):
+    """Before: the probabilities counted as logits, all of them above 0, so that every sample had class 1."""
+    net = made(lambda: Probable(last))
+    # No module after it, and none that is a sigmoid at the end of the list.
+    net = nn.Sequential(net, nn.Flatten(0))
+    x, y = data()
+    for call in (PGD(LINF, steps=2), lambda *args: evaluate(*args, [PGD(LINF, steps=2)])):
+        refused(call, binary_logits(net).eval(), x, y % 2, says="ends in a sigmoid: remove that layer")
+
+
 def test_binary_logits_refuse_what_has_no_single_logit():
     x, _ = data()
     refused(ask, binary_logits(made(Twin)), x, says="one logit")

@@ -216,9 +216,9 @@ def guard(model: nn.Module, *, mode: Mode = "eval", seed: int | None = None) -> 
 
     Restored on success and on exception, each independently of the others: the mode of each module, each parameter's
     ``requires_grad`` and ``.grad``, each buffer (including batch-norm statistics), the global random states (Python,
-    numpy, torch, the model's CUDA devices), and torch's gradient mode and default dtype. ``seed`` seeds the torch
-    generators inside, so that a random model gives the same results at each call. Autograd works inside also if the
-    caller is in inference mode. Another thread that uses the same model waits.
+    numpy, torch, the model's CUDA devices), and torch's gradient mode and default dtype. ``seed`` seeds the
+    generators of torch, Python and numpy inside, so that a random model gives the same results at each call. Autograd
+    works inside also if the caller is in inference mode. Another thread that uses the same model waits.
 
     ValueError for a model that is not a torch module, was created under ``torch.inference_mode``, or is on the meta
     device, and for an unknown mode.
@@ -271,6 +271,8 @@ def guard(model: nn.Module, *, mode: Mode = "eval", seed: int | None = None) -> 
         if seed is not None:
             # Not torch.manual_seed, which would seed devices that are not restored.
             torch.default_generator.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002
             for d in devices:
                 with torch.cuda.device(d):
                     torch.cuda.manual_seed(seed)

@@ -21,8 +21,8 @@ class EoT(Wrapper):
     """Expectation over transformation: an ``attack`` whose gradients are means over several passes.
 
     For random models: every gradient and its loss is a mean over ``samples`` passes. With one sample the result equals
-    that of the attack itself, bit for bit. The model uses torch's generators, which are seeded at every call; evaluate
-    it in a mode in which it is random.
+    that of the attack itself, bit for bit. The model uses the global generators, which are seeded at every call;
+    evaluate it in a mode in which it is random.
 
     Raises
     ------

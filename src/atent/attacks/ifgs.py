@@ -9,6 +9,7 @@ from torch import Tensor
 
 from atent.attacks.base import Attack, attack
 from atent.attacks.oracle import Oracle
+from atent.attacks.starts import check_step
 from atent.checks import check_number
 from atent.losses import cross_entropy
 from atent.rng import Streams
@@ -57,7 +58,7 @@ class IFGS(Attack):
     def __post_init__(self) -> None:
         check_number("steps", self.steps, 1, whole=True)
         if self.step_size is not None:
-            check_number("step_size", self.step_size, 0)
+            check_step(self.threat, self.step_size)
 
     @property
     def resolved_step(self) -> float:

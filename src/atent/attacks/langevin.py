@@ -11,7 +11,7 @@ from torch import Tensor
 from atent.attacks.base import Attack, attack
 from atent.attacks.loops import restarted, worst_of
 from atent.attacks.oracle import Oracle
-from atent.attacks.starts import Start, check_start, start
+from atent.attacks.starts import Start, check_start, check_step, start
 from atent.checks import check_choice, check_number
 from atent.docstrings import Documented
 from atent.losses import cross_entropy
@@ -168,6 +168,8 @@ def sampler(
     check_start(threat, start)
     # The scale of one unit of step size: a raw gradient shrinks as the box widens, a unit gradient or a sign does not.
     scale = threat.width if gradient == "raw" else 1.0
+    if step_size is not None and gradient == "sign":
+        check_step(threat, step_size)
     if step_size is None:
         step_size = scale * (2.0 if threat.norm == "l2" else 2.5) * float(threat.eps) / steps
     check_number("step_size", step_size, 0)

@@ -12,7 +12,7 @@ from torch import Tensor
 from atent.attacks.base import Attack, attack
 from atent.attacks.loops import restarted, worst_of
 from atent.attacks.oracle import Loss, Oracle
-from atent.attacks.starts import ALLOWED, Start, start
+from atent.attacks.starts import ALLOWED, Start, check_step, start
 from atent.checks import check_choice, check_number
 from atent.losses import LOSSES, kl
 from atent.rng import Streams
@@ -89,7 +89,7 @@ class PGD(Attack):
         check_number("steps", self.steps, 1, whole=True)
         check_number("restarts", self.restarts, 1, whole=True)
         if self.step_size is not None:
-            check_number("step_size", self.step_size, 0)
+            check_step(self.threat, self.step_size)
         check_choice(f"start (for {self.threat.norm})", self.start, (*ALLOWED[self.threat.norm], "gaussian"))
         check_number("momentum", self.momentum, 0)
         if self.momentum > _MOMENTUM:

@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from atent.checks import check_choice
+from atent.checks import check_choice, check_number
 from atent.rng import Streams
-from atent.threat import COUNTS, Threat, per_sample, unit
+from atent.threat import COUNTS, Radii, Threat, per_sample, unit
 
 Start = Literal["zero", "uniform", "corner", "sphere", "boundary", "cube"]
 
@@ -27,6 +27,20 @@ ALLOWED: dict[str, tuple[str, ...]] = {
 def check_start(threat: Threat, kind: str) -> None:
     """ValueError for a start that is not defined in the threat's norm."""
     check_choice(f"start (for {threat.norm})", kind, ALLOWED[threat.norm])
+
+
+def check_step(threat: Threat, step_size: float) -> None:
+    """ValueError for a negative length, and for one of a signed step that crosses the box and, four times, the ball: it
+    ends in a corner of the ball wherever it begins, usually because 2 was written for 2/255."""
+    check_number("step_size", step_size, 0)
+    eps = max(threat.eps, default=0.0) if isinstance(threat.eps, Radii) else float(threat.eps)
+    if threat.norm == "linf" and step_size >= max(threat.width, 4 * eps) and not threat.allow_large_eps:
+        levels = step_size * threat.width
+        guess = f"did you mean {levels:g}/255?" if levels / 255 < threat.width else "give a smaller one"
+        raise ValueError(
+            f"linf step_size must be below the box width {threat.width:g}, got {step_size:g}: {guess} (to insist,"
+            " Threat(..., allow_large_eps=True))"
+        )
 
 
 def start(threat: Threat, kind: str, x: Tensor, streams: Streams, restart: int = 0) -> Tensor:

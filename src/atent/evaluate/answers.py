@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from atent.checks import as_inputs, as_labels, check_logits, check_number
+from atent.checks import as_inputs, as_labels, check_logits, check_number, check_seed
 from atent.guard import ask, guard
 from atent.memory import Batches
 from atent.precision import full_precision
+from atent.rng import narrow
 
 
-def predict(model: nn.Module, x: Tensor, y: Tensor, *, batch: int = 500) -> Tensor:
+def predict(model: nn.Module, x: Tensor, y: Tensor, *, batch: int = 500, seed: int = 0) -> Tensor:
     """Predicted classes, in eval mode and full precision.
 
     Parameters
@@ -22,6 +23,8 @@ def predict(model: nn.Module, x: Tensor, y: Tensor, *, batch: int = 500) -> Tens
         Inputs (n, ...) and labels (n,), tensors or arrays. The labels only check the number of the model's outputs.
     batch
         Samples per forward pass, 1 or more.
+    seed
+        Seed of the random numbers of a random model.
 
     Returns
     -------
@@ -42,14 +45,14 @@ def predict(model: nn.Module, x: Tensor, y: Tensor, *, batch: int = 500) -> Tens
     [1, 0]
     """
     batch = check_number("batch", batch, 1, whole=True)
-    return answers(model, as_inputs(x, model), as_labels(y), batch)[0]
+    return answers(model, as_inputs(x, model), as_labels(y), batch, check_seed(seed))[0]
 
 
 @torch.no_grad()
-def answers(model: nn.Module, x: Tensor, y: Tensor, batch: int) -> tuple[Tensor, int]:
+def answers(model: nn.Module, x: Tensor, y: Tensor, batch: int, seed: int) -> tuple[Tensor, int]:
     """As `predict`, and the number of classes, 0 for no samples."""
     out, classes = [], 0
-    with guard(model, mode="eval"), full_precision(x.device):
+    with guard(model, mode="eval", seed=narrow(seed)), full_precision(x.device):
         for part, logits in Batches("the evaluation").over(len(x), batch, lambda rows: ask(model, x[rows])):
             check_logits(logits, y[part])
             out.append(logits.argmax(1))

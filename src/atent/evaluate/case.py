@@ -82,7 +82,7 @@ def begun(
     about = depends_on(model, samples, named, **settings) if resume is not None else None
     ledger = Ledger(resume, about, attacks=named, n=len(x), world=world)
     trial = Trial(search, x, y, ids, seed, batch, ledger, advance, world=world)
-    predicted, classes = answers(model, x, y, batch)
+    predicted, classes = answers(model, x, y, batch, seed)
     return Case(named, trial, predicted, (predicted == y).cpu(), classes, search_dtype)
 
 

@@ -86,7 +86,7 @@ def craft(
             advance(len(some), "")
     x_adv, success, norm = (torch.cat(parts) for parts in zip(*found))
     x, y, ids = (tensor[torch.cat(pieces)] for tensor in (x, y, ids))
-    predicted = predict(model, x_adv, y, batch=batch)
+    predicted = predict(model, x_adv, y, batch=batch, seed=seed)
     made = {"x_adv": x_adv, "x": x, "y": y, "ids": ids, "success": success, "predicted": predicted, "norm": norm}
     return {name: tensor.detach().cpu() for name, tensor in made.items()}
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from atent.checks import check_choice
 from atent.data.corruptions.sequences import SEQUENCES, flips, framed
 from atent.docstrings import Documented
-from atent.evaluate.answers import predict
 from atent.evaluate.lines import Resume, Values
 from atent.evaluate.samples import Checked
 from atent.evaluate.study import listed, study
@@ -145,7 +144,7 @@ def measure_flips(
                 classes: dict[str, list[Tensor]] = {who: [] for who in asked}
                 for frame in framed(s.unit(s.x[at]), name, seed=s.seed, ids=s.ids[at]):
                     for who, net in asked.items():
-                        classes[who].append(predict(net, s.boxed(frame), s.y[at], batch=s.batch))
+                        classes[who].append(s.predicted(net, s.boxed(frame), at))
                 ordered = SEQUENCES[name].ordered
                 return {who: flips(torch.stack(each, 1), ordered=ordered).tolist() for who, each in classes.items()}
 

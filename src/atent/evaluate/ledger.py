@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from atent import __version__
 from atent.attacks.base import Attack
 from atent.attacks.spec import spell
+from atent.attacks.transfer import Transfer, load_source
 from atent.attacks.wrapper import nest
 from atent.data.described import spans, unspan
 from atent.distributed import SINGLE, World
@@ -206,7 +207,10 @@ def code_of_attack(attack: Attack) -> list[str]:
 
 
 def _models(attack: Attack) -> list[nn.Module]:
-    values = (getattr(attack, f.name) for f in dataclasses.fields(attack))
+    values = [getattr(attack, f.name) for f in dataclasses.fields(attack)]
+    # Loaded anew: a search moves the model of the attack to the device and dtype of its inputs.
+    if isinstance(attack, Transfer) and isinstance(attack.source, str):
+        values.append(load_source(attack.source))
     return [value for value in values if isinstance(value, nn.Module)]
 
 

@@ -32,6 +32,8 @@ def listed(names: Any, kind: str) -> tuple[str, ...] | None:
     made = tuple(names)
     if not made:
         raise ValueError(f"names is empty: give at least one {kind}, or None for all")
+    if (twice := next((name for name in made if made.count(name) > 1), None)) is not None:
+        raise ValueError(f"{kind} {shown(twice)} is given twice: omit one, as means would count both")
     return made
 
 
@@ -68,14 +70,18 @@ class Study:
         for start in range(0, len(places), self.batch):
             yield str(start), places[start : start + self.batch]
 
+    def predicted(self, model: nn.Module, x: Tensor, at: Tensor) -> Tensor:
+        """The model's classes (m,) for ``x``, inputs of the samples ``at`` these positions (m,)."""
+        return predict(model, x, self.y[at], batch=self.batch, seed=self.seed)
+
     def wrong(self, model: nn.Module, x: Tensor, at: Tensor) -> list[int]:
         """Whether the model misclassifies each of ``x``, inputs of the samples ``at`` these positions: 0 or 1."""
-        found: list[int] = (predict(model, x, self.y[at], batch=self.batch) != self.y[at]).int().tolist()
+        found: list[int] = (self.predicted(model, x, at) != self.y[at]).int().tolist()
         return found
 
     def right(self) -> Tensor:
         """Whether the model classifies each clean sample correctly, bool (n,), on the CPU."""
-        return (predict(self.model, self.x, self.y, batch=self.batch) == self.y).cpu()
+        return (predict(self.model, self.x, self.y, batch=self.batch, seed=self.seed) == self.y).cpu()
 
     def unit(self, x: Tensor) -> Tensor:
         """Images in the box, scaled to [0, 1]."""

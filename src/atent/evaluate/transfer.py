@@ -120,7 +120,7 @@ def measure_transfer(
     )  # fmt: skip
     attack.threat.check_eps(s.x.shape[1:])
     attack.threat.check_samples(s.n)
-    right = torch.stack([(predict(net, s.x, s.y, batch=s.batch) == s.y).cpu() for net in models.values()])
+    right = torch.stack([(predict(net, s.x, s.y, batch=s.batch, seed=s.seed) == s.y).cpu() for net in models.values()])
     robust = torch.zeros(len(models), len(models), s.n, dtype=torch.bool)
     for i, (name, source) in enumerate(models.items()):
         search = prepare(source, s.x, search_dtype=search_dtype, folding=folding)
@@ -139,8 +139,9 @@ def measure_transfer(
 def transfer_settings(
     models: Mapping[str, nn.Module], search_dtype: SearchDtype | None = None, folding: bool = True
 ) -> dict[str, object]:
-    """Settings on which a matrix depends, for its file; empty where attacks search on the models themselves."""
-    found: dict[str, object] = {}
+    """Settings on which a matrix depends, for its file; of two networks empty where attacks search on them."""
+    # The rows are in the order of the networks; the first of two is the model of the file.
+    found: dict[str, object] = {"order": list(models)} if len(models) > 2 else {}
     for model in models.values():
         found |= settings_of(model, search_dtype, False, folding)
     return {k: v for k, v in found.items() if v}

@@ -75,7 +75,9 @@ class Trial:
         averaged = any(_averages(each) for each in attacks)
 
         def normalisation() -> str | None:
-            return normalisation_hint(right, self.x, lambda z: predict(model, z, self.y, batch=self.batch), self.y)
+            return normalisation_hint(
+                right, self.x, lambda z: predict(model, z, self.y, batch=self.batch, seed=self.seed), self.y
+            )
 
         return (
             batch_hint(found)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from atent.attacks.starts import start
+from atent.attacks.starts import check_step, start
 from atent.checks import check_number
 from atent.data.views import Views
 from atent.distributed import gathered
@@ -113,7 +113,7 @@ class ACL(Method):
         check_number("steps", self.steps, 1, whole=True)
         check_number("temperature", self.temperature, 0, above=True)
         if self.step_size is not None:
-            check_number("step_size", self.step_size, 0)
+            check_step(self.threat, self.step_size)
         check_warmup(self.eps_warmup)
         check_budget(self.threat)
         check_reach(self.threat, self._step(1.0), f"with steps={self.steps} a step_size of")

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from atent.attacks.starts import check_step
 from atent.checks import check_number
 from atent.guard import ask
 from atent.losses import cross_entropy
@@ -83,7 +84,7 @@ class Free(Method):
         check_budget(self.threat)
         check_number("replays", self.replays, 1, whole=True)
         if self.step_size is not None:
-            check_number("step_size", self.step_size, 0)
+            check_step(self.threat, self.step_size)
         check_warmup(self.eps_warmup)
         check_reach(self.threat, self.resolved_step, "a step_size of")
 

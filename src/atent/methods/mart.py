@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softmax
 
 from atent.attacks.pgd import PGD
+from atent.attacks.starts import check_step
 from atent.checks import check_number
 from atent.guard import ask
 from atent.losses import boosted_cross_entropy, kl
@@ -85,7 +86,7 @@ class MART(Method):
         check_budget(self.threat)
         check_number("steps", self.steps, 1, whole=True)
         if self.step_size is not None:
-            check_number("step_size", self.step_size, 0)
+            check_step(self.threat, self.step_size)
         check_number("beta", self.beta, 0)
         check_number("start_noise", self.start_noise, 0, above=True)
         check_warmup(self.eps_warmup)

@@ -31,8 +31,26 @@ class BinaryLogits(nn.Module):
         if not traced and (not isinstance(z, Tensor) or z.numel() != len(x) or z.dim() > 2):
             given = f"shape {tuple(z.shape)}" if isinstance(z, Tensor) else f"a {type(z).__name__}"
             raise ValueError(f"binary_logits needs a network with one logit, (n, 1) or (n,), got {given}")
+        if not traced and not torch.compiler.is_compiling() and _is_probability(z):
+            raise ValueError(_SIGMOID)
         logits: Tensor = self.pair(z.reshape(-1, 1))
         return logits
+
+
+_SIGMOID = "the network ends in a sigmoid: remove that layer, binary_logits needs the logit before it"
+_SHAPES = (
+    "Alias", "AsStrided", "Clone", "Expand", "Permute", "Reshape", "Select", "Slice", "Squeeze", "TBackward", "ToCopy",
+    "Transpose", "UnsafeView", "Unsqueeze", "View",
+)  # fmt: skip
+"""Beginnings of the names of torch's functions that change no value."""
+
+
+def _is_probability(z: Tensor) -> bool:
+    """Whether the graph of an output shows that its last function is a sigmoid; False without a graph."""
+    node = z.grad_fn
+    while node is not None and node.name().startswith(_SHAPES):
+        node = node.next_functions[0][0]
+    return node is not None and node.name().startswith("Sigmoid")
 
 
 def binary_logits(net: nn.Module) -> BinaryLogits:
@@ -56,8 +74,8 @@ def binary_logits(net: nn.Module) -> BinaryLogits:
     Raises
     ------
     ValueError
-        If the network ends in a sigmoid, which gives a probability instead of z; at the first pass, if it does not
-        give one output per input.
+        If the network ends in a sigmoid, which gives a probability instead of z: at once if that is its last layer,
+        otherwise at the first pass with a gradient; at the first pass, if it does not give one output per input.
 
     Examples
     --------
@@ -70,5 +88,5 @@ def binary_logits(net: nn.Module) -> BinaryLogits:
     """
     last = [module for module in net.modules() if not list(module.children())][-1]
     if isinstance(last, nn.Sigmoid):
-        raise ValueError("the network ends in a sigmoid: remove that layer, binary_logits needs the logit before it")
+        raise ValueError(_SIGMOID)
     return BinaryLogits(net)

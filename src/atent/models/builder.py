@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Integral
 
 from torch import nn
@@ -83,7 +83,7 @@ def build(
     if not isinstance(classes, Integral) or classes < 2:
         raise ValueError(f"classes must be an integer of at least 2, got {classes!r}")
     native = default_shape(name)
-    shape = native_shape(name) if shape is None else tuple(shape)
+    shape = native_shape(name) if shape is None else tuple(shape) if isinstance(shape, Iterable) else (shape,)
     flat = native is not None and len(native) == 1
     allowed = (1, 3) if native is None or name in _ANY_SHAPE else (1,) if flat else (3,)
     if len(shape) not in allowed or not all(isinstance(side, Integral) and side > 0 for side in shape):

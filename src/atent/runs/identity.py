@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -49,29 +50,43 @@ def _contents(model: nn.Module) -> Iterator[str | Tensor]:
 
 
 def _settings_of(model: nn.Module) -> Iterator[str]:
-    """What the parameters and the code of a user's network do not show: the settings of its layers, numbers and strings
-    that its modules have as attributes, and its hooks. Nothing for the built-in models, which are identified by their
-    names."""
+    """What the parameters and the code of a network do not show: the settings of its layers, numbers, strings and
+    functions that its modules have as attributes, and its hooks. Of the built-in models, which are identified by their
+    names, only hooks and replaced forward passes."""
     packages = {type(module).__module__.partition(".")[0] for module in model.modules()}
-    if "atent" in packages and packages <= {"atent", "torch"}:
-        return
+    built_in = "atent" in packages and packages <= {"atent", "torch"}
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             continue
-        own = {key: value for key, value in vars(module).items() if key != "training" and _is_setting(key, value)}
+        given = {key: value for key, value in vars(module).items() if key[0] != "_" and key != "training"}
+        if built_in:
+            given = {key: value for key, value in given.items() if key == "forward"}
+        own = {key: text for key, value in given.items() if (text := _written(value)) is not None}
         hooks = [getattr(h, "__qualname__", "") for each in _HOOKS for h in getattr(module, each).values()]
-        if own or hooks or module.extra_repr():
-            yield f"{name} {module.extra_repr()} {sorted(own.items())} {hooks}"
+        layer = "" if built_in else module.extra_repr()
+        if own or hooks or layer:
+            yield f"{name} {layer} {sorted(own.items())} {hooks}"
+        yield from code_of(value for value in given.values() if isinstance(value, _FUNCTIONS))
 
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
+_FUNCTIONS = (FunctionType, BuiltinFunctionType, MethodType)
 
 
-def _is_setting(key: str, value: Any) -> bool:
-    """Whether an attribute is a setting: a public float, word, switch, or sequence of these. Integers are counters of
-    calls and limits as well, which a repeated call may have at other values."""
+def _written(value: Any) -> Any:
+    """An attribute as plain values if it is a setting: a float, word, switch or function, or a sequence or mapping of
+    these; else None. Integers are counters of calls and limits as well, which a repeated call may have at other values,
+    and tensors are caches."""
+    if isinstance(value, _FUNCTIONS):
+        return f"function {value.__module__}.{value.__qualname__}"
+    if isinstance(value, dict):
+        found = dict(zip(map(str, value), _each(value.values())))
+        return found if found and None not in found.values() else None
     if isinstance(value, tuple | list):
-        return bool(value) and all(_is_setting(key, each) for each in value)
-    return key[0] != "_" and (
-        isinstance(value, bool | str | None) or (isinstance(value, float) and math.isfinite(value))
-    )
+        parts = _each(value)
+        return None if None in parts or not parts else tuple(parts) if isinstance(value, tuple) else parts
+    return value if isinstance(value, bool | str) or (isinstance(value, float) and math.isfinite(value)) else None
+
+
+def _each(values: Iterable[Any]) -> list[Any]:
+    return ["none" if value is None else _written(value) for value in values]
