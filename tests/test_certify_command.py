@@ -120,7 +120,8 @@ import torch
 from atent.data import from_tensors
 
 def data():
-    x, y = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(SEED)), torch.arange(40) % 10
+    x = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(SEED))
+    y = (torch.arange(40) + FIRST) % 10
     return from_tensors(x, y, x, y, validation=10)
 """
     net = "import torch\ndef net():\n    torch.manual_seed(0)\n    return torch.nn.Sequential(torch.nn.Flatten(),"
@@ -128,8 +129,8 @@ def data():
     words = ["certify", "images_remain:net", "--data", "images_that_change:data", "--sigma", "0.25", "--n", "100",
              "--n0", "10", "--limit", "6", "--quiet", "--device", "cpu"]  # fmt: skip
 
-    def certified(seed, *more):
-        (tmp_path / "images_that_change.py").write_text(text.replace("SEED", seed))
+    def certified(seed, *more, first="0"):
+        (tmp_path / "images_that_change.py").write_text(text.replace("SEED", seed).replace("FIRST", first))
         sys.modules.pop("images_that_change", None)
         importlib.invalidate_caches()
         status = main([*words, *more])
@@ -145,6 +146,11 @@ def data():
         assert certified(seed, "--seed", "5", "--shard", part)[0] == 0
     status, err = certified("1", "--seed", "5", "--merge")
     assert (status, "certificate of another image as number" in err) == (2, True)
+    for part in ("1/2", "2/2"):
+        assert certified("0", "--seed", "6", "--subset", "first", "--shard", part)[0] == 0
+    status, err = certified("0", "--seed", "6", "--subset", "first", "--merge", first="3")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "label 0 for sample 0, the data have 3: run the shards again" in err
 
 
 @pytest.mark.slow
