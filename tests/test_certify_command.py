@@ -16,6 +16,8 @@ from atent.certify.rows import read_rows
 from atent.cli import main
 from atent.experiments.certificate import certify_folder
 from atent.experiments.certificate_lines import layout
+from atent.experiments.certified import markdown
+from atent.experiments.results import CertifiedEntry, CertifiedRow, Samples, Share
 from atent.messages import once
 from atent.runs.manifest import states
 
@@ -279,6 +281,23 @@ def test_smoothing_and_bounds_meet_in_one_table(run, capsys, tmp_path):
     assert table.read_text() == before
     assert main(["certify", str(run), "--table", "t.csv", "--limit", "2", "--quiet"]) == 2
     assert "ends in .md" in capsys.readouterr().err
+
+
+def test_no_column_of_a_table_claims_more_than_its_certificates():
+    def line(*radii):
+        share = Share.of(1, 2)
+        entries = [CertifiedEntry("l2", r, r, share, 0.1) for r in radii]
+        images = Samples("digits", "test", 2, 2, "stratified", shape=(1, 4, 4))
+        about = {"device_name": "cpu", "threads": 1, "commit": None}
+        return CertifiedRow("run", "Standard", "crown, l2", images, share, None, entries, about)
+
+    # Regression: 0.5009 was shown at 0.50111 too, and a radius just within the width of a column in none.
+    radii = (0.5009, 0.50111, 1.002, 1.0020035)
+    lines = markdown([line(0.5, 1.0), *(line(r) for r in radii)]).splitlines()
+    head, *rows = ([c.strip() for c in row.split("|")[5:-2]] for row in (lines[0], *lines[2:7]))
+    assert [h.split()[1] for h in head] == ["0.5", "0.501", "1", "1"]
+    filled = [[place for place, cell in enumerate(row) if cell != "-"] for row in rows]
+    assert filled == [[0, 2], [0], [1], [2], [3]]
 
 
 @pytest.mark.parametrize(
