@@ -27,6 +27,7 @@ class Net(nn.Module):
         super().__init__()
         self.conv, self.middle, self.fc = nn.Conv2d(1, 4, 3, padding=1), middle, nn.Linear(width, 3)
         self.square, self.kernel = nn.Parameter(torch.zeros(4, 4)), nn.Parameter(torch.zeros(4, 2, 3, 3))
+        self.oblong, self.offset = nn.Parameter(torch.zeros(3, 4)), nn.Parameter(torch.zeros(3))
 
     def forward(self, x):
         return self.fc(self.middle(self, self.conv(x)).flatten(1))
@@ -41,6 +42,8 @@ MIDDLES = {
     "index": (lambda m, z: F.relu(z)[:, 2, ..., -1], 4),
     "negative relu": (lambda m, z: -F.relu(-z) + z, 64),
     "linear": (lambda m, z: F.linear(F.relu(z), m.square, bias=None), 64),
+    "linear to other columns": (lambda m, z: F.relu(F.linear(z, m.oblong, m.offset)), 48),
+    "unused": (lambda m, z: (-z, F.relu(z))[0], 64),
     "conv2d": (lambda m, z: F.conv2d(F.relu(z), m.kernel, stride=2, padding=1, groups=2), 16),
     "shapes": (lambda m, z: F.relu(z.view(z.size(0), 8, 8)).mean(-1).reshape(-1, 2, 2, 2), 8),
     "leaky": (lambda m, z: F.leaky_relu(z, 0.2), 64),
@@ -335,6 +338,11 @@ def test_refused(net, parts):
         lambda m, z: F.pad(z, (0,) * 6 + (1, 1)),
         lambda m, z: z.clamp(z, z),
         lambda m, z: F.linear(z, z),
+        lambda m, z: F.avg_pool2d(z, z.size()[2:]),
+        lambda m, z: F.max_pool2d(z, z.shape[-1]),
+        lambda m, z: F.conv2d(z, m.kernel, stride=z.size(2), groups=2),
+        lambda m, z: z.view(z.size(0), z.size(1) * 16),
+        lambda m, z: z / z.size(1),
     ],
 )
 def test_code_that_is_refused(middle):

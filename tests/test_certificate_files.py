@@ -173,6 +173,32 @@ def test_shards_merge_into_the_complete_certificate(task, tmp_path):
             certify_run(model, x, y, SAMPLING, ids=ids, shard=shard)
 
 
+class Centred(nn.Module):
+    """A network whose logits depend on the rest of the batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.fc((x - x.mean(0)).flatten(1))
+
+
+def test_a_merged_certificate_reports_that_answers_depend_on_the_batch(task, tmp_path):
+    _, x, y, _ = task
+    paths = [tmp_path / f"{i}.csv" for i in range(2)]
+    parts = [certify_run(Centred(), x, y, SAMPLING, path=path, about={}, shard=(i, 2)) for i, path in enumerate(paths)]
+    assert "no certificate is valid" in parts[0].hint
+    assert merge(paths, 64).hint == parts[0].hint
+    assert merge(paths[::-1], 64).hint == parts[1].hint
+    # The network was corrected in the meantime, as far as the file says.
+    assert (
+        certify_run(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), x, y, SAMPLING, path=paths[0], about={}).hint
+        is None
+    )
+    assert merge(paths[:1], 64).hint is None
+
+
 def test_the_summary_separates_three_accuracies():
     sampling = Sampling(0.5, n0=10, n=1000, alpha=0.001)
     rows = [

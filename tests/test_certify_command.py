@@ -16,6 +16,8 @@ from atent.certify.rows import read_rows
 from atent.cli import main
 from atent.experiments.certificate import certify_folder
 from atent.experiments.certificate_lines import layout
+from atent.experiments.certified import markdown
+from atent.experiments.results import CertifiedEntry, CertifiedRow, Samples, Share
 from atent.messages import once
 from atent.runs.manifest import states
 
@@ -120,7 +122,8 @@ import torch
 from atent.data import from_tensors
 
 def data():
-    x, y = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(SEED)), torch.arange(40) % 10
+    x = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(SEED))
+    y = (torch.arange(40) + FIRST) % 10
     return from_tensors(x, y, x, y, validation=10)
 """
     net = "import torch\ndef net():\n    torch.manual_seed(0)\n    return torch.nn.Sequential(torch.nn.Flatten(),"
@@ -128,8 +131,8 @@ def data():
     words = ["certify", "images_remain:net", "--data", "images_that_change:data", "--sigma", "0.25", "--n", "100",
              "--n0", "10", "--limit", "6", "--quiet", "--device", "cpu"]  # fmt: skip
 
-    def certified(seed, *more):
-        (tmp_path / "images_that_change.py").write_text(text.replace("SEED", seed))
+    def certified(seed, *more, first="0"):
+        (tmp_path / "images_that_change.py").write_text(text.replace("SEED", seed).replace("FIRST", first))
         sys.modules.pop("images_that_change", None)
         importlib.invalidate_caches()
         status = main([*words, *more])
@@ -145,6 +148,11 @@ def data():
         assert certified(seed, "--seed", "5", "--shard", part)[0] == 0
     status, err = certified("1", "--seed", "5", "--merge")
     assert (status, "certificate of another image as number" in err) == (2, True)
+    for part in ("1/2", "2/2"):
+        assert certified("0", "--seed", "6", "--subset", "first", "--shard", part)[0] == 0
+    status, err = certified("0", "--seed", "6", "--subset", "first", "--merge", first="3")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "label 0 for sample 0, the data have 3: run the shards again" in err
 
 
 @pytest.mark.slow
@@ -273,6 +281,23 @@ def test_smoothing_and_bounds_meet_in_one_table(run, capsys, tmp_path):
     assert table.read_text() == before
     assert main(["certify", str(run), "--table", "t.csv", "--limit", "2", "--quiet"]) == 2
     assert "ends in .md" in capsys.readouterr().err
+
+
+def test_no_column_of_a_table_claims_more_than_its_certificates():
+    def line(*radii):
+        share = Share.of(1, 2)
+        entries = [CertifiedEntry("l2", r, r, share, 0.1) for r in radii]
+        images = Samples("digits", "test", 2, 2, "stratified", shape=(1, 4, 4))
+        about = {"device_name": "cpu", "threads": 1, "commit": None}
+        return CertifiedRow("run", "Standard", "crown, l2", images, share, None, entries, about)
+
+    # Regression: 0.5009 was shown at 0.50111 too, and a radius just within the width of a column in none.
+    radii = (0.5009, 0.50111, 1.002, 1.0020035)
+    lines = markdown([line(0.5, 1.0), *(line(r) for r in radii)]).splitlines()
+    head, *rows = ([c.strip() for c in row.split("|")[5:-2]] for row in (lines[0], *lines[2:7]))
+    assert [h.split()[1] for h in head] == ["0.5", "0.501", "1", "1"]
+    filled = [[place for place, cell in enumerate(row) if cell != "-"] for row in rows]
+    assert filled == [[0, 2], [0], [1], [2], [3]]
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,10 @@ from atent.certify.rows import (
     append,
     claim,
     claimed_as,
+    hint_of,
     images_of,
     made,
+    note_hint,
     of_rank,
     read_rows,
     removed,
@@ -205,6 +207,8 @@ def _certified(
     check_labels(y, clean_logits(model, x[:1], sampling.seed).shape[1])
     size = min(forward_size(x, batch), sampling.n * len(x))
     hint = dependence_hint(model, noisy(x, sampling.sigma, sampling.seed), seed=sampling.seed, size=size)
+    if path is not None and world.first:
+        note_hint(path, hint)
     left = [i for i, number in enumerate(ids.tolist()) if number not in done]
     if advance and len(left) < len(ids):
         advance((len(ids) - len(left)) * (sampling.n0 + sampling.n), "")
@@ -255,7 +259,7 @@ def merge(paths: Sequence[str | Path], dim: int, ids: Iterable[int] | None = Non
     Returns
     -------
     Certificate
-        The rows in ascending order of sample numbers.
+        The rows in ascending order of sample numbers, and the first hint of the files.
 
     Raises
     ------
@@ -296,7 +300,8 @@ def merge(paths: Sequence[str | Path], dim: int, ids: Iterable[int] | None = Non
             f"{len(missing)} of {len(wanted)} samples are missing in all shards, such as {missing[:3]}: run the shards"
             " that are not finished"
         )
-    return Certificate(tuple(rows[i] for i in wanted), Sampling(**first["draws"]), dim)
+    hint = next(filter(None, map(hint_of, map(Path, paths))), None)
+    return Certificate(tuple(rows[i] for i in wanted), Sampling(**first["draws"]), dim, hint)
 
 
 def made_of(sampling: Sampling, about: dict[str, Any], folded: int = 0) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from atent.certify import affine, copies
 from atent.certify.operators import LAYERS, NORMS, TIMES_MINUS_1, Fork, Kind, Known, function
-from atent.certify.tracing import AUGMENTED, Tracer, check_readable, known_layer
+from atent.certify.tracing import AUGMENTED, Tracer, check_readable, known_layer, owner
 from atent.docstrings import Documented
 from atent.guard import check_module, guard
 
@@ -248,7 +248,7 @@ def _joined(name: str, step: fx.Node, found: Found) -> Node:
     dim = _option(step, 1, "dim", step.kwargs.get("axis", 0))
     if not places or not all(type(place) is int for place in places) or not isinstance(dim, int):
         raise ValueError(
-            f"{name} in the code of {_owner(step)} joins other things than activations, which bounds cannot read"
+            f"{name} in the code of {owner(step)} joins other things than activations, which bounds cannot read"
         )
     if dim == 0:
         raise ValueError(f"{name} along the samples: bounds treat each sample separately")
@@ -298,6 +298,8 @@ def _layer(module: nn.Module, name: str) -> Known:
 def _operation(name: str, operands: list[Any], step: fx.Node, found: Found) -> Known:
     """A function or a tensor's method in the network's code."""
     options: dict[str, Any] = dict(step.kwargs)
+    if name not in ("view", "reshape") and any(isinstance(found[part], _Shape) for part in step.all_input_nodes):
+        raise ValueError(f"{name} in the code of {owner(step)} computes with a size of its input: use a fixed number")
     constants = [o.get for o in operands if isinstance(o, _Constant)]
     if len(operands) == 2 and len(constants) == 1 and not options:
         arithmetic = _arithmetic(name, constants[0], constant_first=isinstance(operands[0], _Constant))
@@ -314,9 +316,9 @@ def _operation(name: str, operands: list[Any], step: fx.Node, found: Found) -> K
     try:
         known = function(name, [*operands[:1], *map(given, rest)], {k: given(v) for k, v in options.items()})
     except TypeError:
-        raise ValueError(f"{name} in the code of {_owner(step)} has arguments that bounds cannot read") from None
+        raise ValueError(f"{name} in the code of {owner(step)} has arguments that bounds cannot read") from None
     except ValueError as error:
-        raise ValueError(f"{name} in the code of {_owner(step)} has {error}") from None
+        raise ValueError(f"{name} in the code of {owner(step)} has {error}") from None
     if known is not None:
         return known
     if name in ("dropout", "dropout2d") and _option(step, 2, "training", True) is False:
@@ -341,7 +343,7 @@ def _operation(name: str, operands: list[Any], step: fx.Node, found: Found) -> K
     if name in ("avg_pool2d", "max_pool2d"):
         layer: Any = nn.AvgPool2d if name == "avg_pool2d" else nn.MaxPool2d
         return _layer(layer(*rest, **options), name)
-    raise ValueError(f"{name} in the code of {_owner(step)} is not supported by bounds: use {SUPPORTED}")
+    raise ValueError(f"{name} in the code of {owner(step)} is not supported by bounds: use {SUPPORTED}")
 
 
 def _arithmetic(name: str, constant: Callable[[], Tensor], *, constant_first: bool) -> Known:
@@ -356,13 +358,6 @@ def _arithmetic(name: str, constant: Callable[[], Tensor], *, constant_first: bo
     if name in ("truediv", "div", "itruediv") and not constant_first:
         return [("affine", affine.scaled(constant, divided=True))]
     return []
-
-
-def _owner(step: fx.Node) -> str:
-    """The module whose forward pass contains the step."""
-    stack = list(step.meta.get("nn_module_stack", {}).values())
-    path, kind = stack[-1] if stack else ("", nn.Module)
-    return f"{path.partition('.')[2] or 'the model'} ({kind.__name__})"
 
 
 def _fetch(root: nn.Module, path: str) -> Callable[[], Tensor]:

@@ -144,7 +144,7 @@ def back(
             bound = bound.less(_weighed(a, slack, rows))
         shape = boxes[node.inputs[0]].lower.shape[1:]
         if node.kind == "affine":
-            a, term = _back_affine(node.op, a, shape)
+            a, term = _back_affine(node.op, a, shape, boxes[place].lower.shape[1:])
             bound = bound if term is None else bound.plus(term)
         elif node.kind == "relu":
             a, term = _back_relu(a, lines[place], rows)
@@ -204,19 +204,22 @@ def _extent(m: nn.MaxPool2d) -> tuple[int, int]:
     return d * (high - 1) + 1, e * (wide - 1) + 1
 
 
-def _back_affine(op: Affine, a: Coefficients, shape: torch.Size) -> tuple[Coefficients, Tensor | None]:
-    """The coefficients of the layer's input, and the term of its offset."""
+def _back_affine(
+    op: Affine, a: Coefficients, shape: torch.Size, after: torch.Size
+) -> tuple[Coefficients, Tensor | None]:
+    """The coefficients of the layer's input, and the term of its offset; ``shape``, ``after``: of its input and output
+    for one sample."""
     values = a.values if isinstance(a, Window) else a
     offset, term = op.offset(values.dim() - 2, values.dtype, plain), None
     if offset is not None and isinstance(a, Window) and not everywhere(offset):
-        term = _dot(values, a.of(offset.expand(1, *shape)))
+        term = _dot(values, a.of(offset.expand(1, *after)))
     elif offset is not None:
         term = _sum(values.sum_to_size(*values.shape[:2], *_full(offset, values.dim() - 2)) * offset)
     if not isinstance(a, Window):
         return op.transpose(a, shape), term
     moved = op.windows.transpose(values) if op.windows is not None else None
     if moved is None or op.windows is None:
-        return op.transpose(a.dense(op.apply(values.new_zeros(1, *shape), plain).shape[1:]), shape), term
+        return op.transpose(a.dense(after), shape), term
     there = a.moved(moved, op.windows.stride, op.windows.padding, shape[1:])
     return there.dense(shape) if there.wide(shape[1:]) else there, term
 

@@ -137,6 +137,19 @@ def made(path: Path) -> dict[str, Any]:
     return found
 
 
+def note_hint(path: Path, hint: str | None) -> None:
+    """Record a `Certificate`'s hint beside its rows, where `hint_of` finds it when they are merged."""
+    content = manifest.read_json(sidecar(path))
+    if content.get("hint") != hint:
+        manifest.write_json(sidecar(path), {**content, "hint": hint})
+
+
+def hint_of(path: Path) -> str | None:
+    """The hint that `note_hint` recorded."""
+    found: str | None = manifest.read_json(sidecar(path)).get("hint")
+    return found
+
+
 _EARLIER = "was made by an earlier version, which did not record its images and all settings of its network"
 
 

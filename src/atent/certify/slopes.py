@@ -64,6 +64,8 @@ def ascended(
         with torch.enable_grad():
             value = least(back(graph, begin, light, with_slopes(lines, slopes)), light, region)
             total = value.sum()
+        if not total.requires_grad:
+            return kept  # all of these ReLUs are in parts of the network that the functions do not use
         better = value.detach() > best
         best = torch.where(better, value.detach(), best)
         kept = {k: torch.where(_as(better, t), t.detach(), kept[k]) for k, t in slopes.items()}

@@ -54,3 +54,10 @@ class Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return known_layer(m) is not None or super().is_leaf_module(m, module_qualified_name)
+
+
+def owner(step: fx.Node) -> str:
+    """The module whose forward pass contains the step."""
+    stack = list(step.meta.get("nn_module_stack", {}).values())
+    path, kind = stack[-1] if stack else ("", nn.Module)
+    return f"{path.partition('.')[2] or 'the model'} ({kind.__name__})"

@@ -27,7 +27,7 @@ from atent.certify import (
 )
 from atent.certify.certificate import certified_network, identity, made_of
 from atent.certify.limits import check_radius
-from atent.certify.rows import check_images, claimed, free, images_of, made_alike, sidecar, sums, write_rows
+from atent.certify.rows import Row, check_images, claimed, free, images_of, made_alike, sidecar, sums, write_rows
 from atent.certify.shards import check_complete, check_shard
 from atent.data import Limit, Rule
 from atent.data.described import spans
@@ -236,8 +236,9 @@ def _smoothed(
             check_complete(files, who.place)
         found = merge([*files, *([table] if table.exists() else [])], x[0].numel(), ids.tolist())
         check_images(table, found.rows, images_of(ids, x))
-        table = claimed(table, made)
-        write_rows(table, sorted(found.rows, key=lambda row: ids.tolist().index(row.idx)))
+        _check_labels(table, found.rows, ids, y)
+        table, order = claimed(table, made), {number: place for place, number in enumerate(ids.tolist())}
+        write_rows(table, sorted(found.rows, key=lambda row: order[row.idx]))
     else:
         index = (part.index, part.count) if part else (0, 1)
         mine = range(*check_shard(index, len(x)))
@@ -263,6 +264,17 @@ def _smoothed(
 
     alone(finished)
     return sidecar(table), content, found
+
+
+def _check_labels(table: Path, rows: Sequence[Row], ids: Tensor, y: Tensor) -> None:
+    """ValueError where the data have changed a label since its row was written."""
+    labels = dict(zip(ids.tolist(), y.tolist()))
+    changed = next((row for row in rows if row.label != labels[row.idx]), None)
+    if changed is not None:
+        raise ValueError(
+            f"the shards of {table} have label {changed.label} for sample {changed.idx}, the data have"
+            f" {labels[changed.idx]}: run the shards again"
+        )
 
 
 def _threats(who: Target, norm: Norm | None, goals: list[float] | None) -> list[Threat]:
