@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -11,9 +12,11 @@ from torch import nn
 from atent import Threat
 from atent.cli import main
 from atent.data import DataSettings, load
-from atent.methods import AWP, PGDAT, Standard
+from atent.experiments.recipe_files import read_recipe, recipe_names
+from atent.experiments.recipes import job
+from atent.messages import once
+from atent.methods import ATENT, AWP, CROWNIBP, FGSMRS, PGDAT, DistilledTRADES, Dual, Standard
 from atent.optim import Optimizer, Schedule, Walk
-from atent.optim.schedules import once
 from atent.train import Callback, TrainSettings, fit
 
 
@@ -93,30 +96,61 @@ def test_sgld_has_only_the_noise_of_the_walk():
     assert Optimizer("SGLD", walk=Walk(noise=0.01)).walk.noise == 0.01
 
 
+LINF, L2 = Threat("linf", 0.1), Threat("l2", 0.5)
+SAMPLES = {"objective": "data-entropy", "gradient": "raw", "noise": 0.1, "projection": "never"}
+
+
 @pytest.mark.parametrize(
-    ("idle", "used"),
+    ("make", "idle", "used"),
     [
-        ({"average_decay": 0.9}, {"average": "ema"}),
-        ({"average": "swa", "average_decay": 0.9}, {"average": "ema"}),
-        ({"average_start": 0.5}, {"average": "swa"}),
-        ({"validations": 5}, {"minutes": 1.0}),
-        ({"rollbacks": 5}, {"on_nonfinite": "rollback"}),
+        (TrainSettings, {"average_decay": 0.9}, {"average": "ema"}),
+        (TrainSettings, {"average": "swa", "average_decay": 0.9}, {"average": "ema"}),
+        (TrainSettings, {"average_start": 0.5}, {"average": "swa"}),
+        (TrainSettings, {"validations": 5}, {"minutes": 1.0}),
+        (TrainSettings, {"minutes": 1.0, "validate_every": 5}, {"minutes": None}),
+        (TrainSettings, {"select": "last", "patience": 5}, {"select": "clean"}),
+        (TrainSettings, {"rollbacks": 5}, {"on_nonfinite": "rollback"}),
+        (Schedule, {"milestones": (5, 8)}, {"kind": "multistep"}),
+        (Schedule, {"kind": "cosine", "milestones": (5, 8)}, {"kind": "multistep"}),
+        (Schedule, {"every": 5}, {"kind": "step"}),
+        (Schedule, {"kind": "multistep", "milestones": (5,), "every": 5}, {"kind": "step", "milestones": ()}),
+        (Schedule, {"kind": "cosine", "factor": 0.5}, {"kind": "step", "every": 2}),
+        (Schedule, {"kind": "multistep", "milestones": (5,), "factors": (0.2,), "factor": 0.5}, {"factors": ()}),
+        (Schedule, {"kind": "cosine", "unit": "step", "peak": 0.3}, {"kind": "cyclic"}),
+        (Schedule, {"unit": "step"}, {"warmup": 2}),
+        (Schedule, {"kind": "cosine", "warmup": 1}, {"unit": "step"}),
+        (partial(ATENT, LINF), {"beta": 2.0}, {"outer_loss": "kl"}),
+        (partial(ATENT, LINF), {"anchor": "scaled"}, {"gamma": 0.1}),
+        (partial(ATENT, LINF), {"gamma": 0.0, "anchor": "scaled"}, {"gamma": "0.0..0.1"}),
+        (partial(ATENT, L2), {"burn_in": 2, "alpha": 0.5}, {"burn_in": None}),
+        (partial(ATENT, L2), {"mode": "eval", "dropout": "fresh"}, {"mode": "train"}),
+        (partial(ATENT, L2), {**SAMPLES, "alpha": 0.5}, {"objective": "free-energy"}),
+        (partial(CROWNIBP, LINF, eps_start=0.3), {"kappa_start": 0.5}, {"eps_end": 0.4}),
+        (partial(CROWNIBP, LINF, eps_start=0.3), {"eps_growth": "smoothed"}, {"eps_end": 0.4}),
+        (partial(Dual, LINF), {"eps_first": 0.05}, {"eps_warmup": 0.5}),
+        (partial(DistilledTRADES, LINF), {"temperature": 3.0}, {"teacher": "runs/teacher"}),
     ],
 )
-def test_a_setting_that_waits_for_another_is_reported(idle, used, capsys):
+def test_a_setting_that_waits_for_another_is_reported(make, idle, used, capsys):
     once.cache_clear()
-    TrainSettings(**{**idle, **used})
+    make(**{**idle, **used})
     assert not capsys.readouterr().err
-    TrainSettings(**idle)
-    assert f"train.{list(idle)[-1]} {list(idle.values())[-1]} has no effect here: set" in capsys.readouterr().err
+    make(**idle)
+    assert f"{list(idle)[-1]} {list(idle.values())[-1]} has no effect here: " in capsys.readouterr().err
 
 
-def test_a_constant_schedule_with_milestones_is_reported(capsys):
+def test_settings_of_a_watch_that_does_not_run_are_reported(digits, capsys):
     once.cache_clear()
-    Schedule(milestones=(5, 8))
-    assert "milestones has no effect with kind constant" in capsys.readouterr().err
-    Schedule("multistep", milestones=(5, 8)), Schedule(warmup=2)
-    assert not capsys.readouterr().err
+    settings = TrainSettings(epochs=1, batch_size=32, validate_limit=20, watch_steps=3)
+    for method, said in ((FGSMRS(LINF), False), (PGDAT(LINF, steps=1), True)):
+        fit(net(), digits, method, settings=settings, progress=False)
+        assert ("train.watch_steps 3 has no effect here: set watch to on" in capsys.readouterr().err) == said
+
+
+def test_no_recipe_sets_what_has_no_effect(capsys):
+    for name in recipe_names():
+        job(read_recipe(name), name)
+    assert "has no effect" not in capsys.readouterr().err
 
 
 class Counting(nn.Module):
