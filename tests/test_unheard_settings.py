@@ -119,6 +119,8 @@ SAMPLES = {"objective": "data-entropy", "gradient": "raw", "noise": 0.1, "projec
         (Schedule, {"kind": "cosine", "unit": "step", "peak": 0.3}, {"kind": "cyclic"}),
         (Schedule, {"unit": "step"}, {"warmup": 2}),
         (Schedule, {"kind": "cosine", "warmup": 1}, {"unit": "step"}),
+        (Walk, {"average": "ergodic", "alpha": 0.5}, {"average": "exponential"}),
+        (Walk, {"gamma": 0.0, "scale": "none", "scoping": 0.5}, {"gamma": 0.1}),
         (partial(ATENT, LINF), {"beta": 2.0}, {"outer_loss": "kl"}),
         (partial(ATENT, LINF), {"anchor": "scaled"}, {"gamma": 0.1}),
         (partial(ATENT, LINF), {"gamma": 0.0, "anchor": "scaled"}, {"gamma": "0.0..0.1"}),
@@ -137,6 +139,28 @@ def test_a_setting_that_waits_for_another_is_reported(make, idle, used, capsys):
     assert not capsys.readouterr().err
     make(**idle)
     assert f"{list(idle)[-1]} {list(idle.values())[-1]} has no effect here: " in capsys.readouterr().err
+
+
+def test_the_decay_of_an_optimizer_is_known(capsys):
+    """AdamW has a decay of its own, which the configuration of a run does not show."""
+    once.cache_clear()
+    for given in ({"weight_decay": 0.1}, {"args": {"weight_decay": 0.0}}, {"args": {"weight_decay": 0.1}}):
+        Optimizer("torch.optim:AdamW", lr=0.001, **given)
+        Optimizer("torch.optim:RMSprop", lr=0.001)
+    assert not capsys.readouterr().err
+    Optimizer("torch.optim:AdamW", lr=0.001)
+    assert "weight_decay 0 leaves torch.optim:AdamW its own default, 0.01" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"optimizer\.lr and optimizer\.args\.lr are the same setting"):
+        Optimizer("torch.optim:AdamW", lr=0.001, args={"lr": 0.1})
+
+
+def test_a_start_of_a_momentum_of_zero_is_reported(capsys):
+    once.cache_clear()
+    walk = Walk(momentum_start="gradient")
+    Optimizer("EntropySGD", walk=walk)
+    assert not capsys.readouterr().err
+    Optimizer("EntropySGD", momentum=0.0, walk=walk)
+    assert "optimizer.walk.momentum_start gradient has no effect here" in capsys.readouterr().err
 
 
 def test_settings_of_a_watch_that_does_not_run_are_reported(digits, capsys):
