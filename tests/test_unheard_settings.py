@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from atent import Threat
+from atent.attacks import APGD, SAPF, AutoAttack, Langevin
 from atent.cli import main
 from atent.data import DataSettings, load
 from atent.experiments.recipe_files import read_recipe, recipe_names
@@ -131,6 +132,12 @@ SAMPLES = {"objective": "data-entropy", "gradient": "raw", "noise": 0.1, "projec
         (partial(CROWNIBP, LINF, eps_start=0.3), {"eps_growth": "smoothed"}, {"eps_end": 0.4}),
         (partial(Dual, LINF), {"eps_first": 0.05}, {"eps_warmup": 0.5}),
         (partial(DistilledTRADES, LINF), {"temperature": 3.0}, {"teacher": "runs/teacher"}),
+        (partial(APGD, LINF), {"targets": 3}, {"loss": "dlr-targeted"}),
+        (partial(AutoAttack, LINF), {"eot": 3}, {"version": "rand"}),
+        (partial(AutoAttack, LINF), {"version": "rand", "queries": 10}, {"version": "standard"}),
+        (partial(SAPF, Threat("l0", 3)), {"region_side": 2}, {"regions": "grid"}),
+        (partial(SAPF, Threat("l0", 3)), {"region_weight": 0.1}, {"regions": "grid"}),
+        (partial(Langevin, LINF), {"anchor": "scaled"}, {"gamma": 0.1}),
     ],
 )
 def test_a_setting_that_waits_for_another_is_reported(make, idle, used, capsys):
