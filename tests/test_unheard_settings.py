@@ -161,6 +161,13 @@ def test_the_decay_of_an_optimizer_is_known(capsys):
         Optimizer("torch.optim:AdamW", lr=0.001, args={"lr": 0.1})
 
 
+def test_an_optimizer_of_torch_is_named_by_its_module():
+    with pytest.raises(ValueError, match=r"unknown optimizer 'AdamW': write torch\.optim:AdamW"):
+        Optimizer("AdamW", lr=0.001)
+    with pytest.raises(ValueError, match="unknown optimizer 'adam': did you mean 'Adam'"):
+        Optimizer("adam", lr=0.001)
+
+
 def test_a_start_of_a_momentum_of_zero_is_reported(capsys):
     once.cache_clear()
     walk = Walk(momentum_start="gradient")

@@ -110,6 +110,8 @@ class Optimizer(metaclass=Settings):
         try:
             build_one = OPTIMIZERS.find(self.name)
         except ValueError as error:
+            if ":" not in self.name and self.name in _of_torch():
+                raise ValueError(f"unknown optimizer {self.name!r}: write torch.optim:{self.name}") from None
             raise ValueError(f"name: {error}" if ":" in self.name else str(error)) from error
         check_number("lr", self.lr, 0, above=True)
         check_number("momentum", self.momentum, 0, 1, below=True)
@@ -131,6 +133,11 @@ class Optimizer(metaclass=Settings):
         report_idle(self.walk, "optimizer.walk.", [("momentum_start", "set momentum above 0", self.momentum > 0)])
         # Errors of the optimizer itself are raised here, before the training begins.
         _made(build_one, self, [nn.Parameter(torch.zeros(1))], 0)
+
+
+def _of_torch() -> list[str]:
+    """Names of the optimizers of torch."""
+    return [name for name, kind in vars(torch.optim).items() if isinstance(kind, type)]
 
 
 def _check_args(entry: Callable[..., torch.optim.Optimizer], settings: Optimizer) -> None:
