@@ -1,7 +1,6 @@
 """The command line, as a user meets it: a training from recipe to model, and what each mistake says."""
 
 import json
-import re
 
 import pytest
 import torch
@@ -222,12 +221,23 @@ def test_mistakes_are_one_line(here, capsys, args, parts):
 
 
 def test_a_setting_without_its_section_is_answered_with_the_option(capsys):
-    from atent.cli.train import _MEANT
+    for short, option in (
+        ("--lr", "--optimizer.lr"), ("--epochs", "--train.epochs"), ("--batch_size", "--train.batch-size"),
+        ("--norm", "--method.threat.norm"), ("--eps", "--method.threat.eps"), ("--attacks", "--evaluate.attacks"),
+        ("--weight-decay", "--optimizer.weight-decay"), ("--augment", "--data.augment"), ("--limit", "--data.limit"),
+        ("--patience", "--train.patience"), ("--threads", "--train.threads"), ("--average=ema", "--train.average"),
+        ("--gamma", "--method.gamma"), ("--schedule", "--schedule.kind"), ("--awp", "--train.awp.gamma"),
+    ):  # fmt: skip
+        for words in (("train", "digits-linf-atent"), ("compare", "digits-linf-atent", "digits-linf-pgdat")):
+            assert f"did you mean '{option}'" in refused(capsys, *words, short, "1")
+    assert "unknown option '--beta'" in refused(capsys, "train", "digits-linf-pgdat", "--beta", "6")
 
-    _, listed, _ = said(capsys, "train", "digits-linf-atent", "--help")
-    for short, option in _MEANT.items():
-        assert f"did you mean '{option}'" in refused(capsys, "train", "digits-linf-atent", short, "1")
-        assert re.search(rf"^ *{option}\b", listed, re.M), option
+
+@pytest.mark.parametrize(
+    ("option", "wanted"), [("--data.validation", "an integer"), ("--train.minutes", "a number")], ids=str
+)
+def test_the_type_of_an_optional_setting_is_in_words(capsys, option, wanted):
+    assert f"{option} must be {wanted}, got 'half'" in refused(capsys, "train", "digits-linf-atent", option, "half")
 
 
 def test_missing_arguments_of_evaluate(here, capsys):

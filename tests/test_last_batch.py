@@ -90,6 +90,13 @@ def test_where_nothing_can_be_joined_it_is_refused(n, size, fix, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_micro_batches_of_one_image_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"train\.accumulate 5 divides the 8 of a batch, use at most 4"):
+        train(make(Norm), tmp_path / "run", images(17), batch_size=8, accumulate=5)
+    assert not (tmp_path / "run").exists()
+    assert train(make(Norm), tmp_path / "run", images(17), batch_size=8, accumulate=4).history
+
+
 def test_a_calibrated_method_joins_too(tmp_path):
     method = ATENT(Threat("l2", 0.5), steps=2, calibrated=True)
     assert train(make(Norm), tmp_path / "run", images(9), method).history

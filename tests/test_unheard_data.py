@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 from kit import fails
 from PIL import Image
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset, WeightedRandomSampler, get_worker_info
 
-from atent.data import DataSettings, load
+from atent.data import DataSettings, collect, load
 from atent.messages import once
 
 
@@ -67,3 +69,30 @@ def test_a_number_with_underscores_is_none(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("a,label\n" + "".join(f"{k}_0,{k % 2}\n" for k in range(40)))
     fails(ValueError, "line 2 has '0_0' in column 'a'", name="table", root=str(path))
+
+
+class Stream(IterableDataset):
+    """Twelve samples, of which each worker yields all, or its share."""
+
+    def __init__(self, shares):
+        self.shares = shares
+
+    def __iter__(self):
+        worker = get_worker_info()
+        first, step = (worker.id, worker.num_workers) if self.shares and worker else (0, 1)
+        return ((torch.full((3,), k / 12), k % 2) for k in range(first, 12, step))
+
+
+def test_a_loader_that_repeats_samples_is_reported(capsys):
+    """Copies of a sample in the training and the validation set make the accuracy look better than it is."""
+    once.cache_clear()
+    items = TensorDataset(torch.rand(12, 3), torch.arange(12) % 2)
+    for replacement in (False, True):
+        sampler = WeightedRandomSampler(torch.ones(12), 12, replacement=replacement)
+        collect(DataLoader(items, batch_size=4, sampler=sampler))
+        assert ("the DataLoader samples with replacement" in capsys.readouterr().err) == replacement
+    for shares in (True, False):
+        x, _ = collect(DataLoader(Stream(shares), batch_size=4, num_workers=2))
+        assert len(x) == (12 if shares else 24)
+        said = "each of the DataLoader's 2 workers yields all 12 samples" in capsys.readouterr().err
+        assert said != shares

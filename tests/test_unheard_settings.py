@@ -3,17 +3,21 @@
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
 from atent import Threat
+from atent.attacks import APGD, SAPF, AutoAttack, Langevin
 from atent.cli import main
 from atent.data import DataSettings, load
-from atent.methods import AWP, PGDAT, Standard
+from atent.experiments.recipe_files import read_recipe, recipe_names
+from atent.experiments.recipes import job
+from atent.messages import once
+from atent.methods import ATENT, AWP, CROWNIBP, FGSMRS, PGDAT, DistilledTRADES, Dual, Standard
 from atent.optim import Optimizer, Schedule, Walk
-from atent.optim.schedules import once
 from atent.train import Callback, TrainSettings, fit
 
 
@@ -93,30 +97,98 @@ def test_sgld_has_only_the_noise_of_the_walk():
     assert Optimizer("SGLD", walk=Walk(noise=0.01)).walk.noise == 0.01
 
 
+LINF, L2 = Threat("linf", 0.1), Threat("l2", 0.5)
+SAMPLES = {"objective": "data-entropy", "gradient": "raw", "noise": 0.1, "projection": "never"}
+
+
 @pytest.mark.parametrize(
-    ("idle", "used"),
+    ("make", "idle", "used"),
     [
-        ({"average_decay": 0.9}, {"average": "ema"}),
-        ({"average": "swa", "average_decay": 0.9}, {"average": "ema"}),
-        ({"average_start": 0.5}, {"average": "swa"}),
-        ({"validations": 5}, {"minutes": 1.0}),
-        ({"rollbacks": 5}, {"on_nonfinite": "rollback"}),
+        (TrainSettings, {"average_decay": 0.9}, {"average": "ema"}),
+        (TrainSettings, {"average": "swa", "average_decay": 0.9}, {"average": "ema"}),
+        (TrainSettings, {"average_start": 0.5}, {"average": "swa"}),
+        (TrainSettings, {"validations": 5}, {"minutes": 1.0}),
+        (TrainSettings, {"minutes": 1.0, "validate_every": 5}, {"minutes": None}),
+        (TrainSettings, {"select": "last", "patience": 5}, {"select": "clean"}),
+        (TrainSettings, {"rollbacks": 5}, {"on_nonfinite": "rollback"}),
+        (Schedule, {"milestones": (5, 8)}, {"kind": "multistep"}),
+        (Schedule, {"kind": "cosine", "milestones": (5, 8)}, {"kind": "multistep"}),
+        (Schedule, {"every": 5}, {"kind": "step"}),
+        (Schedule, {"kind": "multistep", "milestones": (5,), "every": 5}, {"kind": "step", "milestones": ()}),
+        (Schedule, {"kind": "cosine", "factor": 0.5}, {"kind": "step", "every": 2}),
+        (Schedule, {"kind": "multistep", "milestones": (5,), "factors": (0.2,), "factor": 0.5}, {"factors": ()}),
+        (Schedule, {"kind": "cosine", "unit": "step", "peak": 0.3}, {"kind": "cyclic"}),
+        (Schedule, {"unit": "step"}, {"warmup": 2}),
+        (Schedule, {"kind": "cosine", "warmup": 1}, {"unit": "step"}),
+        (Walk, {"average": "ergodic", "alpha": 0.5}, {"average": "exponential"}),
+        (Walk, {"gamma": 0.0, "scale": "none", "scoping": 0.5}, {"gamma": 0.1}),
+        (partial(ATENT, LINF), {"beta": 2.0}, {"outer_loss": "kl"}),
+        (partial(ATENT, LINF), {"anchor": "scaled"}, {"gamma": 0.1}),
+        (partial(ATENT, LINF), {"gamma": 0.0, "anchor": "scaled"}, {"gamma": "0.0..0.1"}),
+        (partial(ATENT, L2), {"burn_in": 2, "alpha": 0.5}, {"burn_in": None}),
+        (partial(ATENT, L2), {"mode": "eval", "dropout": "fresh"}, {"mode": "train"}),
+        (partial(ATENT, L2), {**SAMPLES, "alpha": 0.5}, {"objective": "free-energy"}),
+        (partial(CROWNIBP, LINF, eps_start=0.3), {"kappa_start": 0.5}, {"eps_end": 0.4}),
+        (partial(CROWNIBP, LINF, eps_start=0.3), {"eps_growth": "smoothed"}, {"eps_end": 0.4}),
+        (partial(Dual, LINF), {"eps_first": 0.05}, {"eps_warmup": 0.5}),
+        (partial(DistilledTRADES, LINF), {"temperature": 3.0}, {"teacher": "runs/teacher"}),
+        (partial(APGD, LINF), {"targets": 3}, {"loss": "dlr-targeted"}),
+        (partial(AutoAttack, LINF), {"eot": 3}, {"version": "rand"}),
+        (partial(AutoAttack, LINF), {"version": "rand", "queries": 10}, {"version": "standard"}),
+        (partial(SAPF, Threat("l0", 3)), {"region_side": 2}, {"regions": "grid"}),
+        (partial(SAPF, Threat("l0", 3)), {"region_weight": 0.1}, {"regions": "grid"}),
+        (partial(Langevin, LINF), {"anchor": "scaled"}, {"gamma": 0.1}),
     ],
 )
-def test_a_setting_that_waits_for_another_is_reported(idle, used, capsys):
+def test_a_setting_that_waits_for_another_is_reported(make, idle, used, capsys):
     once.cache_clear()
-    TrainSettings(**{**idle, **used})
+    make(**{**idle, **used})
     assert not capsys.readouterr().err
-    TrainSettings(**idle)
-    assert f"train.{list(idle)[-1]} {list(idle.values())[-1]} has no effect here: set" in capsys.readouterr().err
+    make(**idle)
+    assert f"{list(idle)[-1]} {list(idle.values())[-1]} has no effect here: " in capsys.readouterr().err
 
 
-def test_a_constant_schedule_with_milestones_is_reported(capsys):
+def test_the_decay_of_an_optimizer_is_known(capsys):
+    """AdamW has a decay of its own, which the configuration of a run does not show."""
     once.cache_clear()
-    Schedule(milestones=(5, 8))
-    assert "milestones has no effect with kind constant" in capsys.readouterr().err
-    Schedule("multistep", milestones=(5, 8)), Schedule(warmup=2)
+    for given in ({"weight_decay": 0.1}, {"args": {"weight_decay": 0.0}}, {"args": {"weight_decay": 0.1}}):
+        Optimizer("torch.optim:AdamW", lr=0.001, **given)
+        Optimizer("torch.optim:RMSprop", lr=0.001)
     assert not capsys.readouterr().err
+    Optimizer("torch.optim:AdamW", lr=0.001)
+    assert "weight_decay 0 leaves torch.optim:AdamW its own default, 0.01" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"optimizer\.lr and optimizer\.args\.lr are the same setting"):
+        Optimizer("torch.optim:AdamW", lr=0.001, args={"lr": 0.1})
+
+
+def test_an_optimizer_of_torch_is_named_by_its_module():
+    with pytest.raises(ValueError, match=r"unknown optimizer 'AdamW': write torch\.optim:AdamW"):
+        Optimizer("AdamW", lr=0.001)
+    with pytest.raises(ValueError, match="unknown optimizer 'adam': did you mean 'Adam'"):
+        Optimizer("adam", lr=0.001)
+
+
+def test_a_start_of_a_momentum_of_zero_is_reported(capsys):
+    once.cache_clear()
+    walk = Walk(momentum_start="gradient")
+    Optimizer("EntropySGD", walk=walk)
+    assert not capsys.readouterr().err
+    Optimizer("EntropySGD", momentum=0.0, walk=walk)
+    assert "optimizer.walk.momentum_start gradient has no effect here" in capsys.readouterr().err
+
+
+def test_settings_of_a_watch_that_does_not_run_are_reported(digits, capsys):
+    once.cache_clear()
+    settings = TrainSettings(epochs=1, batch_size=32, validate_limit=20, watch_steps=3)
+    for method, said in ((FGSMRS(LINF), False), (PGDAT(LINF, steps=1), True)):
+        fit(net(), digits, method, settings=settings, progress=False)
+        assert ("train.watch_steps 3 has no effect here: set watch to on" in capsys.readouterr().err) == said
+
+
+def test_no_recipe_sets_what_has_no_effect(capsys):
+    for name in recipe_names():
+        job(read_recipe(name), name)
+    assert "has no effect" not in capsys.readouterr().err
 
 
 class Counting(nn.Module):

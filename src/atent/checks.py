@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from atent.contracts import check_dense, dropped, in_units, label_remedy, not_finite, paired, undeclared
+from atent.contracts import check_dense, in_units, label_remedy, not_finite, paired, undeclared, unlike
 from atent.docstrings import Documented
 from atent.fields import LARGEST, defaults, fitting, mistyped, shown
 from atent.guard import check_module, check_shape
@@ -249,9 +249,9 @@ def collect(batches: Iterable[Any]) -> tuple[Tensor, Tensor]:
     shapes = {tuple(x.shape[1:]) for x in xs}
     if len(shapes) > 1:
         raise ValueError(f"the {kind} yields inputs of shapes {min(shapes)} and {max(shapes)}: resize them")
-    if (line := dropped(batches, sum(map(len, ys)))) is not None:
+    for line in unlike(batches, inputs := torch.cat(xs)):
         once(line)
-    return torch.cat(xs), torch.cat(ys)
+    return inputs, torch.cat(ys)
 
 
 def as_tensor(name: str, value: Any) -> Tensor:

@@ -45,7 +45,12 @@ def paired(kind: str, pair: Any) -> tuple[Any, Any]:
     raise ValueError(f"a {kind} must yield pairs (x, y), got {what}: {remedy}")
 
 
-def dropped(loader: Any, n: int) -> str | None:
+def unlike(loader: Any, x: Any) -> list[str]:
+    """Lines on samples of a loader that are missing in ``x``, the inputs that it yielded, or there several times."""
+    return [line for line in (_dropped(loader, len(x)), _repeated(loader, x)) if line is not None]
+
+
+def _dropped(loader: Any, n: int) -> str | None:
     """A line for a loader that yielded ``n`` samples and drops an incomplete last batch; None for others."""
     # A sampler may choose some samples of a data set.
     source = next((s for s in (getattr(loader, name, None) for name in ("sampler", "dataset")) if _has_length(s)), None)
@@ -55,6 +60,27 @@ def dropped(loader: Any, n: int) -> str | None:
     return (
         f"the {type(loader).__name__} drops its last batch: {n} of {total} samples are used (drop_last=False uses all)"
     )
+
+
+def _repeated(loader: Any, x: Any) -> str | None:
+    """A line for a loader whose settings repeat samples among those that it yielded, ``x``; None for others."""
+    from torch.utils.data import IterableDataset
+
+    name, workers = type(loader).__name__, getattr(loader, "num_workers", 0)
+    if getattr(getattr(loader, "sampler", None), "replacement", False):
+        return (
+            f"the {name} samples with replacement: copies of a sample may be in the training and in the validation set"
+            " (without a sampler each is used once)"
+        )
+    # Each worker yields all samples of a stream, unless the stream shares them among the workers.
+    if workers > 1 and isinstance(getattr(loader, "dataset", None), IterableDataset):
+        found = len({each.numpy(force=True).tobytes() for each in x.float()})
+        if found * workers == len(x):
+            return (
+                f"each of the {name}'s {workers} workers yields all {found} samples: they are in the data {workers}"
+                " times (num_workers=0 yields them once)"
+            )
+    return None
 
 
 def _has_length(value: Any) -> bool:

@@ -6,6 +6,7 @@ import difflib
 import functools
 import sys
 from collections.abc import Callable, Iterable
+from typing import Any
 
 # Longer texts are not compared, which would take minutes.
 _LONGEST = 100
@@ -55,6 +56,18 @@ def note(line: str) -> None:
 def once(line: str) -> None:
     """`note` a line, once per process."""
     note(line)
+
+
+def report_idle(settings: Any, where: str, cases: Iterable[tuple[str, str, bool]]) -> None:
+    """Report, once, each of some fields whose value is not the default although nothing uses it.
+
+    ``cases``: the field, what to do for it to have an effect, and whether it has one. ``where`` precedes the field's
+    name, such as "train.".
+    """
+    for name, remedy, used in cases:
+        value = getattr(settings, name)
+        if not used and value != getattr(type(settings), name):
+            once(f"{where}{name} {value} has no effect here: {remedy}, or omit it")
 
 
 @functools.cache

@@ -15,6 +15,7 @@ from atent.attacks.starts import Start, check_start, start
 from atent.attacks.step_rules import Halving, Rule, Sparse, stages
 from atent.checks import check_number
 from atent.losses import LOSSES, dlr_targeted, margin_targeted
+from atent.messages import report_idle
 from atent.rng import Streams
 from atent.threat import Threat, per_sample
 
@@ -104,6 +105,7 @@ class APGD(Attack):
         check_start(self.threat, self.start)
         if self.radii == "shrinking" and self.threat.norm != "l1":
             raise ValueError(f"radii 'shrinking' is for l1, got {self.threat.norm}: use radii 'fixed'")
+        report_idle(self, "APGD.", [("targets", f"set loss to {_TARGETED}", self.targeted)])
 
     @property
     def stages(self) -> list[tuple[float, int]]:

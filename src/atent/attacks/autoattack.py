@@ -14,6 +14,7 @@ from atent.attacks.loops import worst_of
 from atent.attacks.oracle import Oracle
 from atent.attacks.square import Square
 from atent.checks import check_number
+from atent.messages import report_idle
 from atent.rng import Streams
 from atent.threat import Threat
 
@@ -70,6 +71,9 @@ class AutoAttack(Attack):
     def __post_init__(self) -> None:
         for name in ("steps", "targets", "queries", "eot"):
             check_number(name, getattr(self, name), 1, whole=True)
+        standard, fix = self.version == "standard", "set version to standard"
+        given = [("targets", fix, standard), ("queries", fix, standard), ("eot", "set version to rand", not standard)]
+        report_idle(self, "AutoAttack.", given)
 
     def parts(self) -> dict[str, Attack]:
         threat, steps, targets = self.threat, self.steps, self.targets

@@ -15,6 +15,7 @@ from atent.attacks.starts import Start, check_start, check_step, start
 from atent.checks import check_choice, check_number
 from atent.docstrings import Documented
 from atent.losses import cross_entropy
+from atent.messages import report_idle
 from atent.rng import Streams
 from atent.sgld import effective_noise, langevin_step, noise_for
 from atent.threat import Radii, Threat, unit
@@ -275,7 +276,8 @@ class Langevin(Attack):
         if str(self.projection) == "never":
             raise ValueError("an attack must end in the ball: use projection 'last' or 'every'")
         some = self.threat.eps
-        _ = (replace(self, threat=replace(self.threat, eps=max(some))) if isinstance(some, Radii) else self).sampler
+        full = replace(self, threat=replace(self.threat, eps=max(some))) if isinstance(some, Radii) else self
+        report_idle(self, "Langevin.", [("anchor", "set gamma above 0", full.sampler.anchor_weight > 0)])
 
     @property
     def sampler(self) -> Sampler:

@@ -16,6 +16,7 @@ from atent.attacks.smallest import beyond, keep_smaller, next_weight
 from atent.attacks.sparse import counts
 from atent.checks import check_number
 from atent.geometry.blocks import largest
+from atent.messages import report_idle
 from atent.rng import Streams
 from atent.threat import Threat, l2_norm, per_sample
 
@@ -121,6 +122,10 @@ class SAPF(Attack):
         check_number("initial_const", self.initial_const, 0, _MOST, above=True)
         check_number("confidence", self.confidence, 0)
         check_number("region_weight", self.region_weight, 0)
+        report_idle(self, "SAPF.", [
+            ("region_weight", "set regions to grid or superpixels", self.regions != "none"),
+            ("region_side", "set regions to grid", self.regions == "grid"),
+        ])  # fmt: skip
 
     @property
     def saturates(self) -> bool:

@@ -11,7 +11,7 @@ from typing import Annotated
 import tyro
 
 from atent.cli import output
-from atent.cli.jobs import jobs_of
+from atent.cli.jobs import jobs_of, with_sections
 from atent.cli.parse import Flat, Name, Place, Text, arg, read
 from atent.cli.trainings import TrainingsOptions
 from atent.cli.width import screen
@@ -224,6 +224,8 @@ def run(words: list[str]) -> int:
     for word in own:
         option = "--" + hyphened(word.partition("=")[0][2:])
         if word.startswith("--") and option not in (*known, "--help", "--no-quiet", "--run"):
+            if found := with_sections(own, known).get(option):
+                raise UsageError(f"unknown option {option!r}: did you mean {found!r}?")
             raise UsageError(unknown("option", word.partition("=")[0], [*known, *(f"--{s}" for s in SECTIONS)]))
     command = shlex.join(["atent", "compare", *words])
     return compare(**read(compare, own, "atent compare"), fields=tuple(fields), command=command)

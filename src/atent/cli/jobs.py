@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import sys
 import typing
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from atent import trust
 from atent.cli.parse import boxes, documented, parsed
-from atent.cli.words import help_wanted, options_of, spelled
+from atent.cli.words import help_wanted, hyphened, options_of, spelled
 from atent.experiments.recipe_files import SECTIONS, UsageError, read_recipe, with_method
 from atent.experiments.recipes import job
 from atent.messages import deprecated
@@ -54,8 +55,7 @@ def recipe_job(
     words = _switched(tables, words)
     default = job(tables, recipe if not recipe.endswith(".toml") else Path(recipe).stem)
     starts = {s: getattr(default, s) for s in shown or SECTIONS}
-    fields: list[Any] = [(s, type(start), dataclasses.field(default=start)) for s, start in starts.items()]
-    sections = dataclasses.make_dataclass("sections", fields, frozen=True)
+    sections = _sections(starts)
     known = options_of(sections)
     words = spelled(_with_present_values(words), known, sections=True, renamed=_MOVED)
     about = f"Recipe {recipe}: {tables.get('about', 'no description')}. Other options: `atent train --help`."
@@ -72,6 +72,34 @@ def recipe_job(
     chosen = {section: getattr(found, section) for section in SECTIONS}
     made = dataclasses.replace(default, **chosen, recipe_file=file)
     return (_allowing(made) if allow_large_eps else made), bool(tables.get("baseline", False))
+
+
+def _sections(starts: dict[str, Any]) -> type:
+    """A dataclass of the sections of a recipe, whose options are those of its fields."""
+    fields: list[Any] = [(s, type(start), dataclasses.field(default=start)) for s, start in starts.items()]
+    return dataclasses.make_dataclass("sections", fields, frozen=True)
+
+
+def with_sections(words: list[str], known: Iterable[str]) -> dict[str, str]:
+    """For options in ``words`` that are not ``known``, the field of the recipe, the first word, that has the same name
+    in a section: {"--lr": "--optimizer.lr"}. A group of fields, such as --schedule, means the first of them."""
+    options = ["--" + hyphened(word.partition("=")[0][2:]) for word in words if word.startswith("--")]
+    odd = [option for option in options if option not in {*known, "--help"}]
+    if not odd:
+        return {}
+    try:
+        default = job(read_recipe(words[0]), None)
+    except (ValueError, OSError):
+        return {}
+    fields = list(options_of(_sections({section: getattr(default, section) for section in SECTIONS})))
+    found = {}
+    for option in odd:
+        alike = [field for field in fields if field.endswith(f".{option[2:]}")]
+        inside = [field for field in fields if f".{option[2:]}." in f".{field[2:]}"]
+        if alike or inside:
+            # The evaluation of a training has settings of the same names, by default those of the training.
+            found[option] = min(alike or inside[:1], key=lambda f: (f.startswith("--evaluate."), f.count(".")))
+    return found
 
 
 def _switched(tables: dict[str, Any], words: list[str]) -> list[str]:

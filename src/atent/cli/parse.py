@@ -155,6 +155,10 @@ def boxes() -> tyro.constructors.ConstructorRegistry:
     return registry
 
 
+# What a placeholder stands for, of options of a command and of fields of a recipe.
+_KINDS = {"N": "an integer", "X": "a number", "INT": "an integer", "FLOAT": "a number"}
+
+
 def _reason(event: Any) -> str:
     """A one-line message for a failure of the parser; an unknown kind of failure is named by its class."""
     kind = type(event).__name__
@@ -173,7 +177,7 @@ def _reason(event: Any) -> str:
         tried = re.match(r"no type matching \S+ could be instantiated from \['(.*?)'\]", text)
         if tried:
             metavar = str(event.argument.lowered.metavar).replace("{None}|", "")
-            wanted = " or ".join({"N": "an integer", "X": "a number"}.get(part, part) for part in metavar.split("|"))
+            wanted = " or ".join(_KINDS.get(part, part) for part in metavar.split("|"))
             return f"{event.argument.display_name()} must be {wanted}, got {shown(tried[1])}"
         name = event.argument.display_name() if event.argument is not None else ""
         literal = re.search(r"(invalid literal for int\(\)|could not convert string to float).*?: (.*)$", text)

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from atent.cli import output
-from atent.cli.jobs import recipe_job
+from atent.cli.jobs import recipe_job, with_sections
 from atent.cli.parse import Name, Place, arg, read
-from atent.cli.words import SAME, help_wanted, hyphened, split_sections
+from atent.cli.words import SAME, help_wanted, hyphened, options_of, split_sections
 from atent.experiments.recipe_files import SECTIONS, UsageError
 from atent.messages import unknown
 from atent.torchrun import restarted
@@ -139,15 +139,6 @@ def report_unfinished(runs: str, name: str, path: Path) -> None:
         note(line)
 
 
-# Common settings without the section of the recipe that has them.
-_MEANT = {
-    "--lr": "--optimizer.lr", "--epochs": "--train.epochs", "--batch-size": "--train.batch-size",
-    "--seed": "--train.seed", "--device": "--train.device", "--norm": "--method.threat.norm",
-    "--eps": "--method.threat.eps", "--steps": "--method.steps", "--weights": "--model.weights",
-    "--attacks": "--evaluate.attacks",
-}  # fmt: skip
-
-
 def run(words: list[str]) -> int:
     """Run `atent train` with these words, some of which set fields of the recipe."""
     return run_words(words, train)
@@ -165,7 +156,8 @@ def run_words(words: list[str], command: Callable[..., int]) -> int:
         if own and not own[0].startswith("-"):
             recipe_job(own[0], [*fields, "--help"], prog=f"{prog} {own[0]}", shown=_sections(words, own[0]))
         own.append("--help")
-    return command(**read(command, own, prog, meant=_MEANT), fields=tuple(fields))
+    meant = with_sections(own, options_of(command))
+    return command(**read(command, own, prog, meant=meant), fields=tuple(fields))
 
 
 def _sections(words: list[str], recipe: str) -> tuple[str, ...]:

@@ -25,7 +25,12 @@ def tensor_source(given: Mapping[str, Tensor | np.ndarray], box: Box) -> Source:
     a = {key: _array(key, value) for key, value in given.items()}
     for key in ("x_train", "x_test"):
         if a[key].ndim not in (2, 4) or 0 in a[key].shape:
-            raise ValueError(f"{key}: shape {a[key].shape}; allowed are (n, d) and (n, c, h, w)")
+            fix = (
+                ""
+                if 0 in a[key].shape
+                else ": flatten them by x.reshape(len(x), -1), and begin the network with nn.Unflatten"
+            )
+            raise ValueError(f"{key}: shape {a[key].shape}; allowed are (n, d) and (n, c, h, w){fix}")
         checks.channels_first(key, a[key].shape[1:], n=len(a[key]))
         if a[key].dtype != np.uint8:
             if a[key].dtype.kind != "f":

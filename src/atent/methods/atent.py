@@ -16,6 +16,7 @@ from atent.attacks.starts import Start
 from atent.checks import check_number
 from atent.guard import ask, guard
 from atent.losses import check_smoothing, cross_entropy, kl, wide
+from atent.messages import report_idle
 from atent.methods import base
 from atent.methods.base import Method, Metrics, State, check_budget, check_reach, check_warmup, correct, method, warm
 from atent.methods.calibration import Calibration, Setting, calibrate
@@ -29,6 +30,7 @@ from atent.methods.objectives import (
     free_energy_at,
     free_energy_two_passes,
     kl_outer,
+    uses,
 )
 from atent.rng import Batch, seed_from
 from atent.threat import Threat
@@ -165,6 +167,7 @@ class ATENT(Method):
         if chain.gradient != "raw":
             check_reach(self.threat, chain.step_size, f"with steps={self.steps} a step_size of")
         first = self.chain(0.0)
+        report_idle(self, "ATENT.", uses(self, pulls=max(chain.anchor_weight, first.anchor_weight) > 0))
         if self.objective == "data-entropy":
             samples = self.chains * (self.steps - self._skipped)
             check_samples(chain, min(chain.noise, first.noise), samples)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from atent.certify.bounds import margins
 from atent.certify.graph import Graph
 from atent.checks import check_number
+from atent.messages import report_idle
 from atent.methods.base import Method, Metrics, State, check_budget, method, ramp
 from atent.methods.certified import mixed_loss
 from atent.threat import Threat
@@ -92,6 +93,8 @@ class CROWNIBP(Method):
         if self.eps_start > self.eps_end:
             raise ValueError(f"eps_end must be at least eps_start {self.eps_start:g}, got {self.eps_end:g}")
         check_budget(self.threat)
+        grows = ("set eps_end above eps_start", self.eps_start < self.eps_end)
+        report_idle(self, "CROWNIBP.", [(name, *grows) for name in ("eps_growth", "kappa_start", "beta_start")])
 
     def schedule(self, progress: float) -> tuple[float, float, float]:
         """The factor of eps, kappa and beta at ``progress``."""

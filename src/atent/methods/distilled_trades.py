@@ -12,6 +12,7 @@ from atent.checks import check_number
 from atent.data import Data
 from atent.guard import ask
 from atent.losses import cross_entropy, kl
+from atent.messages import report_idle
 from atent.methods.base import Method, Metrics, State, method
 from atent.methods.trades import TRADES, combined
 from atent.runs.loading import load
@@ -82,6 +83,8 @@ class DistilledTRADES(Method):
         check_number("share", self.share, 0, 1)
         check_number("temperature", self.temperature, 0, above=True)
         self._trades()
+        taught = ("set teacher", self.teacher is not None)
+        report_idle(self, "DistilledTRADES.", [("share", *taught), ("temperature", *taught)])
 
     def _trades(self) -> TRADES:
         return TRADES(self.threat, self.steps, self.step_size, self.beta, eps_warmup=self.eps_warmup)

@@ -12,6 +12,7 @@ from atent.certify.bounds import margins
 from atent.certify.graph import Graph
 from atent.certify.projection import estimated_margins
 from atent.checks import check_number
+from atent.messages import report_idle
 from atent.methods.base import Method, Metrics, State, check_budget, check_warmup, method, warm
 from atent.methods.certified import mixed_loss
 from atent.rng import seed_from
@@ -95,6 +96,7 @@ class Dual(Method):
         eps = float(self.threat.eps)
         if self.eps_first > eps:
             raise ValueError(f"eps_first must be at most the threat's eps {eps:g}, got {self.eps_first:g}")
+        report_idle(self, "Dual.", [("eps_first", "set eps_warmup", self.eps_warmup > 0)])
 
     def at(self, progress: float) -> Threat:
         """The threat whose ball is bounded at ``progress``."""

@@ -8,7 +8,7 @@ from typing import Literal
 
 from atent.checks import Settings, check_number
 from atent.fields import shown
-from atent.messages import once
+from atent.messages import report_idle
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,6 @@ class Schedule(metaclass=Settings):
             check_number("each of factors", factor, 0, above=True)
         if self.factors and len(self.factors) != len(self.milestones):
             raise ValueError(f"factors needs one per milestone, {len(self.milestones)}, got {len(self.factors)}")
-        unused = next((name for name in ("milestones", "every") if getattr(self, name)), None)
-        if self.kind == "constant" and unused:
-            kind = "multistep" if unused == "milestones" else "step"
-            once(f"schedule: {unused} has no effect with kind constant, the rate does not change: set kind {kind}")
         for name in ("every", "warmup"):
             check_number(name, getattr(self, name), 0, whole=True)
         if not 0 < self.peak < 1:
@@ -62,6 +58,22 @@ class Schedule(metaclass=Settings):
         # By epoch the rate of the entire first epoch would be 0.
         if self.kind == "cyclic" and (self.unit == "epoch" or self.warmup):
             raise ValueError("the cyclic schedule needs unit step and no warmup, since it starts at 0")
+        report_idle(self, "schedule.", _uses(self))
+
+
+def _uses(schedule: Schedule) -> list[tuple[str, str, bool]]:
+    """Fields that wait for others, see `report_idle`."""
+    kind, listed = schedule.kind, bool(schedule.factors)
+    several, scaled = kind == "multistep", kind == "step" or (kind == "multistep" and not listed)
+    return [
+        ("every", "set kind step", kind == "step"),
+        ("milestones", "set kind multistep", several),
+        ("factor", "omit factors" if several else "set kind step or multistep", scaled),
+        ("peak", "set kind cyclic", kind == "cyclic"),
+        ("unit", "set another kind", kind != "constant" or schedule.warmup > 0),
+        # The first epoch has a single rate, which is then the full one.
+        ("warmup", "set unit step, or a longer warmup", schedule.warmup != 1 or schedule.unit == "step"),
+    ]
 
 
 def lr_factor(schedule: Schedule, step: int, steps_per_epoch: int, epochs: int) -> float:

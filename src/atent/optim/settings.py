@@ -12,7 +12,7 @@ from torch import nn
 
 from atent.checks import Settings, check_number
 from atent.contracts import Member, flaw, kind_of
-from atent.messages import unknown
+from atent.messages import once, report_idle, unknown
 from atent.optim.entropy_sgd import EntropySGD
 from atent.optim.sgld import SGLD
 from atent.registry import Registry, first_line
@@ -64,6 +64,12 @@ class Walk(metaclass=Settings):
     momentum_start: Literal["zero", "gradient"] = "zero"
     """Initial buffer of the outer momentum: zero, or the loss's gradient (the published code)."""
 
+    def __post_init__(self) -> None:
+        report_idle(self, "optimizer.walk.", [
+            ("alpha", "set average to exponential", self.average == "exponential"),
+            ("scoping", "set gamma above 0", self.gamma > 0),
+        ])  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Optimizer(metaclass=Settings):
@@ -104,6 +110,8 @@ class Optimizer(metaclass=Settings):
         try:
             build_one = OPTIMIZERS.find(self.name)
         except ValueError as error:
+            if ":" not in self.name and self.name in _of_torch():
+                raise ValueError(f"unknown optimizer {self.name!r}: write torch.optim:{self.name}") from None
             raise ValueError(f"name: {error}" if ":" in self.name else str(error)) from error
         check_number("lr", self.lr, 0, above=True)
         check_number("momentum", self.momentum, 0, 1, below=True)
@@ -122,8 +130,14 @@ class Optimizer(metaclass=Settings):
             raise ValueError(f"optimizer.walk is for EntropySGD and SGLD, not for {self.name}: remove it")
         if self.name == "SGLD" and self.walk != Walk(noise=self.walk.noise):
             raise ValueError("SGLD takes only the noise of optimizer.walk: remove the rest, or use EntropySGD")
+        report_idle(self.walk, "optimizer.walk.", [("momentum_start", "set momentum above 0", self.momentum > 0)])
         # Errors of the optimizer itself are raised here, before the training begins.
         _made(build_one, self, [nn.Parameter(torch.zeros(1))], 0)
+
+
+def _of_torch() -> list[str]:
+    """Names of the optimizers of torch."""
+    return [name for name, kind in vars(torch.optim).items() if isinstance(kind, type)]
 
 
 def _check_args(entry: Callable[..., torch.optim.Optimizer], settings: Optimizer) -> None:
@@ -186,6 +200,9 @@ def _made(
     if OPTIMIZERS.origin(settings.name) == "built-in":
         return entry(settings, parameters, seed, **settings.args)
     given = {"weight_decay": settings.weight_decay} if settings.weight_decay else {}
+    twice = next((key for key in ("lr", *given) if key in settings.args), None)
+    if twice is not None:
+        raise ValueError(f"optimizer.{twice} and optimizer.args.{twice} are the same setting: omit that of args")
     try:
         made = entry(parameters, lr=settings.lr, **given, **settings.args)
     except Exception as error:
@@ -194,6 +211,12 @@ def _made(
         raise ValueError(f"optimizer {settings.name} must be a torch.optim.Optimizer, got {kind_of(made)}")
     if line := flaw(type(made), torch.optim.Optimizer, _MEMBERS):
         raise ValueError(f"optimizer {settings.name}: {line} (see {OPTIMIZERS.page})")
+    own = made.defaults.get("weight_decay")
+    if own and not given and "weight_decay" not in settings.args:
+        once(
+            f"optimizer.weight_decay 0 leaves {settings.name} its own default, {own}: set optimizer.weight_decay, or 0"
+            " by optimizer.args"
+        )
     return made
 
 

@@ -27,11 +27,12 @@ from atent.methods import METHODS, Method
 from atent.methods.contract import checked_state, lacking
 from atent.runs.weights import Snapshot, aliases, pack, put, unpack, whole
 from atent.threat import Threat
+from atent.train.settings import TrainSettings
 
 
 def check(
     model: nn.Module, data: Data, method: Method, state: Any, attacks: Mapping[str, Attack], begun: Snapshot,
-    run: Path | None, amp: AbstractContextManager[Any], batch_size: int,
+    run: Path | None, amp: AbstractContextManager[Any], settings: TrainSettings,
 ) -> bool:  # fmt: skip
     """ValueError for later errors of the training; returns whether a last batch of one image joins the previous one."""
     check_attacks(model, data, attacks)
@@ -43,7 +44,8 @@ def check(
     if run is not None:
         check_folder(run)
         check_files(model if made is None else made, begun, state)
-    return last_joins(data.epoch, batch_size, gradient_of(method, data, state, amp, model))
+    step = gradient_of(method, data, state, amp, model)
+    return last_joins(data.epoch, settings.batch_size, settings.accumulate, step)
 
 
 def check_threat(threat: Threat | None, data: Data) -> None:
@@ -173,13 +175,14 @@ def check_folder(path: Path) -> None:
                 raise OSError(f"cannot write to {place}: {error.strerror or error}") from error
 
 
-def last_joins(n: int, batch_size: int, step: Callable[[int], None]) -> bool:
+def last_joins(n: int, batch_size: int, parts: int, step: Callable[[int], None]) -> bool:
     """Whether a last batch of one image must join the previous batch: a step on one image fails, and on two succeeds.
 
     Batch-norm on one value per channel has no variance, and a network that squeezes loses its batch dimension.
-    ValueError if such a network has no other batch.
+    ValueError if such a network has no other batch, or if a batch in ``parts`` micro-batches has single images.
     """
-    if batch_size > 1 and n % batch_size != 1:
+    singles = parts > 1 and batch_size < 2 * parts
+    if batch_size > 1 and n % batch_size != 1 and not singles:
         return False
     try:
         step(1)
@@ -189,8 +192,10 @@ def last_joins(n: int, batch_size: int, step: Callable[[int], None]) -> bool:
                 step(2)
             except Exception:  # not caused by the number of images: the first step reports it
                 return False
-        if n == 1 or batch_size == 1:
+        if n == 1 or batch_size == 1 or singles:
             fix = "give more training images" if n == 1 else "use batch_size 2 or more"
+            if n > 1 and batch_size > 1:
+                fix = f"train.accumulate {parts} divides the {batch_size} of a batch, use at most {batch_size // 2}"
             raise ValueError(f"the network cannot train on a batch of one image ({_line(error)}): {fix}") from error
         return True
     return False

@@ -10,7 +10,7 @@ import torch
 
 from atent.checks import Settings, check_number
 from atent.data.settings import everything
-from atent.messages import once
+from atent.messages import report_idle
 from atent.methods.awp import Perturbation
 from atent.methods.embedding import EmbeddingTerm
 from atent.methods.inner import InnerPrecision
@@ -172,19 +172,19 @@ class TrainSettings(metaclass=Settings):
                 "compile step is not supported: a step uses torch.Generator objects, which torch.compile does not"
                 " trace: use compile model"
             )
-        _report_idle(self)
+        report_idle(self, "train.", _uses(self))
 
 
-def _report_idle(train: TrainSettings) -> None:
-    for name, fix, used in (
+def _uses(train: TrainSettings) -> list[tuple[str, str, bool]]:
+    """Fields that wait for others, see `report_idle`."""
+    return [
         ("average_decay", "set average to ema", train.average == "ema"),
         ("average_start", "set average to ema or swa", train.average != "none"),
         ("validations", "set minutes", train.minutes is not None),
+        ("validate_every", "set validations, which minutes uses", train.minutes is None),
+        ("patience", "set select to auto, robust or clean", train.select != "last"),
         ("rollbacks", "set on_nonfinite to rollback", train.on_nonfinite == "rollback"),
-    ):
-        value = getattr(train, name)
-        if not used and value != getattr(TrainSettings, name):
-            once(f"train.{name} {value} has no effect here: {fix}, or omit it")
+    ]
 
 
 def pick_device(name: str) -> torch.device:

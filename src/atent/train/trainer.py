@@ -101,9 +101,9 @@ class Trainer:
     def _check(self) -> bool:
         """ValueError for later errors of the training; whether a last batch of one image joins the previous one."""
         named = {f"validate_attack {self.settings.validate_attack}": a for a in self.validation.attacks.values()}
-        method, size = around(calibration.stand_in(self.bare), self.settings), self.settings.batch_size
+        method, settings = around(calibration.stand_in(self.bare), self.settings), self.settings
         path = self.path if current().first else None
-        return preflight.check(self.model, self.data, method, self.state, named, self.begun, path, self.amp, size)
+        return preflight.check(self.model, self.data, method, self.state, named, self.begun, path, self.amp, settings)
 
     def _count_steps(self) -> None:
         self.parts = parts_of(self.data.epoch, self.settings.batch_size, joined=self._joined)

@@ -17,6 +17,7 @@ from atent.distributed import current, each
 from atent.evaluate.outcomes import ROBUST
 from atent.evaluate.subject import gradient
 from atent.losses import cross_entropy
+from atent.messages import report_idle
 from atent.methods import Method
 from atent.methods.wrapper import Wrapper
 from atent.rng import PerSample
@@ -207,6 +208,8 @@ def watch(method: Method, data: Data, settings: TrainSettings, threat: Threat | 
     ValueError for a watch of a method without a threat.
     """
     if settings.watch == "off" or (settings.watch == "auto" and not method.single_step):
+        names = ("watch_limit", "watch_steps", "watch_drop", "watch_gap", "watch_window")
+        report_idle(settings, "train.", [(name, "set watch to on", False) for name in names])
         return None
     if threat is None or getattr(method, "threat", None) is None:
         raise ValueError(f"watch needs a method with a threat, got {type(method).__name__}: set train.watch off")
