@@ -156,7 +156,8 @@ def test_compare_goes_on_after_an_interruption(here, capsys):
     # A run that was killed before it had anything to go on from begins anew.
     (path / "pgd-seed0").mkdir()
     (path / "pgd-seed0" / ".config.1234.tmp.json").write_text("{")
-    status, out, err = said(capsys, *args)
+    status = main(["compare", "plain.toml", "pgd.toml", *args])
+    out, err = capsys.readouterr()
     assert status == 0, err
     assert "2 runs, 1 started before" in out
     assert torn.stat().st_mtime_ns == before
