@@ -26,10 +26,10 @@ from atent.evaluate.masking import CHECKS
 from atent.evaluate.samples import Checked
 from atent.evaluate.search import resolve
 from atent.evaluate.sweep import at_radii
+from atent.experiments.partial_files import beside, unfinished
 from atent.experiments.results import EvaluationFile
 from atent.experiments.studies import Studies, run_studies
 from atent.experiments.target import EvaluateSettings, Target, inputs
-from atent.experiments.unfinished import beside, unfinished
 from atent.precision import SearchDtype
 from atent.probe import Auto
 from atent.progress import bar

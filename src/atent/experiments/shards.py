@@ -17,9 +17,9 @@ from atent.evaluate import evaluate_shard, sweep_shard
 from atent.evaluate.evaluation import costs, radii_costs
 from atent.evaluate.lines import ShardFile
 from atent.experiments.evaluation import about_evaluation, chain, check_request, how, samples
+from atent.experiments.partial_files import beside, family, unfinished
 from atent.experiments.studies import Studies, study_shard
 from atent.experiments.target import Target
-from atent.experiments.unfinished import beside, family, unfinished
 from atent.precision import SearchDtype
 from atent.progress import bar
 from atent.runs import manifest
