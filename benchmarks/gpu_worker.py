@@ -28,7 +28,7 @@ from atent import runs as folder
 from atent import signals
 from atent.data import Data, from_tensors
 from atent.data import load as load_data
-from atent.experiments.pipeline import Job
+from atent.experiments.job import Job
 from atent.models import make
 from atent.paper import engine
 from atent.rng import fold

@@ -22,7 +22,8 @@ from atent.cli.jobs import recipe_job
 from atent.data.described import words as words_on
 from atent.evaluate.outcomes import per_sample
 from atent.experiments import migrate
-from atent.experiments.pipeline import Job, run_job
+from atent.experiments.job import Job
+from atent.experiments.pipeline import run_job
 from atent.experiments.pretraining import pretraining
 from atent.experiments.results import EvaluationFile
 from atent.markdown import table

@@ -10,7 +10,7 @@ from kit import unsealed
 
 from atent.experiments import recipes as config
 from atent.experiments.certificate import certify_folder
-from atent.experiments.evaluation import evaluate_target
+from atent.experiments.evaluation import Request, evaluate_target
 from atent.experiments.pipeline import run_job
 from atent.experiments.target import load_target
 from atent.runs import write_json
@@ -29,7 +29,7 @@ def complete_run(path):
     tables["evaluate"] |= {"attacks": ["FGSM", "PGD(steps=3)", "PGD(steps=4, loss=margin)"]}
     run_job(config.job(tables, "digits-linf-pgdat"), path, progress=False)
     target = load_target(str(path), attacks=["FGSM", "PGD(steps=2)"], limit=10, device="cpu")
-    found = evaluate_target(target, radii=["0.05", "0.15"], progress=False).to_json()
+    found = evaluate_target(target, Request(radii=("0.05", "0.15")), progress=False).to_json()
     found["checks"] = [
         {"name": "logits", "passed": True, "figure": "outputs lie in [-3, 3]", "why": "not shown"},
         {"name": "eps-zero", "passed": False, "figure": "9 of 10 stand", "why": "the attack ignores eps"},

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from atent.attacks import ATTACKS, PGD
-from atent.experiments.evaluation import evaluate_target
+from atent.experiments.evaluation import Request, evaluate_target
 from atent.experiments.target import STRONG, load_target
 from atent.models import build
 
@@ -155,7 +155,7 @@ def test_attacks_may_bring_their_own_threats(here):
     assert found.threat is None
     assert found.attacks["PGD-3"].threat.norm == "l2"
     with pytest.raises(ValueError, match="the checks need a threat"):
-        evaluate_target(found, checks=True, progress=False)
+        evaluate_target(found, Request(checks=True), progress=False)
 
 
 def test_default_attacks_are_strong_ones(here):

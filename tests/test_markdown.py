@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from atent.experiments import certified, comparison, migrate
+from atent.experiments import certificate_table, comparison, migrate
 from atent.experiments.results import CertifiedTable, ComparisonFile
 from atent.markdown import table
 from atent.paper import claims
@@ -33,7 +33,7 @@ def test_comparisons_are_made_again(path):
 
 @pytest.mark.parametrize("path", sorted((RESULTS / "certified").glob("*.json")), ids=lambda p: p.stem)
 def test_certificates_are_made_again(path):
-    made = certified.markdown(migrate.read(path, CertifiedTable).rows)
+    made = certificate_table.markdown(migrate.read(path, CertifiedTable).rows)
     assert cells(made) == cells(path.with_suffix(".md").read_text())
 
 

@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 
 from atent import origins
 from atent.attacks import ATTACKS, PGD, Attack
-from atent.cli.places import place_of_error, raised_by_user
+from atent.cli.user_code import place_of_error, raised_by_user
 from atent.contracts import kind_of
 from atent.methods import METHODS, Method
 from atent.registry import first_line

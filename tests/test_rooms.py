@@ -1,6 +1,7 @@
 """No room imports one that stands above it, so there are no circles between rooms."""
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 SOURCE = Path(__file__).parent.parent / "src" / "atent"
@@ -62,6 +63,28 @@ def test_no_import_points_up():
             f"{path.relative_to(SOURCE)} imports {r}" for r in rooms_that(path) if r != own and LEVEL[r] >= LEVEL[own]
         ]
     assert not wrong
+
+
+def modules_that(path, known):
+    """The modules that a file imports outside of its functions, for their types alone too."""
+    nodes = list(ast.parse(path.read_text(encoding="utf-8")).body)
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield whole if whole in known else node.module
+        elif isinstance(node, ast.If | ast.Try):
+            nodes += node.body
+
+
+def test_no_module_needs_one_that_needs_it():
+    """A type that two modules need is in a module of its own, or in the lower one."""
+    known = {
+        ".".join(("atent", *path.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__"): path
+        for path in SOURCE.rglob("*.py")
+    }
+    graph = {name: set(modules_that(path, known)) & known.keys() - {name} for name, path in known.items()}
+    assert len(list(TopologicalSorter(graph).static_order())) == len(known)
 
 
 def test_files_are_read_in_one_sitting():

@@ -23,7 +23,7 @@ from atent.evaluate import evaluate
 from atent.evaluate.hints import normalisation_hint
 from atent.evaluate.outcomes import per_sample
 from atent.experiments.certificate import certify_folder
-from atent.experiments.evaluation import evaluate_target, summary
+from atent.experiments.evaluation import Request, evaluate_target, summary
 from atent.experiments.pipeline import as_begun, run_job
 from atent.experiments.plan import Run, state
 from atent.experiments.recipes import job
@@ -449,7 +449,9 @@ def test_an_old_run_of_python_resumes_on_the_images_that_it_began_with(tmp_path)
 
 def test_an_old_run_is_evaluated_again_on_its_images_and_on_others_by_request(old, capsys):
     kept = folder.read_json("finished/evaluation.json")
-    again = evaluate_target(load_target("finished", device="cpu", trust_code=True), cascade=False, progress=False)
+    again = evaluate_target(
+        load_target("finished", device="cpu", trust_code=True), Request(cascade=False), progress=False
+    )
     assert again.outcomes["ids"] == kept["outcomes"]["ids"] == "0-29"
     assert again.worst.k == 30
     assert again.hint.startswith("all 30 samples are of class 0")

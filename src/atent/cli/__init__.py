@@ -225,7 +225,7 @@ def _message(error: Exception) -> tuple[str, int]:
 
 def _located(error: Exception) -> str:
     """The message of an error, with its place if the user's own code, or what it called, raised it or its cause."""
-    from atent.cli.places import place_of_error, raised_by_user
+    from atent.cli.user_code import place_of_error, raised_by_user
 
     place, text, cause = raised_by_user(error), str(error), error.__cause__
     if place is None and cause is not None and ".py, line " not in text:
@@ -240,7 +240,7 @@ def _located(error: Exception) -> str:
 
 def _unexpected(error: Exception) -> str:
     """One line for an error that no check foresaw, with its place in the user's own code if it came through that."""
-    from atent.cli.places import place_of_error
+    from atent.cli.user_code import place_of_error
     from atent.registry import first_line
 
     place = place_of_error(error)

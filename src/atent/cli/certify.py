@@ -177,7 +177,7 @@ def _show(done: dict[str, Any], plot: str | None, table: str | None, radius: tup
 
 def _shown(done: dict[str, Any], plot: str | None, table: str | None, radius: tuple[str, ...] | None) -> None:
     from atent.experiments.certificate_lines import draw
-    from atent.experiments.certified import add, row
+    from atent.experiments.certificate_table import add, row
 
     for out, found, _ in done.values():
         print_certificate(found)
@@ -195,7 +195,7 @@ def _check_written(table: str | None, plot: str | None, method: str, one: bool) 
     """Raise ValueError, before the computation, for output that cannot be written; ``one``: a single radius is
     decided."""
     from atent.certify import smooths
-    from atent.experiments.certified import check_table
+    from atent.experiments.certificate_table import check_table
 
     check_table(table)
     if plot and not smooths(method):

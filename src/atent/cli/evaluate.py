@@ -86,7 +86,7 @@ def evaluate(
     """
     from atent import runs as folder
     from atent.distributed import alone, entered
-    from atent.experiments.evaluation import evaluate_target, measured, unfinished_evaluation
+    from atent.experiments.evaluation import Request, evaluate_target, measured, unfinished_evaluation
     from atent.experiments.gate import gate_target
     from atent.experiments.shards import evaluation_shard, merging
     from atent.experiments.target import load_target
@@ -104,19 +104,16 @@ def evaluate(
         subject, dtype = measured(subject, target.search_dtype(search_dtype))  # type: ignore[arg-type]
         held = gate_target(subject, asked, dtype)
         place = Path(out) if out else subject.place / f"{subject.stem}{folder.EVALUATION}"
-        request: dict[str, Any] = {
-            "cascade": cascade, "radii": radius, "studies": studies.studies(), "search_dtype": dtype,
-        }  # fmt: skip
+        request = Request(cascade, radius, checks or strict, studies.studies(), dtype)
         if part is not None:
-            written = evaluation_shard(subject, place, part, **request, progress=not target.quiet)
+            written = evaluation_shard(subject, place, part, request, progress=not target.quiet)
             print(f"written: {written}, shard {part.text} of {place.name}; merge all shards with --merge")
             emit({"shard": part.text, "written": str(written)})
             return 0
-        request["checks"] = checks or strict
         resumed = merging if merge else unfinished_evaluation
-        with entered(lambda: resumed(subject, place, **request)) as partial:
+        with entered(lambda: resumed(subject, place, request)) as partial:
             evaluation = evaluate_target(
-                subject, **request, partial=partial, blocks=merge, progress=not target.quiet
+                subject, request, partial=partial, blocks=merge, progress=not target.quiet
             )  # fmt: skip
             with computed(evaluation):
                 path = alone(lambda: write_new(place, evaluation.to_json(), numbered=out is None))

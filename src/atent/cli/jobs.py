@@ -17,7 +17,7 @@ from atent.experiments.recipes import job
 from atent.messages import deprecated
 
 if typing.TYPE_CHECKING:
-    from atent.experiments.pipeline import Job
+    from atent.experiments.job import Job
 
 
 # Former spellings of options.

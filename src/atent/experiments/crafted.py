@@ -13,7 +13,7 @@ from atent import runs as folder
 from atent.distributed import alone, current
 from atent.distributed.shards import Shard
 from atent.evaluate.craft import save
-from atent.experiments.evaluation import about_adversarial, about_evaluation, adversarial
+from atent.experiments.evaluation import Request, about_adversarial, about_evaluation, adversarial
 from atent.experiments.shards import Incomplete, check_same, gathered, shard_file
 from atent.experiments.target import Target
 from atent.precision import SearchDtype
@@ -62,7 +62,7 @@ def crafted_merged(
 
 def _of(target: Target, search_dtype: SearchDtype | None) -> dict[str, Any]:
     """The inputs that a shard depends on."""
-    about = about_evaluation(target, cascade=False, search_dtype=search_dtype)
+    about = about_evaluation(target, Request(cascade=False, search_dtype=search_dtype))
     of: dict[str, Any] = folder.plain({**about, "batch": target.settings.batch})
     return of
 

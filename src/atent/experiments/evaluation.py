@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from atent import runs as folder
 from atent.attacks import Attack
 from atent.attacks.spec import show, spell
+from atent.checks import Settings
 from atent.data import Data
 from atent.data.described import described
 from atent.distributed import alone, current
@@ -26,10 +27,10 @@ from atent.evaluate.masking import CHECKS
 from atent.evaluate.samples import Checked
 from atent.evaluate.search import resolve
 from atent.evaluate.sweep import at_radii
+from atent.experiments.partial_files import beside, unfinished
 from atent.experiments.results import EvaluationFile
 from atent.experiments.studies import Studies, run_studies
 from atent.experiments.target import EvaluateSettings, Target, inputs
-from atent.experiments.unfinished import beside, unfinished
 from atent.precision import SearchDtype
 from atent.probe import Auto
 from atent.progress import bar
@@ -70,35 +71,47 @@ def evaluate_model(
     return {**content, "provenance": folder.provenance(seed=settings.seed, device=x.device)}
 
 
+@dataclass(frozen=True)
+class Request(metaclass=Settings):
+    """What an evaluation of a target measures, beside its attacks."""
+
+    cascade: bool = True
+    """Each attack on the samples that the earlier ones left; where the target's settings have several threats, within
+    each threat."""
+    radii: tuple[float | str, ...] = ()
+    """Radii of `sweep`."""
+    checks: bool = False
+    """Run `masking_checks`, also where the target's settings do not ask for them."""
+    studies: Studies = field(default_factory=Studies)
+    """Frequency bands, corruptions, flip rates, a Fourier map."""
+    search_dtype: SearchDtype | None = None
+    """Precision in which the attacks search; default: the network's own."""
+
+
 def evaluate_target(
     target: Target,
+    request: Request | None = None,
     *,
-    cascade: bool = True,
-    radii: Sequence[float | str] = (),
-    checks: bool = False,
-    studies: Studies | None = None,
-    search_dtype: SearchDtype | None = None,
     partial: Path | None = None,
     blocks: bool = False,
     progress: bool = True,
 ) -> EvaluationFile:
-    """The content of evaluation.json: what `evaluate` finds, with ``radii`` the rows of `sweep` as ``sweep``, and with
-    ``checks``, or where the target's settings ask for them, those of `masking_checks` as ``checks``. Where the settings
-    have several threats, a cascade is within each, and ``union`` is the report on all.
+    """The content of evaluation.json: what `evaluate` finds, and what the ``request`` adds: the rows of `sweep` as
+    ``sweep``, the checks as ``checks``, each study by its name. Where the settings have several threats, ``union`` is
+    the report on all.
 
     ``partial`` names a file from which a killed evaluation resumes, as `unfinished_evaluation` gives it; the sweep and
     each study have another beside it. ``blocks`` is that of `evaluate`, from `atent.experiments.shards.merging`. Ranks
     that call this together share the batches, and each gets the content that one process would find. Raises as these
     functions do.
     """
-    model, attacks, settings, studies = target.model, target.attacks, target.settings, studies or Studies()
-    checks = checks or settings.checks
-    check_request(target, radii, checks)
-    studies.check(target)
+    model, attacks, settings, request = target.model, target.attacks, target.settings, request or Request()
+    radii, checks = request.radii, request.checks or settings.checks
+    check_request(target, replace(request, checks=checks))
     known = samples(target, checks)
-    given = how(settings) | {"search_dtype": search_dtype, "blocks": blocks, "world": current()}
+    given = how(settings) | {"search_dtype": request.search_dtype, "blocks": blocks, "world": current()}
     parts = [partial, beside(partial, "sweep")] if partial else [None, None]
-    cascaded = chain(target, cascade)
+    cascaded = chain(target, request.cascade)
     each = costs(attacks, cascaded)
     with bar(len(known.x), "test", enabled=progress, costs=each) as advance:
         found = evaluate(
@@ -113,7 +126,7 @@ def evaluate_target(
     if checks and target.threat is not None:
         threat = target.threat
         content["checks"] = alone(lambda: _masking(model, known, threat, attacks, settings, progress))
-    content |= run_studies(studies, target, known, partial=partial, progress=progress)
+    content |= run_studies(request.studies, target, known, partial=partial, progress=progress)
     content["provenance"] = folder.provenance(seed=settings.seed, device=known.x.device)
     return EvaluationFile.from_json(content)
 
@@ -149,31 +162,20 @@ def measured(target: Target, search_dtype: SearchDtype | Auto | None) -> tuple[T
 
 
 @contextlib.contextmanager
-def unfinished_evaluation(
-    target: Target,
-    place: Path,
-    *,
-    cascade: bool = True,
-    radii: Sequence[float | str] = (),
-    checks: bool = False,
-    studies: Studies | None = None,
-    search_dtype: SearchDtype | None = None,
-) -> Iterator[Path]:
-    """The ``partial`` of `evaluate_target` with these arguments for a result at ``place``: see `unfinished`, whose
-    kind, an evaluation, it is."""
-    about = about_evaluation(target, cascade=cascade, checks=checks, search_dtype=search_dtype)
-    request = {"radii": [str(r) for r in radii], "checks": checks, "studies": asdict(studies or Studies())}
-    with unfinished(place, "evaluation", about, **request) as partial:
+def unfinished_evaluation(target: Target, place: Path, request: Request) -> Iterator[Path]:
+    """The ``partial`` of `evaluate_target` with this request for a result at ``place``: see `unfinished`, whose kind,
+    an evaluation, it is."""
+    # The other parts of the request are in the description of the evaluation.
+    more = {"radii": [str(r) for r in request.radii], "checks": request.checks, "studies": asdict(request.studies)}
+    with unfinished(place, "evaluation", about_evaluation(target, request), **more) as partial:
         yield partial
 
 
-def about_evaluation(
-    target: Target, *, cascade: bool, checks: bool = False, search_dtype: SearchDtype | None = None
-) -> dict[str, Any]:
+def about_evaluation(target: Target, request: Request) -> dict[str, Any]:
     """The inputs that the results of an evaluation depend on: see `atent.evaluate.evaluation.depends_on`."""
     return depends_on(
-        target.model, samples(target, checks), target.attacks, cascade=chain(target, cascade),
-        search_dtype=search_dtype, **{k: v for k, v in how(target.settings).items() if k != "batch"},
+        target.model, samples(target, request.checks), target.attacks, cascade=chain(target, request.cascade),
+        search_dtype=request.search_dtype, **{k: v for k, v in how(target.settings).items() if k != "batch"},
     )  # fmt: skip
 
 
@@ -204,9 +206,10 @@ def _masking(
     return [asdict(check) for check in made]
 
 
-def check_request(target: Target, radii: Sequence[float | str], checks: bool) -> None:
-    """Raise ValueError, before the computation, for checks without a finite threat and for radii that cannot be
-    swept."""
+def check_request(target: Target, request: Request) -> None:
+    """Raise ValueError, before the computation, for checks without a finite threat, for radii that cannot be swept and
+    for studies of what the target is not."""
+    radii, checks = request.radii, request.checks
     if checks and target.threat is None:
         raise ValueError("the checks need a threat: give --norm and --eps")
     if checks and target.threat is not None and target.threat.eps == math.inf:
@@ -217,6 +220,7 @@ def check_request(target: Target, radii: Sequence[float | str], checks: bool) ->
     if radii:
         for attack in at_radii(target.attacks, radii).values():
             attack.threat.check_eps(target.data.shape)
+    request.studies.check(target)
 
 
 def how(settings: EvaluateSettings) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from atent.attacks import ATTACKS
 from atent.attacks.spec import parse, spell
 from atent.data import Limit
 from atent.experiments.collect import Row, assembled, evaluation_of, seed_result
-from atent.experiments.evaluation import evaluate_target
+from atent.experiments.evaluation import Request, evaluate_target
 from atent.experiments.interrupted import note_unfinished
 from atent.experiments.recipe_files import SECTIONS, flat
 from atent.experiments.results import ComparisonFile, EvaluationFile
@@ -159,7 +159,7 @@ def _made(run: Any, how: dict[str, Any], progress: bool) -> _Made:
     config = folder.read_config(path / folder.CONFIG)
     unfinished = note_unfinished(path)
     if not (path / folder.EVALUATION).is_file():
-        found = evaluate_target(load_target(str(path), **how), cascade=False, progress=progress)
+        found = evaluate_target(load_target(str(path), **how), Request(cascade=False), progress=progress)
         write_json(path / folder.EVALUATION, found.to_json())
     made = _Made(path, config, evaluation_of(path), unfinished)
     _check_attacks(made, how["attacks"])

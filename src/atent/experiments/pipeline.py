@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module, resources
 from pathlib import Path
 from typing import Any
@@ -17,21 +17,21 @@ from atent import trust
 from atent.attacks import ATTACKS, Attack
 from atent.attacks.length import LONGEST_INNER, check_length
 from atent.attacks.spec import label, labelled, parse
-from atent.data import SOURCES, Data, DataSettings
+from atent.data import SOURCES, Data
 from atent.data import load as load_data
 from atent.distributed import alone, current, entered
 from atent.experiments.evaluation import evaluate_model
 from atent.experiments.introduction import introduction
+from atent.experiments.job import Job
 from atent.experiments.kept import best_sum, kept
 from atent.experiments.recipe_changes import in_run
-from atent.experiments.recipe_files import SECTIONS, read_recipe
+from atent.experiments.recipe_files import read_recipe
 from atent.experiments.results import EvaluationFile
-from atent.experiments.target import EvaluateSettings, attacks_of, data_of, recipe_attacks, threat_of
-from atent.methods import Method, Standard
-from atent.methods.awp import Perturbation, plain
+from atent.experiments.target import attacks_of, data_of, recipe_attacks, threat_of
+from atent.methods import Standard
+from atent.methods.awp import Perturbation
 from atent.methods.embedding import EmbeddingTerm
 from atent.models import MODELS, ModelSettings, check_output, make
-from atent.optim import Optimizer, Schedule
 from atent.optim.settings import OPTIMIZERS
 from atent.registry import plugin_found, plugin_of
 from atent.rng import fold
@@ -48,43 +48,9 @@ from atent.train.callbacks import Callback
 from atent.train.interrupt import resumption
 from atent.train.loop import Fitted, digest_of, facts, fit
 from atent.train.preflight import check_attacks
-from atent.train.settings import TrainSettings, pick_device
-from atent.train.step import apart, around, title
+from atent.train.settings import pick_device
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Job:
-    """The definition of a run, from a recipe and the command line."""
-
-    recipe: str | None
-    method: Method
-    data: DataSettings = field(default_factory=DataSettings)
-    model: ModelSettings = field(default_factory=ModelSettings)
-    optimizer: Optimizer = field(default_factory=Optimizer)
-    schedule: Schedule = field(default_factory=Schedule)
-    train: TrainSettings = field(default_factory=TrainSettings)
-    evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
-    recipe_file: dict[str, Any] | None = None
-    """The .toml file that it comes from, as `atent.experiments.recipe_changes.file_of` records it."""
-
-    def __post_init__(self) -> None:
-        # `AWP(method)` says the same as train.awp.
-        method, train = apart(self.method, self.train)
-        around(method, train)
-        object.__setattr__(self, "method", method)
-        object.__setattr__(self, "train", train)
-
-    @property
-    def title(self) -> str:
-        """The name of what trains, for tables."""
-        return title(self.method, self.train)
-
-    def sections(self) -> dict[str, Any]:
-        """The settings as plain values, in a recipe's form."""
-        sections = {name: asdict(getattr(self, name)) for name in SECTIONS if name != "method"}
-        return {"recipe": self.recipe, "method": plain(self.method), **sections}
 
 
 @dataclass(frozen=True)

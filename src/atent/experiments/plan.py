@@ -13,7 +13,7 @@ from typing import Any
 from atent import runs as folder
 from atent.attacks.spec import spell
 from atent.data.settings import READING
-from atent.experiments.pipeline import Job
+from atent.experiments.job import Job
 from atent.experiments.recipe_files import SECTIONS, flat
 from atent.experiments.target import recipe_attacks, threat_of
 from atent.runs.checkpoint import STATE

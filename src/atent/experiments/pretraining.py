@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from atent.experiments.pipeline import Job
+from atent.experiments.job import Job
 from atent.experiments.recipe_files import read_recipe, recipe_names
 from atent.methods import ACL
 from atent.methods.acl import TRAINED

@@ -16,13 +16,13 @@ from atent.messages import unknown
 from atent.runs.folder import BUILDER_KEYS
 
 if typing.TYPE_CHECKING:
-    from atent.experiments.pipeline import Job
+    from atent.experiments.job import Job
 
 
 def job(tables: dict[str, Any], recipe: str | None) -> Job:
     """The job that a recipe's tables describe; UsageError with a line for every value that is wrong, by its path."""
     from atent.data import DataSettings
-    from atent.experiments.pipeline import Job
+    from atent.experiments.job import Job
     from atent.experiments.target import EvaluateSettings
     from atent.methods import METHODS
     from atent.models import ModelSettings

@@ -5,9 +5,9 @@ from __future__ import annotations
 import glob
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,10 @@ from atent.distributed.shards import Shard
 from atent.evaluate import evaluate_shard, sweep_shard
 from atent.evaluate.evaluation import costs, radii_costs
 from atent.evaluate.lines import ShardFile
-from atent.experiments.evaluation import about_evaluation, chain, check_request, how, samples
-from atent.experiments.studies import Studies, study_shard
+from atent.experiments.evaluation import Request, about_evaluation, chain, check_request, how, samples
+from atent.experiments.partial_files import beside, family, unfinished
+from atent.experiments.studies import study_shard
 from atent.experiments.target import Target
-from atent.experiments.unfinished import beside, family, unfinished
-from atent.precision import SearchDtype
 from atent.progress import bar
 from atent.runs import manifest
 
@@ -107,11 +106,8 @@ def evaluation_shard(
     target: Target,
     place: Path,
     shard: Shard,
+    request: Request,
     *,
-    cascade: bool = True,
-    radii: Sequence[float | str] = (),
-    studies: Studies | None = None,
-    search_dtype: SearchDtype | None = None,
     progress: bool = True,
 ) -> Path:
     """Do one shard of an evaluation, and write the file that `merging` reads.
@@ -125,16 +121,13 @@ def evaluation_shard(
         As `evaluate_target`, and for more shards than batches; `Incomplete` if the file is there and of
         another evaluation.
     """
-    studies = studies or Studies()
-    check_request(target, radii, False)
-    studies.check(target)
-    request: dict[str, Any] = {"cascade": cascade, "radii": radii, "studies": studies, "search_dtype": search_dtype}
-    of, file = _of(target, **request), shard_file(place, shard)
+    check_request(target, request)
+    of, file = _of(target, request), shard_file(place, shard)
     with unfinished(file, "evaluation", of) as partial:
         if file.exists():
             check_same(file, _read(file)["of"], of)
             return file
-        clean = _measured(target, shard, partial, progress=progress, **request)
+        clean = _measured(target, shard, partial, request, progress=progress)
         parts = {name: path.read_text().splitlines() for name, path in _parts(partial).items()}
         content = {
             "schema_version": VERSION, "kind": "atent evaluation, one shard", "shard": shard.text, "of": of,
@@ -144,13 +137,10 @@ def evaluation_shard(
     return file
 
 
-def _measured(
-    target: Target, shard: Shard, partial: Path, *, cascade: bool, radii: Sequence[float | str], studies: Studies,
-    search_dtype: SearchDtype | None, progress: bool,
-) -> str:  # fmt: skip
-    known, attacks = samples(target, False), target.attacks
-    given = how(target.settings) | {"search_dtype": search_dtype}
-    cascaded = chain(target, cascade)
+def _measured(target: Target, shard: Shard, partial: Path, request: Request, *, progress: bool) -> str:
+    known, attacks, radii = samples(target, False), target.attacks, request.radii
+    given = how(target.settings) | {"search_dtype": request.search_dtype}
+    cascaded = chain(target, request.cascade)
     each = costs(attacks, cascaded)
     with bar(len(known.x), f"shard {shard.text}", enabled=progress, costs=each) as advance:
         clean = evaluate_shard(
@@ -162,30 +152,21 @@ def _measured(
         with bar(len(known.x), "radii", enabled=progress, costs=each) as advance:
             resume = beside(partial, "sweep")
             sweep_shard(target.model, known, attacks, radii, shard, resume=resume, advance=advance, **given)
-    for name in studies.chosen:
-        study_shard(studies, name, target, known, ShardFile(beside(partial, name), shard), progress=progress)
+    for name in request.studies.chosen:
+        study_shard(request.studies, name, target, known, ShardFile(beside(partial, name), shard), progress=progress)
     return clean
 
 
 @contextmanager
-def merging(
-    target: Target,
-    place: Path,
-    *,
-    cascade: bool = True,
-    radii: Sequence[float | str] = (),
-    checks: bool = False,
-    studies: Studies | None = None,
-    search_dtype: SearchDtype | None = None,
-) -> Iterator[Path]:
-    """The ``partial`` of `evaluate_target` with these arguments and ``blocks``, with all that the shards measured.
+def merging(target: Target, place: Path, request: Request) -> Iterator[Path]:
+    """The ``partial`` of `evaluate_target` with this request and ``blocks``, with all that the shards measured.
 
     Raises
     ------
     Incomplete
         As `gathered`, and where two shards differ in their predictions without an attack.
     """
-    of = _of(target, cascade=cascade, radii=radii, studies=studies or Studies(), search_dtype=search_dtype)
+    of = _of(target, request)
     found = gathered(place, of, _read)
     for content in found:
         if content["clean"] != found[0]["clean"]:
@@ -193,7 +174,7 @@ def merging(
                 f"shard {content['shard']} of {place.name} classifies other images correctly than shard"
                 f" {found[0]['shard']}: make all shards on machines of one kind"
             )
-    with unfinished(place, "evaluation", of, merged=len(found), checks=checks) as partial:
+    with unfinished(place, "evaluation", of, merged=len(found), checks=request.checks) as partial:
         for name in dict.fromkeys(name for content in found for name in content["parts"]):
             each = [content["parts"][name] for content in found if name in content["parts"]]
             # The first line identifies the measurement, and is the same in all.
@@ -202,12 +183,11 @@ def merging(
         yield partial
 
 
-def _of(
-    target: Target, *, cascade: bool, radii: Sequence[float | str], studies: Studies, search_dtype: SearchDtype | None
-) -> dict[str, Any]:
-    """The inputs that a shard of an evaluation depends on."""
-    about = about_evaluation(target, cascade=cascade, search_dtype=search_dtype)
-    more = {"batch": target.settings.batch, "radii": [str(r) for r in radii], "studies": asdict(studies)}
+def _of(target: Target, request: Request) -> dict[str, Any]:
+    """The inputs that a shard of an evaluation depends on; the checks are made of the whole, at the merge."""
+    about = about_evaluation(target, replace(request, checks=False))
+    radii = [str(r) for r in request.radii]
+    more = {"batch": target.settings.batch, "radii": radii, "studies": asdict(request.studies)}
     plain: dict[str, Any] = folder.plain({**about, **more})
     return plain
 

@@ -33,6 +33,7 @@ from atent.evaluate import (
 )
 from atent.evaluate.bands import FULL, checked_cut
 from atent.evaluate.lines import Resume, ShardFile
+from atent.experiments.partial_files import beside
 from atent.experiments.results import BandReport, CorruptionReport, FlipReport, FourierReport, Mean, Result, Share
 from atent.experiments.results.base import Adversary
 from atent.experiments.results.studies import (
@@ -45,7 +46,6 @@ from atent.experiments.results.studies import (
     FlipRow,
 )
 from atent.experiments.target import Target
-from atent.experiments.unfinished import beside
 from atent.models import check_output
 from atent.progress import bar
 from atent.stats import t_interval

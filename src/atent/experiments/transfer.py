@@ -16,11 +16,11 @@ from atent.evaluate import checked, measure_transfer
 from atent.evaluate.outcomes import bits
 from atent.evaluate.study import depends_on
 from atent.evaluate.transfer import transfer_settings
+from atent.experiments.partial_files import unfinished
 from atent.experiments.results import TRANSFER_VERSION, Samples, Share, TransferFile
 from atent.experiments.results.base import Adversary
 from atent.experiments.results.studies import Network
 from atent.experiments.target import Target, load_target
-from atent.experiments.unfinished import unfinished
 from atent.models.convention import Convention
 from atent.precision import SearchDtype
 from atent.progress import bar

@@ -13,7 +13,7 @@ from atent import runs as folder
 from atent.certify import CERTIFIERS
 from atent.certify.certifiers import smooths, verified_by
 from atent.data import load as load_data
-from atent.experiments.pipeline import Job
+from atent.experiments.job import Job
 from atent.experiments.results import Share
 from atent.experiments.target import threat_of
 from atent.runs.names import VALIDATION_ROWS

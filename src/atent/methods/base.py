@@ -14,15 +14,14 @@ from atent.checks import Settings, as_inputs, as_labels, check_batch, check_numb
 from atent.fields import LARGEST, shown
 from atent.guard import explained
 from atent.methods.contract import LOSS, checked_loss, lacking
+from atent.methods.contract import Metrics as Metrics
+from atent.methods.contract import State as State
 from atent.registry import Registry
 from atent.rng import fresh
 from atent.threat import Box, Threat
 
 if TYPE_CHECKING:
     from atent.data import Data
-
-Metrics = dict[str, Tensor]
-State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)

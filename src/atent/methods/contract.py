@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from atent.contracts import Member, flaw, kind_of
 
-if TYPE_CHECKING:
-    from atent.methods.base import Metrics, State
+Metrics = dict[str, Tensor]
+State = dict[str, Tensor]
 
 LOSS = "loss(self, model, x, y, aux, *, progress=1.0, state=None)"
 _GIVEN = ("rng", "ids", "progress", "state")

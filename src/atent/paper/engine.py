@@ -26,7 +26,8 @@ from atent.evaluate import Evaluation, evaluate
 from atent.evaluate.evaluation import costs
 from atent.evaluate.outcomes import FOOLED, NOT_TRIED, ROBUST
 from atent.experiments.certificate import certify_folder
-from atent.experiments.pipeline import Job, Say, as_begun, run_job
+from atent.experiments.job import Job
+from atent.experiments.pipeline import Say, as_begun, run_job
 from atent.experiments.plan import Build, Run, state
 from atent.experiments.target import Target, load_target
 from atent.messages import first_only

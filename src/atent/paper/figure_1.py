@@ -20,7 +20,8 @@ from atent.data.two_class import cached
 from atent.evaluate.outcomes import bits
 from atent.experiments import migrate
 from atent.experiments.comparison import accuracy, measure
-from atent.experiments.pipeline import Job, as_begun, run_job
+from atent.experiments.job import Job
+from atent.experiments.pipeline import as_begun, run_job
 from atent.experiments.recipe_files import SECTIONS
 from atent.experiments.results import EvaluationFile
 from atent.guard import ask

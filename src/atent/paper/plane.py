@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from atent.attacks.oracle import Oracle
 from atent.data import DataSettings
-from atent.experiments.pipeline import Job
+from atent.experiments.job import Job
 from atent.experiments.target import EvaluateSettings
 from atent.guard import ask, guard
 from atent.methods import ATENT, PGDAT, TRADES, Method, Standard

@@ -16,7 +16,7 @@ from atent import runs as folder
 from atent import stats
 from atent.data import augment
 from atent.data import load as load_data
-from atent.experiments.pipeline import Job
+from atent.experiments.job import Job
 from atent.methods import Method
 from atent.models import make
 from atent.optim import build as build_optimizer

@@ -20,7 +20,7 @@ from atent.fields import shown
 from atent.messages import unknown
 
 if TYPE_CHECKING:
-    from atent.experiments.pipeline import Job
+    from atent.experiments.job import Job
 
 SAMPLERS = ("grid", "random", "tpe")
 PRUNERS = ("none", "asha")
