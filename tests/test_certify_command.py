@@ -284,12 +284,12 @@ def test_smoothing_and_bounds_meet_in_one_table(run, capsys, tmp_path):
 
 
 def test_no_column_of_a_table_claims_more_than_its_certificates():
-    def line(*radii):
+    def line(*radii, hint=None):
         share = Share.of(1, 2)
         entries = [CertifiedEntry("l2", r, r, share, 0.1) for r in radii]
         images = Samples("digits", "test", 2, 2, "stratified", shape=(1, 4, 4))
         about = {"device_name": "cpu", "threads": 1, "commit": None}
-        return CertifiedRow("run", "Standard", "crown, l2", images, share, None, entries, about)
+        return CertifiedRow("run", "Standard", "crown, l2", images, share, None, entries, about, hint=hint)
 
     # Regression: 0.5009 was shown at 0.50111 too, and a radius just within the width of a column in none.
     radii = (0.5009, 0.50111, 1.002, 1.0020035)
@@ -298,6 +298,10 @@ def test_no_column_of_a_table_claims_more_than_its_certificates():
     assert [h.split()[1] for h in head] == ["0.5", "0.501", "1", "1"]
     filled = [[place for place, cell in enumerate(row) if cell != "-"] for row in rows]
     assert filled == [[0, 2], [0], [1], [2], [3]]
+    assert "Warning" not in lines[-1]
+    assert markdown([line(0.5, hint="no certificate is valid")]).splitlines()[-1] == (
+        "Warning: run, crown, l2: no certificate is valid."
+    )
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ from commands import given
 from atent.cli import main
 from atent.experiments import gate
 from atent.experiments.results import Share
+from atent.experiments.target import load_target
+from atent.export.card import card_of, results_of
 from atent.report import collect
 
 
@@ -238,6 +240,21 @@ def test_a_certificate_by_smoothing_counts_for_its_own_weights(short_run, capsys
     path.write_text(path.read_text().replace(found["made"]["about"]["weights"], "0" * 16))
     (short_run / "manifest.json").unlink(missing_ok=True)
     assert "of these weights" in refused(capsys, "evaluate", "run", "--attacks", "FGSM", "--min-certified", "0@0.01")
+
+
+def test_a_certificate_that_is_not_valid_counts_nowhere(short_run, capsys):
+    words = ["--sigma", "0.1", "--n", "100", "--n0", "10", "--radius", "0.01", "--limit", "10", "--quiet"]
+    assert main(["certify", "run", *words]) == 0
+    (path,) = short_run.glob("certificate*.json")
+    found = json.loads(path.read_text())
+    path.write_text(json.dumps({**found, "hint": "answers depend on the batch: no certificate is valid"}))
+    (short_run / "manifest.json").unlink(missing_ok=True)
+    words = ("--min-certified", "0@0.01")
+    for command in (("gate", "run"), ("gate", str(path)), ("evaluate", "run", "--attacks", "FGSM", "--limit", "4")):
+        assert "no certificate is valid" in refused(capsys, *command, *words)
+    target = load_target("run", attacks=(), limit=4)
+    card = card_of(target, results_of(target))
+    assert f"{path.name}: answers depend on the batch: no certificate is valid" in card.limits
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def row(found: SmoothingFile | SequentialFile | BoundsFile, file: Path, table: P
         entries = [CertifiedEntry("l2", at.radius, at.radius, at.share, seconds) for at in found.certified]
     return CertifiedRow(
         found.run, found.trained, _how(found), found.images, found.clean, smoothed, entries, found.provenance,
-        _folder(file, found.run, table),
+        _folder(file, found.run, table), found.invalid,
     )  # fmt: skip
 
 
@@ -159,6 +159,7 @@ def markdown(rows: Sequence[CertifiedRow]) -> str:
         f"Hardware: {about['device_name']}, {about['threads']} threads; seconds of wall time. Commit:"
         f" {', '.join(dict.fromkeys(str(r.provenance['commit']) for r in rows))}.",
     ]
+    lines += [f"Warning: {r.run}, {r.how}: {r.hint}." for r in rows if r.hint]
     return "\n".join(lines) + "\n"
 
 

@@ -176,7 +176,7 @@ def of_certificates(
     """The verdict on a run's certificates at the radius of ``asked``, or else of ``threat``.
 
     ValueError if no certificate has that radius, several have, or none is asked for and there are
-    several.
+    several, and for one whose hint says that it is not valid.
     """
     if asked.certified is None:
         return []
@@ -192,6 +192,8 @@ def of_certificates(
         what = "several figures" if len(chosen) > 1 else f"nothing at radius {asked.radius:g}"
         raise ValueError(f"{run} has {what} for --min-certified: give SHARE@R, or to `atent gate` one file: {there}")
     ((path, name, _, share),) = chosen
+    if found[path].invalid:
+        raise ValueError(f"{path} cannot be compared with --min-certified: {found[path].invalid}")
     return [Verdict(run, name, share, asked.certified, str(path))]
 
 

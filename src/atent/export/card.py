@@ -166,6 +166,7 @@ def _limits(target: Target, found: Results) -> list[str]:
             out.append(
                 f"Measured under {' and '.join(each.threats)}: nothing is known of other norms and larger radii."
             )
+    out += [f"{path.name}: {each.invalid}" for path, each in found.certificates.items() if each.invalid]
     code = built_by(target.config) if target.config else None
     if code:
         out.append(f"The network is built by {code}, which is not in this folder and runs with trust_code=True alone.")

@@ -66,6 +66,11 @@ class CertificateFile(Result):
         found: str | None = self.made.get("about", self.made).get("weights")
         return found
 
+    @property
+    def invalid(self) -> str | None:
+        """The hint of smoothing: why no certificate is valid, None where nothing was found."""
+        return self.hint if isinstance(self, SmoothingFile | SequentialFile) else None
+
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Self:
         """As `Result.from_json`, as the type that it is: only smoothing has noise samples, and only a sequential test
@@ -167,6 +172,8 @@ class CertifiedRow:
     provenance: dict[str, Any]
     folder: str | None = None
     """Hash of the place of the certificate relative to the table; None in tables of earlier versions."""
+    hint: str | None = None
+    """Why no certificate is valid, as certificate.json says; None where nothing was found."""
 
 
 @strict
