@@ -191,6 +191,16 @@ def test_no_recipe_sets_what_has_no_effect(capsys):
     assert "has no effect" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("changes", [{"limit": 60}, {"split_seed": 1}, {"validation": 41}], ids=str)
+def test_a_training_resumes_with_the_same_split(digits, tmp_path, changes):
+    """Samples of the validation set would be trained on."""
+    trained(digits, run=tmp_path / "run")
+    other = load(DataSettings("digits", **{"limit": 64, "validation": 40, **changes}))
+    with pytest.raises(ValueError, match="other samples are in its training or its validation set"):
+        trained(other, run=tmp_path / "run", resume=True)
+    assert trained(load(DataSettings("digits", limit=64, validation=40)), run=tmp_path / "run", resume=True).history
+
+
 class Counting(nn.Module):
     """A buffer to which each pass in train mode assigns a new tensor."""
 
