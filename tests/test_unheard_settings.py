@@ -50,6 +50,11 @@ def own_rate(parameters, lr):
     return torch.optim.SGD(parameters, lr=0.02)
 
 
+def decaying(parameters, lr):
+    """A decay that the user has chosen."""
+    return torch.optim.AdamW(parameters, lr)
+
+
 class Rates(Callback):
     """The rates of the groups of an optimizer at each step."""
 
@@ -154,6 +159,7 @@ def test_the_decay_of_an_optimizer_is_known(capsys):
     for given in ({"weight_decay": 0.1}, {"args": {"weight_decay": 0.0}}, {"args": {"weight_decay": 0.1}}):
         Optimizer("torch.optim:AdamW", lr=0.001, **given)
         Optimizer("torch.optim:RMSprop", lr=0.001)
+    Optimizer(f"{__name__}:decaying", lr=0.001)
     assert not capsys.readouterr().err
     Optimizer("torch.optim:AdamW", lr=0.001)
     assert "weight_decay 0 leaves torch.optim:AdamW its own default, 0.01" in capsys.readouterr().err
