@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+import re
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -153,8 +155,8 @@ class Method(metaclass=Settings):
                 f"{name} is not given by one loss at the current weights: call {name}(...).backward(model, x, y)"
             )
         if rng is None:
-            x, y, rng = begun(self, x, y)
-        with explained(model, x):
+            x, y, rng = begun(self, model, x, y)
+        with passing(model, x, y):
             aux = self.adversary(model, x, y, rng=rng, ids=ids, progress=progress, state=state)
             return checked_loss(self, self.loss(model, x, y, aux, progress=progress, state=state), x)
 
@@ -168,8 +170,8 @@ class Method(metaclass=Settings):
         synchronises with the device.
         """
         if rng is None:
-            x, y, rng = begun(self, x, y, descends=True)
-        with explained(model, x):
+            x, y, rng = begun(self, model, x, y, descends=True)
+        with passing(model, x, y):
             return self._backward(model, x, y, rng=rng, ids=ids, progress=progress, weight=weight, state=state)
 
     def _backward(
@@ -222,10 +224,14 @@ class Method(metaclass=Settings):
         return aux, self.descend(model, x, y, aux, progress=progress, weight=weight, state=state)
 
 
+# What torch's losses and lookups say of a label that is not an output of the network.
+_OUT_OF_BOUNDS = re.compile(r"(?:Target|index) (\d+) is out of bounds")
 _ANY: Box = (-LARGEST, LARGEST)
 
 
-def begun(method: Method, x: Tensor, y: Tensor, *, descends: bool = False) -> tuple[Tensor, Tensor, torch.Generator]:
+def begun(
+    method: Method, model: nn.Module, x: Tensor, y: Tensor, *, descends: bool = False
+) -> tuple[Tensor, Tensor, torch.Generator]:
     """The batch and the generator of a call without one.
 
     Such a call is from a training loop of the user's own, whose batch nobody has checked: outside the threat's box an
@@ -234,16 +240,31 @@ def begun(method: Method, x: Tensor, y: Tensor, *, descends: bool = False) -> tu
     """
     if descends and not torch.is_grad_enabled():
         raise ValueError("gradients are disabled: call backward outside torch.no_grad and torch.inference_mode")
-    x = as_inputs(x).detach()
+    x = as_inputs(x, model).detach()
     if not len(x):
         raise ValueError("the batch is empty: skip it")
     box = method.threat.box if method.threat is not None else _ANY if x.is_floating_point() else (0.0, 1.0)
     if not method.labelled:
         check_batch(x, torch.zeros(len(x), dtype=torch.long), box)
         return x, y, fresh(x.device)
-    y = as_labels(y)
+    y = as_labels(y) if isinstance(y, Tensor) else as_labels(y).to(x.device)
     check_batch(x, y, box)
     return x, y.long(), fresh(x.device)
+
+
+@contextmanager
+def passing(model: nn.Module, x: Tensor, y: Tensor) -> Iterator[None]:
+    """Convert failures of a method's passes with a known cause into a one-line ValueError."""
+    try:
+        with explained(model, x):
+            yield
+    except (IndexError, RuntimeError) as error:
+        found = _OUT_OF_BOUNDS.search(str(error))
+        if found and bool((y == int(found[1])).any()):
+            raise ValueError(
+                f"label {found[1]} is not an output of the model: give its last layer one output per class"
+            ) from error
+        raise
 
 
 def _has_threat(kind: type[Method]) -> bool:
