@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from atent.checks import Settings, check_number
 from atent.distributed import shared, summed
-from atent.guard import Buffers
-from atent.methods.base import METHODS, Method, Metrics, State, begun, in_force, passing
+from atent.guard import Buffers, explained
+from atent.methods.base import METHODS, Method, Metrics, State, begun, in_force
 from atent.methods.wrapper import Wrapper
 
 
@@ -127,7 +127,7 @@ class AWP(Wrapper):
                 model, x, y, rng=rng, ids=ids, progress=progress, weight=weight, state=state
             )  # fmt: skip
         layers = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
-        with passing(model, x, y), aside(model):
+        with explained(model, x, y), aside(model):
             aux, flat = self.method.attack_and_descend(
                 model, x, y, rng=rng, ids=ids, progress=progress, weight=weight if shared() else 1.0, state=state
             )  # fmt: skip

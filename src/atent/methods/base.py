@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Hashable
 from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -156,7 +154,7 @@ class Method(metaclass=Settings):
             )
         if rng is None:
             x, y, rng = begun(self, model, x, y)
-        with passing(model, x, y):
+        with explained(model, x, y):
             aux = self.adversary(model, x, y, rng=rng, ids=ids, progress=progress, state=state)
             return checked_loss(self, self.loss(model, x, y, aux, progress=progress, state=state), x)
 
@@ -171,7 +169,7 @@ class Method(metaclass=Settings):
         """
         if rng is None:
             x, y, rng = begun(self, model, x, y, descends=True)
-        with passing(model, x, y):
+        with explained(model, x, y):
             return self._backward(model, x, y, rng=rng, ids=ids, progress=progress, weight=weight, state=state)
 
     def _backward(
@@ -224,8 +222,6 @@ class Method(metaclass=Settings):
         return aux, self.descend(model, x, y, aux, progress=progress, weight=weight, state=state)
 
 
-# What torch's losses and lookups say of a label that is not an output of the network.
-_OUT_OF_BOUNDS = re.compile(r"(?:Target|index) (\d+) is out of bounds")
 _ANY: Box = (-LARGEST, LARGEST)
 
 
@@ -250,21 +246,6 @@ def begun(
     y = as_labels(y) if isinstance(y, Tensor) else as_labels(y).to(x.device)
     check_batch(x, y, box)
     return x, y.long(), fresh(x.device)
-
-
-@contextmanager
-def passing(model: nn.Module, x: Tensor, y: Tensor) -> Iterator[None]:
-    """Convert failures of a method's passes with a known cause into a one-line ValueError."""
-    try:
-        with explained(model, x):
-            yield
-    except (IndexError, RuntimeError) as error:
-        found = _OUT_OF_BOUNDS.search(str(error))
-        if found and bool((y == int(found[1])).any()):
-            raise ValueError(
-                f"label {found[1]} is not an output of the model: give its last layer one output per class"
-            ) from error
-        raise
 
 
 def _has_threat(kind: type[Method]) -> bool:

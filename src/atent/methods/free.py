@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from atent.checks import check_number
-from atent.guard import ask
+from atent.guard import ask, explained
 from atent.losses import cross_entropy
 from atent.methods.base import (
     Method,
@@ -22,7 +22,6 @@ from atent.methods.base import (
     check_warmup,
     correct,
     method,
-    passing,
     warm,
 )
 from atent.threat import Threat
@@ -127,7 +126,7 @@ class Free(Method):
         if rng is None:
             x, y, rng = begun(self, model, x, y, descends=True)
         z = self.adversary(model, x, y, rng=rng, state=state).requires_grad_()
-        with passing(model, x, y):
+        with explained(model, x, y):
             metrics = self.descend(model, x, y, z, progress=progress, weight=weight, state=state)
         if state is not None and z.grad is not None:
             factor = warm(self.eps_warmup, progress)
