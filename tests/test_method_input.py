@@ -246,6 +246,7 @@ def test_a_batch_of_an_own_loop_is_checked(method):
         ({"y": y[:, None]}, "labels must be 8 integers"),
         ({"y": y[:7]}, "labels must be 8 integers"),
         ({"y": y - 1}, "labels must be 0 or more"),
+        ({"y": y + 1}, "label 3 is not an output of the model"),
     ]
     if method.threat is not None:
         bad.append(({"x": 255 * x}, "outside the box .*: divide pixels by 255"))
@@ -266,3 +267,10 @@ def test_an_own_loop_may_give_any_integers_and_inputs_with_a_graph(method):
     assert tracked.grad is None
     assert [_called(method, y=y.to(kind)) for kind in (torch.int32, torch.uint8, torch.int16)] == [usual] * 3
     assert _called(method, x.numpy(), y.numpy()) == usual
+
+
+def test_a_network_in_half_precision_is_answered_with_float32():
+    """Its inputs became float32, and the error asked for inputs of half precision, which they were."""
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3)).bfloat16()
+    with pytest.raises(ValueError, match=r"inputs are torch\.bfloat16, the model is .*: use float32 for both"):
+        PGDAT(LINF).backward(model, torch.rand(2, 1, 8, 8).bfloat16(), torch.arange(2))

@@ -50,6 +50,11 @@ def own_rate(parameters, lr):
     return torch.optim.SGD(parameters, lr=0.02)
 
 
+def decaying(parameters, lr):
+    """A decay that the user has chosen."""
+    return torch.optim.AdamW(parameters, lr)
+
+
 class Rates(Callback):
     """The rates of the groups of an optimizer at each step."""
 
@@ -154,6 +159,7 @@ def test_the_decay_of_an_optimizer_is_known(capsys):
     for given in ({"weight_decay": 0.1}, {"args": {"weight_decay": 0.0}}, {"args": {"weight_decay": 0.1}}):
         Optimizer("torch.optim:AdamW", lr=0.001, **given)
         Optimizer("torch.optim:RMSprop", lr=0.001)
+    Optimizer(f"{__name__}:decaying", lr=0.001)
     assert not capsys.readouterr().err
     Optimizer("torch.optim:AdamW", lr=0.001)
     assert "weight_decay 0 leaves torch.optim:AdamW its own default, 0.01" in capsys.readouterr().err
@@ -189,6 +195,16 @@ def test_no_recipe_sets_what_has_no_effect(capsys):
     for name in recipe_names():
         job(read_recipe(name), name)
     assert "has no effect" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("changes", [{"limit": 60}, {"split_seed": 1}, {"validation": 41}], ids=str)
+def test_a_training_resumes_with_the_same_split(digits, tmp_path, changes):
+    """Samples of the validation set would be trained on."""
+    trained(digits, run=tmp_path / "run")
+    other = load(DataSettings("digits", **{"limit": 64, "validation": 40, **changes}))
+    with pytest.raises(ValueError, match="other samples are in its training or its validation set"):
+        trained(other, run=tmp_path / "run", resume=True)
+    assert trained(load(DataSettings("digits", limit=64, validation=40)), run=tmp_path / "run", resume=True).history
 
 
 class Counting(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -120,13 +121,33 @@ _CAUSES = {
 
 
 @contextmanager
-def explained(model: nn.Module, x: Tensor) -> Iterator[None]:
-    """Convert failures of a forward or backward pass with a known cause into a one-line ValueError."""
+def explained(model: nn.Module, x: Tensor, y: Tensor | None = None) -> Iterator[None]:
+    """Convert failures of a forward or backward pass with a known cause into a one-line ValueError.
+
+    ``y`` are the labels of a loss, one of which may not be an output of the model.
+    """
     try:
         yield
+    except IndexError as error:
+        _check_output(y, error)
+        raise
     except RuntimeError as error:
+        _check_output(y, error)
         explain(model, x, error)
         raise
+
+
+# What torch's losses and lookups say of a label that is not an output of the network.
+_OUT_OF_BOUNDS = re.compile(r"(?:Target|index) (\d+) is out of bounds")
+
+
+def _check_output(y: Tensor | None, error: Exception) -> None:
+    """Raise a one-line ValueError for a loss that failed because of a label."""
+    found = _OUT_OF_BOUNDS.search(str(error))
+    if y is not None and found and bool((y == int(found[1])).any()):
+        raise ValueError(
+            f"label {found[1]} is not an output of the model: give its last layer one output per class"
+        ) from error
 
 
 def explain(model: nn.Module, x: Tensor, error: RuntimeError) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from atent.checks import Settings, check_number
 from atent.distributed import shared, summed
-from atent.guard import Buffers
+from atent.guard import Buffers, explained
 from atent.methods.base import METHODS, Method, Metrics, State, begun, in_force
 from atent.methods.wrapper import Wrapper
 
@@ -121,13 +121,13 @@ class AWP(Wrapper):
         progress: float = 1.0, weight: float = 1.0, state: State | None = None,
     ) -> Metrics:  # fmt: skip
         if rng is None:
-            x, y, rng = begun(self, x, y, descends=True)
+            x, y, rng = begun(self, model, x, y, descends=True)
         if self.gamma == 0 or progress < self.warmup:
             return self.method.backward(
                 model, x, y, rng=rng, ids=ids, progress=progress, weight=weight, state=state
             )  # fmt: skip
         layers = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
-        with aside(model):
+        with explained(model, x, y), aside(model):
             aux, flat = self.method.attack_and_descend(
                 model, x, y, rng=rng, ids=ids, progress=progress, weight=weight if shared() else 1.0, state=state
             )  # fmt: skip

@@ -152,8 +152,8 @@ class Method(metaclass=Settings):
                 f"{name} is not given by one loss at the current weights: call {name}(...).backward(model, x, y)"
             )
         if rng is None:
-            x, y, rng = begun(self, x, y)
-        with explained(model, x):
+            x, y, rng = begun(self, model, x, y)
+        with explained(model, x, y):
             aux = self.adversary(model, x, y, rng=rng, ids=ids, progress=progress, state=state)
             return checked_loss(self, self.loss(model, x, y, aux, progress=progress, state=state), x)
 
@@ -167,8 +167,8 @@ class Method(metaclass=Settings):
         synchronises with the device.
         """
         if rng is None:
-            x, y, rng = begun(self, x, y, descends=True)
-        with explained(model, x):
+            x, y, rng = begun(self, model, x, y, descends=True)
+        with explained(model, x, y):
             return self._backward(model, x, y, rng=rng, ids=ids, progress=progress, weight=weight, state=state)
 
     def _backward(
@@ -224,7 +224,9 @@ class Method(metaclass=Settings):
 _ANY: Box = (-LARGEST, LARGEST)
 
 
-def begun(method: Method, x: Tensor, y: Tensor, *, descends: bool = False) -> tuple[Tensor, Tensor, torch.Generator]:
+def begun(
+    method: Method, model: nn.Module, x: Tensor, y: Tensor, *, descends: bool = False
+) -> tuple[Tensor, Tensor, torch.Generator]:
     """The batch and the generator of a call without one.
 
     Such a call is from a training loop of the user's own, whose batch nobody has checked: outside the threat's box an
@@ -233,14 +235,14 @@ def begun(method: Method, x: Tensor, y: Tensor, *, descends: bool = False) -> tu
     """
     if descends and not torch.is_grad_enabled():
         raise ValueError("gradients are disabled: call backward outside torch.no_grad and torch.inference_mode")
-    x = as_inputs(x).detach()
+    x = as_inputs(x, model).detach()
     if not len(x):
         raise ValueError("the batch is empty: skip it")
     box = method.threat.box if method.threat is not None else _ANY if x.is_floating_point() else (0.0, 1.0)
     if not method.labelled:
         check_batch(x, torch.zeros(len(x), dtype=torch.long), box)
         return x, y, fresh(x.device)
-    y = as_labels(y)
+    y = as_labels(y) if isinstance(y, Tensor) else as_labels(y).to(x.device)
     check_batch(x, y, box)
     return x, y.long(), fresh(x.device)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from atent.attacks.starts import check_step
 from atent.checks import check_number
-from atent.guard import ask
+from atent.guard import ask, explained
 from atent.losses import cross_entropy
 from atent.methods.base import (
     Method,
@@ -125,9 +125,10 @@ class Free(Method):
     ) -> Metrics:  # fmt: skip
         """As `Method.backward`; the same pass updates ``state["delta"]``."""
         if rng is None:
-            x, y, rng = begun(self, x, y, descends=True)
+            x, y, rng = begun(self, model, x, y, descends=True)
         z = self.adversary(model, x, y, rng=rng, state=state).requires_grad_()
-        metrics = self.descend(model, x, y, z, progress=progress, weight=weight, state=state)
+        with explained(model, x, y):
+            metrics = self.descend(model, x, y, z, progress=progress, weight=weight, state=state)
         if state is not None and z.grad is not None:
             factor = warm(self.eps_warmup, progress)
             eps = float(self.threat.eps) * factor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Mapping
@@ -57,16 +58,27 @@ def fingerprint(config: dict[str, Any]) -> str:
     return folder.dumps({**parts, "train": train, "data": data, "files": about.get("files"), **read})
 
 
-def started(config: dict[str, Any], method: Method, model: nn.Module, *others: Any) -> dict[str, Any]:
+def started(
+    config: dict[str, Any], data: Data, method: Method, model: nn.Module, optimizer: Any, attacks: Mapping[str, Any]
+) -> dict[str, Any]:
     """The position before the first step, with what a resumed run must share: the settings, and the source of the
-    user's own method, network and ``others``, by module. Of the data the samples count."""
-    kinds = {type(each) for each in (method, *model.modules(), *others)}
+    user's own method, network, ``optimizer`` and ``attacks``, by module. Of the data the samples count."""
+    kinds = {type(each) for each in (method, *model.modules(), optimizer, *attacks.values())}
     # Functions that build the network or the optimizer.
     named = [(config[part].get("name") or "").partition(":") for part in ("model", "optimizer")]
     builders = [_known(module, path) for module, _, path in named if path and module in sys.modules]
     shared = {"config": fingerprint(config), "code": sources_of([*kinds, *builders])}
     frozen = sorted(name for name, p in model.named_parameters() if not p.requires_grad)
-    return shared | {"frozen": frozen, "samples": config["about"]["data"].get("digest"), "epoch": 0, "step": 0}
+    shared |= {"frozen": frozen, "samples": config["about"]["data"].get("digest"), "split": _split(data)}
+    return {**shared, "epoch": 0, "step": 0}
+
+
+def _split(data: Data) -> str:
+    """A hash of the numbers of the samples to train on and to validate on, in their order."""
+    digest = hashlib.sha256()
+    for part in (data.train, data.validation):
+        digest.update(part.ids.cpu().numpy().tobytes() + b"|")
+    return digest.hexdigest()[:16]
 
 
 def _known(module: str, path: str) -> Any:
@@ -80,7 +92,8 @@ def _known(module: str, path: str) -> Any:
 def difference(before: Mapping[str, Any], now: Mapping[str, Any], method: Method) -> str | None:
     """The difference that prevents resuming a run from the saved position ``before``, as text; None if there is none.
 
-    Runs of earlier versions have no record of the code, of frozen parameters and of samples without files."""
+    Runs of earlier versions have no record of the code, of frozen parameters, of samples without files and of the
+    split."""
     if changed := edited(before.get("code") or {}, now["code"]):
         return (
             f"code: {changed} since then; restore it, or train with the new code under another --name, from the"
@@ -93,8 +106,12 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any], method: Method
         how = "was frozen, and is not" if other in was else "was trained, and is frozen"
         return f"parameters: {other} {how}; set its requires_grad as then"
     changed = _changed(before["config"], now["config"], method)
-    if changed is None and None not in (before.get("samples"), now["samples"]) and before["samples"] != now["samples"]:
-        return "data: its samples have changed, use those of its training"
+    for part, line in (
+        ("samples", "its samples have changed, use those of its training"),
+        ("split", "other samples are in its training or its validation set, use its limit, validation and split_seed"),
+    ):
+        if changed is None and None not in (before.get(part), now[part]) and before[part] != now[part]:
+            changed = f"data: {line}"
     return changed
 
 

@@ -90,7 +90,7 @@ class Trainer:
         config = with_subsets(config, self.data, subsets)
         agreement.check(self.data, settings, config, fingerprint(config))
         self.config = identified(config, run, resume)
-        self.position = started(self.config, method, model, self.optimizer, *self.validation.attacks.values())
+        self.position = started(self.config, self.data, method, model, self.optimizer, self.validation.attacks)
         self.history: list[dict[str, Any]] = []
         self.best, self.meter = Best(self.validation, settings), Meter()
         self.keeper = Keeper(run, model, self.begun, self.average, settings, self.device, say)
