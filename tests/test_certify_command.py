@@ -16,7 +16,7 @@ from atent.certify.rows import read_rows
 from atent.cli import main
 from atent.experiments.certificate import certify_folder
 from atent.experiments.certificate_lines import layout
-from atent.experiments.certified import markdown
+from atent.experiments.certificate_table import markdown
 from atent.experiments.results import CertifiedEntry, CertifiedRow, Samples, Share
 from atent.messages import once
 from atent.runs.manifest import states
