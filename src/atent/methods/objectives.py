@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +20,6 @@ from atent.losses import cross_entropy, wide
 from atent.methods.base import Metrics, correct
 from atent.rng import Streams
 from atent.sgld import data_entropy_coefficients
-
-if TYPE_CHECKING:
-    from atent.methods.atent import ATENT
 
 Losses = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(logits, labels, clean logits or None) -> L per sample."""
@@ -191,14 +188,17 @@ def free_energy_at(step: Step, iterates: list[Tensor]) -> Found:
     return Found(iterates, logits)
 
 
-def uses(method: ATENT, *, pulls: bool) -> list[tuple[str, str, bool]]:
-    """Fields of ATENT that wait for others, see `report_idle`; ``pulls``: its chain has an anchor term."""
-    averages, accumulates = method.objective == "free-energy", method.mode == "train"
+def uses(
+    objective: str, outer_loss: str, mode: str, burn_in: int | None, chains: Sequence[Sampler]
+) -> list[tuple[str, str, bool]]:
+    """Fields of ATENT that wait for others, see `report_idle`; ``chains``: its samplers, some of which may have an
+    anchor term."""
+    averages = objective == "free-energy"
     return [
-        ("beta", "set outer_loss to kl", method.outer_loss == "kl"),
-        ("alpha", "use objective free-energy without burn_in", averages and method.burn_in is None),
-        ("dropout", "use mode train and objective free-energy", averages and accumulates),
-        ("anchor", "set gamma above 0", pulls),
+        ("beta", "set outer_loss to kl", outer_loss == "kl"),
+        ("alpha", "use objective free-energy without burn_in", averages and burn_in is None),
+        ("dropout", "use mode train and objective free-energy", averages and mode == "train"),
+        ("anchor", "set gamma above 0", any(chain.anchor_weight > 0 for chain in chains)),
     ]
 
 
