@@ -75,6 +75,35 @@ def test_the_modes_of_the_caller_do_not_change_what_is_measured(work):
             assert WORK[work](net) == expected, name
 
 
+class Noting(nn.Module):
+    """Notes the precision in which a CPU computes products of float32."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.seen = network(), set()
+
+    def forward(self, z):
+        self.seen |= {kind.fp32_precision for kind in CPU}
+        return self.net(z)
+
+
+CPU = (torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv, torch.backends.mkldnn.rnn)
+
+
+@pytest.mark.parametrize("work", ["evaluate", "minimum norm", "transfer", "smoothing"])
+def test_products_on_a_cpu_are_in_float32(work):
+    """Before: in bfloat16 after ``torch.set_float32_matmul_precision("medium")``, on processors that have it."""
+    before, expected, net = torch.get_float32_matmul_precision(), WORK[work](network()), Noting().eval()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        inside = [kind.fp32_precision for kind in CPU]
+        assert WORK[work](net) == expected
+        assert [kind.fp32_precision for kind in CPU] == inside
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert net.seen <= {"ieee", "none"}
+
+
 class Random(nn.Module):
     """Random numbers of torch, numpy and Python in eval mode, over the network."""
 
