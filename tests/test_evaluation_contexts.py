@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from atent import Threat
-from atent.attacks import DDN, FGSM, PGD, AutoAttack
+from atent.attacks import DDN, FGSM, PGD, AutoAttack, SigmaZero
 from atent.certify import Sampling, certify_run, verified
 from atent.evaluate import (
     evaluate,
@@ -73,6 +73,22 @@ def test_the_modes_of_the_caller_do_not_change_what_is_measured(work):
         net = network()
         with mode():
             assert WORK[work](net) == expected, name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    "attack", [SigmaZero(Threat("l0", 5), steps=40, threshold_rate=0.3), PGD(LINF, steps=3), DDN(L2, steps=5)]
+)
+def test_the_default_dtype_of_the_caller_does_not_change_an_attack(attack, dtype):
+    """Before: the threshold of Sigma-Zero changed by steps of torch's default dtype."""
+    net = network()
+    expected = attack(net, X, Y)
+    torch.set_default_dtype(dtype)
+    try:
+        found = attack(net, X, Y)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found, expected)
 
 
 class Noting(nn.Module):
