@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from atent import Threat
-from atent.attacks import DDN, FGSM, PGD, AutoAttack
+from atent.attacks import DDN, FGSM, PGD, AutoAttack, SigmaZero
 from atent.certify import Sampling, certify_run, verified
 from atent.evaluate import (
     evaluate,
@@ -73,6 +73,51 @@ def test_the_modes_of_the_caller_do_not_change_what_is_measured(work):
         net = network()
         with mode():
             assert WORK[work](net) == expected, name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    "attack", [SigmaZero(Threat("l0", 5), steps=40, threshold_rate=0.3), PGD(LINF, steps=3), DDN(L2, steps=5)]
+)
+def test_the_default_dtype_of_the_caller_does_not_change_an_attack(attack, dtype):
+    """Before: the threshold of Sigma-Zero changed by steps of torch's default dtype."""
+    net = network()
+    expected = attack(net, X, Y)
+    torch.set_default_dtype(dtype)
+    try:
+        found = attack(net, X, Y)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found, expected)
+
+
+class Noting(nn.Module):
+    """Notes the precision in which a CPU computes products of float32."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.seen = network(), set()
+
+    def forward(self, z):
+        self.seen |= {kind.fp32_precision for kind in CPU}
+        return self.net(z)
+
+
+CPU = (torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv, torch.backends.mkldnn.rnn)
+
+
+@pytest.mark.parametrize("work", ["evaluate", "minimum norm", "transfer", "smoothing"])
+def test_products_on_a_cpu_are_in_float32(work):
+    """Before: in bfloat16 after ``torch.set_float32_matmul_precision("medium")``, on processors that have it."""
+    before, expected, net = torch.get_float32_matmul_precision(), WORK[work](network()), Noting().eval()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        inside = [kind.fp32_precision for kind in CPU]
+        assert WORK[work](net) == expected
+        assert [kind.fp32_precision for kind in CPU] == inside
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert net.seen <= {"ieee", "none"}
 
 
 class Random(nn.Module):

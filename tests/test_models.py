@@ -533,3 +533,9 @@ def test_check_output_errors(output, parts):
         check_output(model, (1, 8, 8), 10)
     assert model.training
     assert not model.inner.training
+
+
+def test_a_shape_that_is_one_number_is_refused_in_one_line():
+    """Before: a TypeError that an int is not iterable."""
+    with pytest.raises(ValueError, match=r"shape must be three positive integers \(c, h, w\), got \(32,\)"):
+        build("resnet20", shape=32)

@@ -18,15 +18,28 @@ SearchDtype = Literal["bfloat16", "float16", "tf32"]
 SEARCH_DTYPES: tuple[str, ...] = get_args(SearchDtype)
 
 
+_mkldnn: Any = torch.backends.mkldnn
+_MKLDNN = (_mkldnn.matmul, _mkldnn.conv, _mkldnn.rnn)
+"""What has a precision of float32 on a CPU."""
+
+
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Context without autocast, and without TF32 in the matrix products and convolutions of a GPU."""
+    """Context without autocast, and without TF32 or bfloat16 in the matrix products and convolutions of float32."""
+    # On a CPU set_float32_matmul_precision("medium") takes bfloat16, where the processor has it.
+    lowered = [(kind, kind.fp32_precision) for kind in _MKLDNN if kind.fp32_precision not in ("none", "ieee")]
     with torch.autocast(device.type, enabled=False):
-        if device.type != "cuda":
-            yield
+        if device.type == "cuda":
+            with tf32(False):
+                yield
             return
-        with tf32(False):
+        try:
+            for kind, _ in lowered:
+                kind.fp32_precision = "ieee"
             yield
+        finally:
+            for kind, value in lowered:
+                kind.fp32_precision = value
 
 
 @contextmanager

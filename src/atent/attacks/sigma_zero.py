@@ -102,7 +102,8 @@ class SigmaZero(Attack):
             step = annealed(self.step_size, 0.1 * self.step_size, max(0, k - 1) / self.steps)
             z = self.threat.clamp(x + width * (d - step * direction / scale))
             change = self.threshold_rate * annealed(self.step_size, 0.1 * self.step_size, k / self.steps)
-            tau = (tau + torch.where(fooled, change, -change)).clamp(0, 1)
+            # Not where() of two numbers, which would have torch's default dtype.
+            tau = torch.where(fooled, tau + change, tau - change).clamp(0, 1)
             # A block is kept if its largest entry reaches the threshold.
             d = (z - x).abs() / width
             kept = blocks.pool((d >= per_sample(tau, d)).to(x.dtype)) > 0
