@@ -1,6 +1,11 @@
 """Evaluations and sweeps that are killed resume to the same figures; other files are refused."""
 
 import json
+import os
+import subprocess
+import sys
+from functools import partial
+from types import MethodType
 
 import pytest
 import torch
@@ -10,6 +15,7 @@ from atent.attacks import FGSM, PGD, Attack
 from atent.evaluate import evaluate, sweep
 from atent.models import build
 from atent.runs import dumps
+from atent.runs.identity import digest, identity_of
 from atent.threat import Threat
 
 
@@ -167,6 +173,83 @@ def test_rows_of_a_built_in_network_with_a_hook_are_not_taken(tmp_path):
     net.register_forward_pre_hook(lambda _module, inputs: (1 - inputs[0],))
     with pytest.raises(ValueError, match="an evaluation with other model"):
         evaluate(net, x, y, attacks, resume=tmp_path / "rows")
+
+
+def leaky(slope, more=()):
+    """A function with a value of the function that made it."""
+
+    def act(z, power=1):
+        return torch.nn.functional.leaky_relu(z, slope) ** power
+
+    act.__defaults__ = more or act.__defaults__
+    return act
+
+
+def recursive():
+    def act(z):
+        return act(z) if z.dim() < 0 else z
+
+    return act
+
+
+def test_values_of_functions_count():
+    """A partial and a function with a closure had the identity of those with other values."""
+    relu = torch.nn.functional.leaky_relu
+    shapes = [
+        leaky(0.1), leaky(0.2), leaky(0.1, (2,)), partial(relu, negative_slope=0.1), partial(relu, negative_slope=0.2),
+        partial(torch.pow, exponent=2), partial(torch.pow, exponent=3), recursive(), {"tanh": [partial(relu)]},
+        {"tanh": [torch.tanh]}, MethodType(leaky(0.3), 1), MethodType(leaky(0.4), 1),
+    ]  # fmt: skip
+    names = [identity_of(Scaled(shape=shape)) for shape in shapes]
+    assert len(set(names)) == len(names)
+    assert identity_of(Scaled(shape=leaky(0.1))) == names[0]
+
+
+IDENTITY = """
+from functools import partial
+
+from torch import nn, relu
+
+from atent.runs.identity import identity_of
+
+
+class Key:
+    pass
+
+
+class Own(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.none, self.pair, self.keyed = None, (None, 0.5), {Key(): 0.5}
+        self.named = {name: 0.5 for name in {"one", "two", "three", "four"}}
+        self.text, self.act, self.half = repr(Key()), lambda z: z, partial(relu, Key())
+        self.loop = [0.5]
+        self.loop.append(self.loop)
+        setattr(self, "", 1.0)
+
+    def extra_repr(self):
+        return f"act={self.act}"
+
+
+print(identity_of(Own()))
+"""
+
+
+def test_the_identity_of_a_network_is_that_of_other_processes(tmp_path):
+    """Attributes with the address of an object and mappings made from sets gave each process another identity."""
+    (tmp_path / "own.py").write_text(IDENTITY)
+    environments = [{**os.environ, "PYTHONHASHSEED": str(seed)} for seed in range(3)]
+    command = [sys.executable, str(tmp_path / "own.py")]
+    found = {subprocess.run(command, env=e, capture_output=True, text=True, check=True).stdout for e in environments}
+    assert len(found) == 1
+
+
+def test_the_identity_of_a_network_without_functions_is_that_of_the_earlier_version():
+    """Its unfinished files resume: None is a setting."""
+    text = "0  [('downsample', None), ('pair', (None, 0.5))] []"
+    model = torch.nn.Sequential(torch.nn.Identity())
+    model[0].downsample, model[0].pair = None, (None, 0.5)
+    assert identity_of(model) == digest(" Sequential", "0 Identity", text)
 
 
 class Counting(Scaled):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import math
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterator
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
@@ -58,35 +61,77 @@ def _settings_of(model: nn.Module) -> Iterator[str]:
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             continue
-        given = {key: value for key, value in vars(module).items() if key[0] != "_" and key != "training"}
+        given = {key: value for key, value in vars(module).items() if key != "training" and not key.startswith("_")}
         if built_in:
             given = {key: value for key, value in given.items() if key == "forward"}
-        own = {key: text for key, value in given.items() if (text := _written(value)) is not None}
+        calls: list[Any] = []
+        own = _known({key: _written(value, calls) for key, value in given.items()})
         hooks = [getattr(h, "__qualname__", "") for each in _HOOKS for h in getattr(module, each).values()]
         layer = "" if built_in else module.extra_repr()
         if own or hooks or layer:
-            yield f"{name} {layer} {sorted(own.items())} {hooks}"
-        yield from code_of(value for value in given.values() if isinstance(value, _FUNCTIONS))
+            # Another process has the same objects at other addresses.
+            yield _ADDRESS.sub("", f"{name} {layer} {sorted(own.items())} {hooks}")
+        yield from code_of(calls)
 
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
-_FUNCTIONS = (FunctionType, BuiltinFunctionType, MethodType)
+_FUNCTIONS = (FunctionType, BuiltinFunctionType, MethodType, functools.partial)
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+_UNKNOWN = object()
+"""What `_written` gives for a value that is not a setting."""
 
 
-def _written(value: Any) -> Any:
-    """An attribute as plain values if it is a setting: a float, word, switch or function, or a sequence or mapping of
-    these; else None. Integers are counters of calls and limits as well, which a repeated call may have at other values,
-    and tensors are caches."""
+def _written(value: Any, calls: list[Any], inside: tuple[int, ...] = (), *, fixed: bool = False) -> Any:
+    """An attribute as plain values if it is a setting: a float, word, switch, None or function, or a sequence or a
+    mapping of these; else `_UNKNOWN`. The functions are appended to ``calls``.
+
+    Integers are counters of calls and limits as well, which a repeated call may have at other values, unless they are
+    ``fixed``; and tensors are caches. ``inside``: the ids of the values that contain this one.
+    """
+    if id(value) in inside:
+        return _UNKNOWN
+    inside = (*inside, id(value))
     if isinstance(value, _FUNCTIONS):
-        return f"function {value.__module__}.{value.__qualname__}"
+        calls.append(value)
+        bound = {name: _written(part, calls, inside, fixed=kept) for name, part, kept in _bound(value)}
+        return f"function {_name(value)}" + (f" {_known(bound)}" if _known(bound) else "")
     if isinstance(value, dict):
-        found = dict(zip(map(str, value), _each(value.values())))
-        return found if found and None not in found.values() else None
+        # In the order of the keys: that of a mapping made from a set differs between processes.
+        plain = all(isinstance(key, str | int | float | None) for key in value)
+        ordered = sorted(value.items(), key=lambda item: str(item[0])) if plain else []
+        found = {key: _written(part, calls, inside, fixed=fixed) for key, part in ordered}
+        return found if found and len(found) == len(_known(found)) else _UNKNOWN
     if isinstance(value, tuple | list):
-        parts = _each(value)
-        return None if None in parts or not parts else tuple(parts) if isinstance(value, tuple) else parts
-    return value if isinstance(value, bool | str) or (isinstance(value, float) and math.isfinite(value)) else None
+        parts = [_written(part, calls, inside, fixed=fixed) for part in value]
+        if not parts or any(part is _UNKNOWN for part in parts):
+            return _UNKNOWN
+        return tuple(parts) if isinstance(value, tuple) else parts
+    known = isinstance(value, bool | str | None) or (isinstance(value, float) and math.isfinite(value))
+    return value if known or (fixed and isinstance(value, int)) else _UNKNOWN
 
 
-def _each(values: Iterable[Any]) -> list[Any]:
-    return ["none" if value is None else _written(value) for value in values]
+def _known(found: dict[Any, Any]) -> dict[Any, Any]:
+    return {key: value for key, value in found.items() if value is not _UNKNOWN}
+
+
+def _name(function: Any) -> str:
+    """The name of a function, of a partial that of its function."""
+    function = getattr(function, "func", function)
+    function = function if hasattr(function, "__qualname__") else type(function)
+    return f"{function.__module__}.{function.__qualname__}"
+
+
+def _bound(function: Any) -> Iterator[tuple[str, Any, bool]]:
+    """The values that a function has beside its code, with their names: the arguments of a partial and defaults, which
+    are fixed, and variables of the function in which it was defined."""
+    if isinstance(function, functools.partial):
+        yield "func", function.func, False
+        yield from ((str(place), part, True) for place, part in enumerate(function.args))
+        yield from ((name, part, True) for name, part in function.keywords.items())
+    function = getattr(function, "__func__", function)
+    if isinstance(function, FunctionType):
+        yield from ((str(place), part, True) for place, part in enumerate(function.__defaults__ or ()))
+        yield from ((name, part, True) for name, part in (function.__kwdefaults__ or {}).items())
+        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or ()):
+            with contextlib.suppress(ValueError):  # a variable without a value yet
+                yield name, cell.cell_contents, False
