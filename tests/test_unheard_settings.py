@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import pytest
@@ -124,7 +124,8 @@ SAMPLES = {"objective": "data-entropy", "gradient": "raw", "noise": 0.1, "projec
         (Schedule, {"kind": "multistep", "milestones": (5,), "factors": (0.2,), "factor": 0.5}, {"factors": ()}),
         (Schedule, {"kind": "cosine", "unit": "step", "peak": 0.3}, {"kind": "cyclic"}),
         (Schedule, {"unit": "step"}, {"warmup": 2}),
-        (Schedule, {"kind": "cosine", "warmup": 1}, {"unit": "step"}),
+        (Schedule, {"kind": "step", "every": 2, "warmup": 1}, {"unit": "step"}),
+        (Schedule, {"warmup": 1}, {"kind": "cosine"}),
         (Walk, {"average": "ergodic", "alpha": 0.5}, {"average": "exponential"}),
         (Walk, {"gamma": 0.0, "scale": "none", "scoping": 0.5}, {"gamma": 0.1}),
         (partial(ATENT, LINF), {"beta": 2.0}, {"outer_loss": "kl"}),
@@ -151,6 +152,36 @@ def test_a_setting_that_waits_for_another_is_reported(make, idle, used, capsys):
     assert not capsys.readouterr().err
     make(**idle)
     assert f"{list(idle)[-1]} {list(idle.values())[-1]} has no effect here: " in capsys.readouterr().err
+
+
+@dataclass(frozen=True)
+class FewTargets(APGD):
+    """Its default is not that of its base, and not an attribute of the class."""
+
+    targets: int = field(default_factory=lambda: 3)
+
+
+def test_the_default_of_a_subclass_is_not_reported(capsys):
+    once.cache_clear()
+    FewTargets(LINF)
+    assert not capsys.readouterr().err
+    FewTargets(LINF, targets=9)
+    assert "APGD.targets 9 has no effect here" in capsys.readouterr().err
+
+
+class WithoutDefaults(torch.optim.Optimizer):
+    """It does not call the constructor of its base, which makes the attribute defaults."""
+
+    def __init__(self, parameters, lr):
+        self.param_groups, self.state = [{"params": list(parameters), "lr": lr}], {}
+
+    def step(self, closure):
+        return closure()
+
+
+def test_an_optimizer_without_defaults_is_taken():
+    name = f"{__name__}:WithoutDefaults"
+    assert Optimizer(name).name == name
 
 
 def test_the_decay_of_an_optimizer_is_known(capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import functools
 import sys
@@ -64,9 +65,12 @@ def report_idle(settings: Any, where: str, cases: Iterable[tuple[str, str, bool]
     ``cases``: the field, what to do for it to have an effect, and whether it has one. ``where`` precedes the field's
     name, such as "train.".
     """
+    fields = {field.name: field for field in dataclasses.fields(settings)}
     for name, remedy, used in cases:
-        value = getattr(settings, name)
-        if not used and value != getattr(type(settings), name):
+        value, field = getattr(settings, name), fields[name]
+        # A subclass may give a field a default_factory, or require it: the attribute of the class is then its base's.
+        usual = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if not used and usual is not dataclasses.MISSING and value != usual:
             once(f"{where}{name} {value} has no effect here: {remedy}, or omit it")
 
 

@@ -64,6 +64,7 @@ class Schedule(metaclass=Settings):
 def _uses(schedule: Schedule) -> list[tuple[str, str, bool]]:
     """Fields that wait for others, see `report_idle`."""
     kind, listed = schedule.kind, bool(schedule.factors)
+    by_step = schedule.unit == "step"
     several, scaled = kind == "multistep", kind == "step" or (kind == "multistep" and not listed)
     return [
         ("every", "set kind step", kind == "step"),
@@ -71,8 +72,8 @@ def _uses(schedule: Schedule) -> list[tuple[str, str, bool]]:
         ("factor", "omit factors" if several else "set kind step or multistep", scaled),
         ("peak", "set kind cyclic", kind == "cyclic"),
         ("unit", "set another kind", kind != "constant" or schedule.warmup > 0),
-        # The first epoch has a single rate, which is then the full one.
-        ("warmup", "set unit step, or a longer warmup", schedule.warmup != 1 or schedule.unit == "step"),
+        # The first epoch has a single rate, which is then the full one; the cosine begins after it.
+        ("warmup", "set unit step, or a longer warmup", schedule.warmup != 1 or by_step or kind == "cosine"),
     ]
 
 

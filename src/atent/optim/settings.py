@@ -212,7 +212,7 @@ def _made(
     if line := flaw(type(made), torch.optim.Optimizer, _MEMBERS):
         raise ValueError(f"optimizer {settings.name}: {line} (see {OPTIMIZERS.page})")
     # A function of the user's has chosen the decay; the default of a class may be unknown to the user.
-    own = made.defaults.get("weight_decay") if isinstance(entry, type) else None
+    own = getattr(made, "defaults", {}).get("weight_decay") if isinstance(entry, type) else None
     if own and not given and "weight_decay" not in settings.args:
         once(
             f"optimizer.weight_decay 0 leaves {settings.name} its own default, {own}: set optimizer.weight_decay, or 0"
