@@ -258,6 +258,23 @@ def test_a_batch_of_an_own_loop_is_checked(method):
         _called(method)
 
 
+class Lookup(torch.nn.Module):
+    """Its code has an index beyond its table, which is a label too."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.lin = torch.zeros(2), torch.nn.Linear(64, 3)
+
+    def forward(self, z):
+        return self.lin(z.flatten(1)) + self.table[2]
+
+
+def test_an_index_in_the_code_of_a_network_is_not_taken_for_a_label():
+    x, y = torch.linspace(0, 1, 512).view(8, 1, 8, 8), torch.arange(8) % 3
+    with pytest.raises(IndexError, match="index 2 is out of bounds for dimension 0 with size 2"):
+        PGDAT(LINF).backward(Lookup(), x, y)
+
+
 @pytest.mark.parametrize("method", CALLED, ids=lambda m: type(m).__name__)
 def test_an_own_loop_may_give_any_integers_and_inputs_with_a_graph(method):
     x, y = torch.linspace(0, 1, 512).view(8, 1, 8, 8), torch.arange(8) % 3

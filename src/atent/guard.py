@@ -129,10 +129,10 @@ def explained(model: nn.Module, x: Tensor, y: Tensor | None = None) -> Iterator[
     try:
         yield
     except IndexError as error:
-        _check_output(y, error)
+        _check_output(model, x, y, error)
         raise
     except RuntimeError as error:
-        _check_output(y, error)
+        _check_output(model, x, y, error)
         explain(model, x, error)
         raise
 
@@ -141,10 +141,17 @@ def explained(model: nn.Module, x: Tensor, y: Tensor | None = None) -> Iterator[
 _OUT_OF_BOUNDS = re.compile(r"(?:Target|index) (\d+) is out of bounds")
 
 
-def _check_output(y: Tensor | None, error: Exception) -> None:
+def _check_output(model: nn.Module, x: Tensor, y: Tensor | None, error: Exception) -> None:
     """Raise a one-line ValueError for a loss that failed because of a label."""
     found = _OUT_OF_BOUNDS.search(str(error))
-    if y is not None and found and bool((y == int(found[1])).any()):
+    if y is None or not found or not bool((y == int(found[1])).any()):
+        return
+    try:
+        with guard(model), torch.no_grad():
+            outputs = ask(model, x[:1]).shape[1]
+    except Exception:  # an index in the code of the model, which is a label by chance
+        return
+    if int(found[1]) >= outputs:
         raise ValueError(
             f"label {found[1]} is not an output of the model: give its last layer one output per class"
         ) from error
