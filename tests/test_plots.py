@@ -217,6 +217,15 @@ def test_frequencies_are_whole_numbers():
     assert all(tick == round(tick) for tick in (*axes.get_xticks(), *axes.get_yticks()))
 
 
+@pytest.mark.parametrize("name", ["clean_error", "clean", "natural"])
+def test_reports_of_errors_of_earlier_versions_are_drawn(name):
+    report = {"errors": [[1] * 4] * 4, "n": 10, "eps": 1.0, name: stats.share(1, 10)}
+    assert "without noise 10.0 % error" in plots.fourier(report).axes[0].get_title(loc="left")
+    row = {"corruption": "fog", "severity": 1, "error": stats.share(2, 10)}
+    report = {"rows": [row], "n": 10, "mean": {"value": 0.2}, name: stats.share(1, 10)}
+    assert "clean 10.0, mean 20.0" in plots.corruptions(report).axes[0].get_title(loc="left")
+
+
 # ---- security curves and adversarial images
 
 

@@ -124,6 +124,12 @@ def fraction(row: Row, key: str, where: str) -> float:
     return value
 
 
+def clean_error(report: Row) -> float:
+    """The clean error (%) of a report on errors; reports of earlier versions have it by another name."""
+    share = next(report[key] for key in ("clean_error", "clean", "natural") if key in report)
+    return 100 * fraction(share, "value", "clean error")
+
+
 def span(share: Mapping[str, Any], where: str) -> list[float]:
     """Value and ends of its interval in %, the value itself where there is none."""
     ends = {end: share["value"] if share.get(end) is None else share[end] for end in ("value", "low", "high")}

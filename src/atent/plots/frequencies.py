@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from atent.plots.canvas import COLOUR, GREY, PALETTE, TEXT, blank, fraction, plain, span, whole_ticks
+from atent.plots.canvas import COLOUR, GREY, PALETTE, TEXT, blank, clean_error, plain, span, whole_ticks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -89,7 +89,6 @@ def fourier(report: Mapping[str, Any], *, title: str | None = None) -> Figure:
     axes.set_ylabel("vertical frequency", fontsize=TEXT)
     bar = figure.colorbar(shown, ax=axes, shrink=0.9)
     bar.set_label("error (%)", fontsize=TEXT)
-    clean = 100 * fraction(report["clean_error"], "value", "clean error")
-    summary = f"noise of l2 norm {report['eps']:.3g}, n = {n:,}; without noise {clean:.1f} % error"
+    summary = f"noise of l2 norm {report['eps']:.3g}, n = {n:,}; without noise {clean_error(report):.1f} % error"
     axes.set_title(title or summary, fontsize=TEXT - 1, loc="left")
     return figure

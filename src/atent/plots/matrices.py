@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from atent.plots.canvas import TEXT, blank, fraction
+from atent.plots.canvas import TEXT, blank, clean_error, fraction
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,7 +30,7 @@ def corruptions(report: Mapping[str, Any], *, title: str | None = None) -> Figur
     axes.set_xticks(range(len(severities)), [str(s) for s in severities])
     axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
     axes.set_xlabel("severity", fontsize=TEXT)
-    mean, clean = 100 * report["mean"]["value"], 100 * report["clean_error"]["value"]
+    mean, clean = 100 * report["mean"]["value"], clean_error(report)
     summary = f"error (%), n = {report['n']:,}: clean {clean:.1f}, mean {mean:.1f}"
     if report.get("mce") is not None:
         summary += f", mCE {report['mce']['value']:.3g}"
