@@ -230,6 +230,8 @@ def test_a_setting_without_its_section_is_answered_with_the_option(capsys):
     ):  # fmt: skip
         for words in (("train", "digits-linf-atent"), ("compare", "digits-linf-atent", "digits-linf-pgdat")):
             assert f"did you mean '{option}'" in refused(capsys, *words, short, "1")
+    for words in (("--lr", "0.1", "digits-linf-pgdat"), ("--lr", "0.1"), ("no-such-recipe", "--lr", "0.1")):
+        assert "did you mean '--optimizer.lr'" in refused(capsys, "train", *words)
     assert "unknown option '--beta'" in refused(capsys, "train", "digits-linf-pgdat", "--beta", "6")
 
 

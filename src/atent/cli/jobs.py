@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 import typing
@@ -81,16 +82,14 @@ def _sections(starts: dict[str, Any]) -> type:
 
 
 def with_sections(words: list[str], known: Iterable[str]) -> dict[str, str]:
-    """For options in ``words`` that are not ``known``, the field of the recipe, the first word, that has the same name
-    in a section: {"--lr": "--optimizer.lr"}. A group of fields, such as --schedule, means the first of them."""
+    """For options in ``words`` that are not ``known``, the field of the recipe, one of the other words, that has the
+    same name in a section: {"--lr": "--optimizer.lr"}. A group of fields, such as --schedule, means the first of
+    them."""
     options = ["--" + hyphened(word.partition("=")[0][2:]) for word in words if word.startswith("--")]
     odd = [option for option in options if option not in {*known, "--help"}]
     if not odd:
         return {}
-    try:
-        default = job(read_recipe(words[0]), None)
-    except (ValueError, OSError):
-        return {}
+    default = _first_job(word for word in words if not word.startswith("-"))
     fields = list(options_of(_sections({section: getattr(default, section) for section in SECTIONS})))
     found = {}
     for option in odd:
@@ -100,6 +99,18 @@ def with_sections(words: list[str], known: Iterable[str]) -> dict[str, str]:
             # The evaluation of a training has settings of the same names, by default those of the training.
             found[option] = min(alike or inside[:1], key=lambda f: (f.startswith("--evaluate."), f.count(".")))
     return found
+
+
+def _first_job(words: Iterable[str]) -> Job:
+    """The job of the first word that is a recipe; without one, a job with the fields of most recipes."""
+    from atent.experiments.job import Job
+    from atent.methods import PGDAT
+    from atent.threat import Threat
+
+    for word in words:
+        with contextlib.suppress(ValueError, OSError):
+            return job(read_recipe(word), None)
+    return Job(None, PGDAT(Threat("linf", 0.1)))
 
 
 def _switched(tables: dict[str, Any], words: list[str]) -> list[str]:
