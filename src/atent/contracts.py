@@ -69,12 +69,13 @@ def _repeated(loader: Any, x: Any) -> str | None:
     name, workers = type(loader).__name__, getattr(loader, "num_workers", 0)
     if getattr(getattr(loader, "sampler", None), "replacement", False):
         return (
-            f"the {name} samples with replacement: copies of a sample may be in the training and in the validation set"
-            " (without a sampler each is used once)"
+            f"the {name} samples with replacement: some samples are in the data several times, and others not at all"
+            " (without a sampler each is there once)"
         )
     # Each worker yields all samples of a stream, unless the stream shares them among the workers.
     if workers > 1 and isinstance(getattr(loader, "dataset", None), IterableDataset):
-        found = len({each.numpy(force=True).tobytes() for each in x.float()})
+        # Hashes: the samples themselves would be in memory twice more.
+        found = len({hash(each.float().numpy(force=True).tobytes()) for each in x})
         if found * workers == len(x):
             return (
                 f"each of the {name}'s {workers} workers yields all {found} samples: they are in the data {workers}"
