@@ -65,7 +65,8 @@ def _settings_of(model: nn.Module) -> Iterator[str]:
         if built_in:
             given = {key: value for key, value in given.items() if key == "forward"}
         calls: list[Any] = []
-        own = _known({key: _written(value, calls) for key, value in given.items()})
+        # None may be a cache before the first pass, whose tensor is no setting.
+        own = _known({key: _written(value, calls) for key, value in given.items() if value is not None})
         hooks = [getattr(h, "__qualname__", "") for each in _HOOKS for h in getattr(module, each).values()]
         layer = "" if built_in else module.extra_repr()
         if own or hooks or layer:
@@ -93,8 +94,9 @@ def _written(value: Any, calls: list[Any], inside: tuple[int, ...] = (), *, fixe
     inside = (*inside, id(value))
     if isinstance(value, _FUNCTIONS):
         calls.append(value)
-        bound = {name: _written(part, calls, inside, fixed=kept) for name, part, kept in _bound(value)}
-        return f"function {_name(value)}" + (f" {_known(bound)}" if _known(bound) else "")
+        parts = ((name, part, kept) for name, part, kept in _bound(value) if kept or part is not None)
+        bound = _known({name: _written(part, calls, inside, fixed=kept) for name, part, kept in parts})
+        return f"function {_name(value)}" + (f" {bound}" if bound else "")
     if isinstance(value, dict):
         # In the order of the keys: that of a mapping made from a set differs between processes.
         plain = all(isinstance(key, str | int | float | None) for key in value)
