@@ -13,6 +13,7 @@ from torch import nn
 from atent.attacks import ALMA, ATTACKS, DDN, FGSM, FMN, IFGS, PGD, DeepFool, Langevin
 from atent.attacks.spec import parse, spell
 from atent.certify import verified
+from atent.cli import jobs
 from atent.data import from_tensors
 from atent.evaluate import evaluate, masking_checks, sweep
 from atent.experiments import recipes
@@ -207,6 +208,19 @@ def test_a_signed_step_across_the_box_is_refused(kind):
     ):
         if kind in (PGD, IFGS) or isinstance(threat.eps, float):
             assert kind(threat, step_size=length).step_size == length
+
+
+def test_a_step_across_the_box_is_allowed_on_the_command_line():
+    """The method was made, and refused its step, before it had the permission."""
+    words = ["--method.step-size", "2"]
+    for name in ("PGDAT", "TRADES"):
+        job, _ = jobs.recipe_job(
+            "digits-linf-pgdat", [*words, "--method.name", name], prog="atent train", allow_large_eps=True
+        )  # fmt: skip
+        assert job.method.step_size == 2.0
+        assert job.method.threat.allow_large_eps
+    with pytest.raises(ValueError, match=r"did you mean 2/255\? \(--allow-large-eps to insist; in Python Threat"):
+        jobs.recipe_job("digits-linf-pgdat", words, prog="atent train")
 
 
 def test_other_steps_have_other_units():

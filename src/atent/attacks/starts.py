@@ -38,8 +38,8 @@ def check_step(threat: Threat, step_size: float) -> None:
         levels = step_size * threat.width
         guess = f"did you mean {levels:g}/255?" if levels / 255 < threat.width else "give a smaller one"
         raise ValueError(
-            f"linf step_size must be below the box width {threat.width:g}, got {step_size:g}: {guess} (to insist,"
-            " Threat(..., allow_large_eps=True))"
+            f"linf step_size must be below the box width {threat.width:g}, got {step_size:g}: {guess}"
+            " (--allow-large-eps to insist; in Python Threat(..., allow_large_eps=True))"
         )
 
 

@@ -54,6 +54,9 @@ def recipe_job(
     trust.grant(tables)
     file = file_of(recipe, tables)
     words = _switched(tables, words)
+    match tables.get("method"):
+        case {"threat": dict() as threat} if allow_large_eps:
+            threat["allow_large_eps"] = True  # before the method is made, which refuses a step across the box
     default = job(tables, recipe if not recipe.endswith(".toml") else Path(recipe).stem)
     starts = {s: getattr(default, s) for s in shown or SECTIONS}
     sections = _sections(starts)
@@ -144,7 +147,6 @@ def _switched(tables: dict[str, Any], words: list[str]) -> list[str]:
 
 def _allowing(made: Job) -> Job:
     """The same job, with permission for an eps that covers the entire box."""
-
     method: Any = made.method
     if getattr(method, "threat", None) is not None:
         method = dataclasses.replace(method, threat=dataclasses.replace(method.threat, allow_large_eps=True))
