@@ -118,7 +118,7 @@ def _known(found: dict[Any, Any]) -> dict[Any, Any]:
 
 def _name(function: Any) -> str:
     """The name of a function, of a partial that of its function."""
-    function = getattr(function, "func", function)
+    function = function.func if isinstance(function, functools.partial) else function
     function = function if hasattr(function, "__qualname__") else type(function)
     return f"{function.__module__}.{function.__qualname__}"
 
