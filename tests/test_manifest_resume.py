@@ -262,14 +262,15 @@ def test_a_run_is_not_resumed_with_changed_data():
     other = text.replace('"a": 1', '"a": 2')
     changed = text.replace('"data": {}', '"data": {"name": "npz"}')
 
-    def now(config, code="a", samples="b"):
-        return {"config": config, "code": {"mine": code}, "samples": samples}
+    def now(config, code="a", **data):
+        return {"config": config, "code": {"mine": code}, "samples": "b", "split": "d", **data}
 
     assert difference(now(text), now(text), Standard()) is None
     assert "SHA-256" in difference(now(text), now(other), Standard())
     assert "config.json" in difference(now(text), now(changed), Standard())
     assert "mine has changed" in difference(now(text), now(text, code="c"), Standard())
     assert "samples have changed" in difference(now(text), now(text, samples="c"), Standard())
+    assert "split_seed" in difference(now(text), now(text, split="c"), Standard())
     # Earlier versions recorded the settings only.
     assert difference({"config": text}, now(text), Standard()) is None
     assert "SHA-256" in difference({"config": text}, now(other), Standard())

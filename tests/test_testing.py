@@ -110,6 +110,11 @@ class GlobalGenerator(Corner):
         return torch.from_numpy(np.random.randn(*x.shape)).to(x).sign()  # noqa: NPY002
 
 
+class OwnGenerator(Corner):
+    def direction(self, oracle, x, streams):
+        return torch.from_numpy(np.random.default_rng().standard_normal(x.shape)).to(x).sign()
+
+
 class MovesGlobalGenerator(Corner):
     def run(self, *given, **keywords):
         torch.rand(1)
@@ -178,7 +183,9 @@ WRONG_ATTACKS = [
     (MovesBuffers, "modes, .grad, buffers and global random states are restored on success", ["another buffer of"]),
     (SwallowsExceptions, "modes, .grad, buffers and global random states are restored where", ["network raised"]),
     (StaysEvalAfterAnException, "modes, .grad, buffers and global random states are restored where", ["train mode"]),
-    (GlobalGenerator, "the same seed and ids give the same bits", []),
+    (OwnGenerator, "the same seed and ids give the same bits", []),
+    # The seed of the call is that of the global generators too.
+    (GlobalGenerator, "batch size, order and shard do not matter", ["off by"]),
     (MovesGlobalGenerator, "modes, .grad, buffers and global random states are restored", ["torch"]),
     (IgnoresIds, "batch size, order and shard do not matter", ["off by"]),
     (WrongSuccess, "success is recomputed", ["success True of sample"]),
