@@ -94,8 +94,8 @@ def _written(value: Any, calls: list[Any], inside: tuple[int, ...] = (), *, fixe
     inside = (*inside, id(value))
     if isinstance(value, _FUNCTIONS):
         calls.append(value)
-        parts = ((name, part, kept) for name, part, kept in _bound(value) if kept or part is not None)
-        bound = _known({name: _written(part, calls, inside, fixed=kept) for name, part, kept in parts})
+        given = ((name, part, kept) for name, part, kept in _bound(value) if kept or part is not None)
+        bound = _known({name: _written(part, calls, inside, fixed=kept) for name, part, kept in given})
         return f"function {_name(value)}" + (f" {bound}" if bound else "")
     if isinstance(value, dict):
         # In the order of the keys: that of a mapping made from a set differs between processes.
