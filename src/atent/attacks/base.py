@@ -145,7 +145,8 @@ class Attack(metaclass=Settings):
         """The attack for the samples ``rows``: the same object if all share one eps."""
         threat: Threat = self.threat
         part = threat.take(rows)
-        return self if part is threat else replace(self, threat=part)
+        # The settings were checked for all samples, whose largest eps may be that of another one.
+        return self if part is threat else replace(self, threat=replace(part, allow_large_eps=True))
 
     def parts(self) -> dict[str, Attack]:
         """The attacks of an ensemble by name, each run on the samples robust to those before; {} otherwise."""
