@@ -131,7 +131,8 @@ def _bound(function: Any) -> Iterator[tuple[str, Any, bool]]:
         yield from ((str(place), part, True) for place, part in enumerate(function.args))
         yield from ((name, part, True) for name, part in function.keywords.items())
     function = getattr(function, "__func__", function)
-    if isinstance(function, FunctionType):
+    # Those of torch's own functions are of its implementation.
+    if isinstance(function, FunctionType) and not f"{function.__module__}.".startswith("torch."):
         yield from ((str(place), part, True) for place, part in enumerate(function.__defaults__ or ()))
         yield from ((name, part, True) for name, part in (function.__kwdefaults__ or {}).items())
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or ()):
