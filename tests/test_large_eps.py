@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from atent.certify import verified
 from atent.cli import jobs
 from atent.data import from_tensors
 from atent.evaluate import evaluate, masking_checks, sweep
+from atent.evaluate.craft import craft
 from atent.experiments import recipes
 from atent.experiments.compare import compare
 from atent.experiments.plan import Plan, agree
@@ -221,6 +223,16 @@ def test_a_step_across_the_box_is_allowed_on_the_command_line():
         assert job.method.threat.allow_large_eps
     with pytest.raises(ValueError, match=r"did you mean 2/255\? \(--allow-large-eps to insist; in Python Threat"):
         jobs.recipe_job("digits-linf-pgdat", words, prog="atent train")
+
+
+@pytest.mark.parametrize("kind", [PGD, IFGS, partial(Langevin, gradient="sign")], ids=["PGD", "IFGS", "Langevin"])
+def test_a_step_is_checked_for_the_largest_eps_alone(kind):
+    """The samples of a batch, or of one eps, were refused a step that was accepted for all."""
+    x, y = torch.rand(4, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(4) % 3
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    attack = kind(Threat("linf", [0.01, 0.01, 0.6, 0.6]), steps=2, step_size=1.2)
+    assert bool((attack.run(net, x, y).norm <= torch.tensor([0.01, 0.01, 0.6, 0.6]) + 1e-6).all())
+    assert len(craft(net, x, y, attack, batch=2)["norm"]) == 4
 
 
 def test_other_steps_have_other_units():

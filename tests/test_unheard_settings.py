@@ -131,6 +131,7 @@ SAMPLES = {"objective": "data-entropy", "gradient": "raw", "noise": 0.1, "projec
         (partial(ATENT, LINF), {"beta": 2.0}, {"outer_loss": "kl"}),
         (partial(ATENT, LINF), {"anchor": "scaled"}, {"gamma": 0.1}),
         (partial(ATENT, LINF), {"gamma": 0.0, "anchor": "scaled"}, {"gamma": "0.0..0.1"}),
+        (partial(ATENT, LINF), {"calibrated": "noise", "anchor": "scaled"}, {"calibrated": True}),
         (partial(ATENT, L2), {"burn_in": 2, "alpha": 0.5}, {"burn_in": None}),
         (partial(ATENT, L2), {"mode": "eval", "dropout": "fresh"}, {"mode": "train"}),
         (partial(ATENT, L2), {**SAMPLES, "alpha": 0.5}, {"objective": "free-energy"}),

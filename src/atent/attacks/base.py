@@ -144,8 +144,8 @@ class Attack(metaclass=Settings):
     def of(self, rows: Tensor) -> Attack:
         """The attack for the samples ``rows``: the same object if all share one eps."""
         threat: Threat = self.threat
-        part = threat.take(rows)
-        return self if part is threat else replace(self, threat=part)
+        part = threat.take(rows)  # the settings were checked for all samples, by their largest eps
+        return self if part is threat else replace(self, threat=replace(part, allow_large_eps=True))
 
     def parts(self) -> dict[str, Attack]:
         """The attacks of an ensemble by name, each run on the samples robust to those before; {} otherwise."""

@@ -292,11 +292,12 @@ class Langevin(Attack):
     def search(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         threat = self.threat.take(oracle.rows)
         if isinstance(threat.eps, Radii):
-            # A chain is resolved for one radius, which its default step size depends on.
+            # A chain is resolved for one radius, which its default step size depends on. Its step is checked for the
+            # largest of them.
             found = x.clone()
             for eps in sorted(set(threat.eps)):
                 rows = (threat.eps.tensor == eps).nonzero().squeeze(1).to(x.device)
-                one = replace(self, threat=replace(threat, eps=eps))
+                one = replace(self, threat=replace(threat, eps=eps, allow_large_eps=True))
                 found[rows] = one.search(oracle.take(rows), x[rows], y[rows], streams.take(rows))
             return found
         chain = self.sampler

@@ -167,7 +167,7 @@ class ATENT(Method):
         if chain.gradient != "raw":
             check_reach(self.threat, chain.step_size, f"with steps={self.steps} a step_size of")
         first = self.chain(0.0)
-        report_idle(self, "ATENT.", uses(self.objective, self.outer_loss, self.mode, self.burn_in, (chain, first)))
+        report_idle(self, "ATENT.", uses(self, (chain, first)))
         if self.objective == "data-entropy":
             samples = self.chains * (self.steps - self._skipped)
             check_samples(chain, min(chain.noise, first.noise), samples)

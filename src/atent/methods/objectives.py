@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -188,17 +188,16 @@ def free_energy_at(step: Step, iterates: list[Tensor]) -> Found:
     return Found(iterates, logits)
 
 
-def uses(
-    objective: str, outer_loss: str, mode: str, burn_in: int | None, chains: Sequence[Sampler]
-) -> list[tuple[str, str, bool]]:
+def uses(method: Any, chains: Sequence[Sampler]) -> list[tuple[str, str, bool]]:
     """Fields of ATENT that wait for others, see `report_idle`; ``chains``: its samplers, some of which may have an
-    anchor term."""
-    averages = objective == "free-energy"
+    anchor term, as all have by a calibration of gamma."""
+    averages = method.objective == "free-energy"
+    anchored = any(chain.anchor_weight > 0 for chain in chains) or method.calibrated in (True, "gamma")
     return [
-        ("beta", "set outer_loss to kl", outer_loss == "kl"),
-        ("alpha", "use objective free-energy without burn_in", averages and burn_in is None),
-        ("dropout", "use mode train and objective free-energy", averages and mode == "train"),
-        ("anchor", "set gamma above 0", any(chain.anchor_weight > 0 for chain in chains)),
+        ("beta", "set outer_loss to kl", method.outer_loss == "kl"),
+        ("alpha", "use objective free-energy without burn_in", averages and method.burn_in is None),
+        ("dropout", "use mode train and objective free-energy", averages and method.mode == "train"),
+        ("anchor", "set gamma above 0", anchored),
     ]
 
 

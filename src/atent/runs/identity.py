@@ -94,8 +94,8 @@ def _written(value: Any, calls: list[Any], inside: tuple[int, ...] = (), *, fixe
     inside = (*inside, id(value))
     if isinstance(value, _FUNCTIONS):
         calls.append(value)
-        parts = ((name, part, kept) for name, part, kept in _bound(value) if kept or part is not None)
-        bound = _known({name: _written(part, calls, inside, fixed=kept) for name, part, kept in parts})
+        given = ((name, part, kept) for name, part, kept in _bound(value) if kept or part is not None)
+        bound = _known({name: _written(part, calls, inside, fixed=kept) for name, part, kept in given})
         return f"function {_name(value)}" + (f" {bound}" if bound else "")
     if isinstance(value, dict):
         # In the order of the keys: that of a mapping made from a set differs between processes.
@@ -131,7 +131,8 @@ def _bound(function: Any) -> Iterator[tuple[str, Any, bool]]:
         yield from ((str(place), part, True) for place, part in enumerate(function.args))
         yield from ((name, part, True) for name, part in function.keywords.items())
     function = getattr(function, "__func__", function)
-    if isinstance(function, FunctionType):
+    # Those of torch's own functions are of its implementation.
+    if isinstance(function, FunctionType) and not f"{function.__module__}.".startswith("torch."):
         yield from ((str(place), part, True) for place, part in enumerate(function.__defaults__ or ()))
         yield from ((name, part, True) for name, part in (function.__kwdefaults__ or {}).items())
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or ()):
