@@ -17,7 +17,7 @@ from atent.experiments.recipe_files import moved
 from atent.experiments.results import EvaluationFile
 from atent.messages import deprecated
 from atent.methods import Standard
-from atent.runs import read_rows, with_present_keys
+from atent.runs import append_jsonl, keep_jsonl, read_jsonl, read_rows, with_present_keys
 from atent.runs.checkpoint import load_state
 from atent.runs.folder import completed
 from atent.train import Callback, fit
@@ -100,6 +100,15 @@ def test_reports_of_errors_of_an_earlier_version_are_read(was):
     assert migrate.evaluation(again) == again
     with pytest.raises(ValueError, match="a report on errors of schema version 3"):
         migrate.parsed({**again, "fourier": {**again["fourier"], "schema_version": 3}}, EvaluationFile, RESULTS)
+
+
+def test_rows_are_kept_by_the_former_function(tmp_path, capsys):
+    deprecated.cache_clear()
+    for epoch in (1, 2, 3):
+        append_jsonl(tmp_path / "metrics.jsonl", {"epoch": epoch})
+    keep_jsonl(tmp_path / "metrics.jsonl", lambda row: row["epoch"] != 2)
+    assert [row["epoch"] for row in read_jsonl(tmp_path / "metrics.jsonl")] == [1, 3]
+    assert "atent.runs.keep_jsonl is deprecated" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["Draws", "draws_needed"])

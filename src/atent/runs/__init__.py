@@ -14,7 +14,7 @@ from atent.runs.folder import (
     relocated,
 )
 from atent.runs.former import read_rows, with_present_keys
-from atent.runs.json_files import append_jsonl, read_json, read_jsonl, write_json
+from atent.runs.json_files import append_jsonl, keep_jsonl, read_json, read_jsonl, write_json
 from atent.runs.manifest import Damaged
 from atent.runs.names import BEST, CONFIG, CURVES, EVALUATION, LAST, LOCK, MANIFEST, METRICS
 from atent.runs.origin import provenance
@@ -43,6 +43,7 @@ __all__ = [
     "dumps",
     "free_name",
     "is_free",
+    "keep_jsonl",
     "no_run",
     "plain",
     "provenance",

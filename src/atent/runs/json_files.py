@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from atent.messages import deprecated
 from atent.runs.files import check_file, write_atomic, write_error
 from atent.runs.values import as_json, jsonable
 
@@ -157,6 +158,35 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
             raise ValueError(f"{path}, line {number}: expected an object, found {type(row).__name__}")
         rows.append(row)
     return rows
+
+
+def keep_jsonl(path: str | Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+    """Deprecated: rewrite a JSON-lines file with some of its rows, atomically; errors as for `read_jsonl` and
+    `write_atomic`.
+
+    Parameters
+    ----------
+    path
+        The file.
+    keep
+        Function of a row: whether the row remains.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from atent.runs import append_jsonl, keep_jsonl, read_jsonl
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "metrics.jsonl"
+    ...     for epoch in (1, 2, 3):
+    ...         append_jsonl(path, {"epoch": epoch})
+    ...     keep_jsonl(path, lambda row: row["epoch"] < 3)
+    ...     len(read_jsonl(path))
+    2
+    """
+    deprecated("atent.runs.keep_jsonl", "the rows of atent.runs.read_jsonl to a new file")
+    rows = [row for row in read_jsonl(path) if keep(row)]
+    write_atomic(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
 
 
 def _whole_rows(file: io.FileIO) -> tuple[int, bytes]:
