@@ -6,7 +6,9 @@ import dataclasses
 import difflib
 import functools
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 # Longer texts are not compared, which would take minutes.
@@ -59,12 +61,27 @@ def once(line: str) -> None:
     note(line)
 
 
+_SHARED = ContextVar("shared", default=False)
+
+
+@contextmanager
+def shared_settings() -> Iterator[None]:
+    """Inside, `report_idle` is silent: for settings that several trainings share, not all of which use each."""
+    token = _SHARED.set(True)
+    try:
+        yield
+    finally:
+        _SHARED.reset(token)
+
+
 def report_idle(settings: Any, where: str, cases: Iterable[tuple[str, str, bool]]) -> None:
     """Report, once, each of some fields whose value is not the default although nothing uses it.
 
     ``cases``: the field, what to do for it to have an effect, and whether it has one. ``where`` precedes the field's
     name, such as "train.".
     """
+    if _SHARED.get():
+        return
     fields = {field.name: field for field in dataclasses.fields(settings)}
     for name, remedy, used in cases:
         value, field = getattr(settings, name), fields[name]

@@ -22,6 +22,7 @@ from atent.data.described import unspan
 from atent.evaluate import evaluate
 from atent.experiments import recipes as config
 from atent.experiments.target import load_target
+from atent.messages import once
 from atent.paper import engine, result, timing
 from atent.paper import reproduce as room
 from atent.paper.engine import Bench, job, measured
@@ -124,7 +125,8 @@ def test_every_published_cell_is_claimed_or_said_to_be_out_of_reach():
 
 @pytest.mark.parametrize("scale", SCALES.values(), ids=lambda s: s.name)
 @pytest.mark.parametrize("name", TABLES)
-def test_tables_refer_to_recipes_that_exist(name, scale):
+def test_tables_refer_to_recipes_that_exist(name, scale, capsys):
+    once.cache_clear()
     table = TABLES[name](scale)
     bench = Bench(scale, Path("runs"), config.job, config.read_recipe)
     for training in table.trainings():
@@ -133,6 +135,8 @@ def test_tables_refer_to_recipes_that_exist(name, scale):
         assert made.data.name == {"smoke": "digits", "laptop": "mnist"}.get(scale.name, made.data.name)
         if scale.name == "cifar" and name not in scale.without:
             assert made.data.name == "cifar10"
+    # A scale's settings are those of all its trainings.
+    assert not capsys.readouterr().err
     for block in table.blocks:
         columns = {column.key for column in block.columns}
         for row in block.rows:

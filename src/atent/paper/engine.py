@@ -30,7 +30,7 @@ from atent.experiments.job import Job
 from atent.experiments.pipeline import Say, as_begun, run_job
 from atent.experiments.plan import Build, Run, state
 from atent.experiments.target import Target, load_target
-from atent.messages import first_only
+from atent.messages import first_only, shared_settings
 from atent.paper.layout import Measure, Table, Training
 from atent.paper.scales import Scale
 from atent.progress import Advance, bar
@@ -91,7 +91,8 @@ def job(bench: Bench, training: Training, seed: int) -> Job:
     tables["evaluate"] = {**tables.get("evaluate", {}), "attacks": [], "limit": 1000, "last": False}
     if training.after is not None:
         tables["model"] = {**tables.get("model", {}), "weights": str(bench.path(training.after, seed))}
-    return bench.build(tables, training.recipe)
+    with shared_settings():
+        return bench.build(tables, training.recipe)
 
 
 def run_of(bench: Bench, training: Training, seed: int) -> Run:
