@@ -30,14 +30,14 @@ from atent.experiments.results import EvaluationFile
 from atent.experiments.target import load_target
 from atent.export.card import card_of, markdown, results_of
 from atent.markdown import table as markdown_table
-from atent.paper import claims, engine, result, training_curves
+from atent.paper import claims, engine, reproduce, result, training_curves
 from atent.paper.evidence import Results, measured
 from atent.paper.layout import Cell, Table
 from atent.paper.statements import CLAIMS
 from atent.paper.tables import TABLES
 
 BEGIN, END = "<!-- generated: campaign_tables.py -->", "<!-- end of generated -->"
-CURVES = "figure-s1"
+CURVES, TIMES = "figure-s1", "table-s4"
 COMMAND = "python benchmarks/campaign_tables.py"
 PAIRS = {
     "ATENT less PGD-AT in l2": ("cifar10-l2-atent", "cifar10-l2-pgdat"),
@@ -157,11 +157,23 @@ def all_tables(made: Campaign, tables: Mapping[str, Mapping[str, Any]], other: P
         lines += [f"![Clean and robust accuracy against epoch]({CURVES}.png)", "", f"[Each epoch]({CURVES}.md).", ""]
     else:
         lines += [made.why(_curves(made), None) + ".", ""]
-    if not (made.bench.runs / made.bench.scale.name / "timing-l2.json").is_file():
+    if TIMES not in tables:
         hours = next((job.hours for job in made.steps.queue.jobs if job.kind == "timing"), 0)
         lines += ["## Table S4: seconds per epoch", "", f"not measured (~{hours:g} core hours).", ""]
     lines += [f"Scale {made.bench.scale.name}: {made.bench.scale.about}.", ""]
     return "\n".join([*lines, "`python benchmarks/campaign_tables.py`", ""])
+
+
+def _timed(made: Campaign) -> bool:
+    return (made.bench.runs / made.bench.scale.name / "timing-l2.json").is_file()
+
+
+def times(made: Campaign, out: Path) -> dict[str, dict[str, Any]]:
+    """Table S4, where its timings are there: table-s4.json, .md and .png; its content by name."""
+    if not _timed(made):
+        return {}
+    reproduce.write_times(made.bench, TIMES, [0], out, COMMAND)
+    return {TIMES: result.read_result(out / f"{TIMES}.json")}
 
 
 def curves(made: Campaign, out: Path) -> None:
@@ -226,7 +238,7 @@ def _lacks(made: Campaign, places: Sequence[tuple[str, str, str]], table: str | 
             words[f"`{cell.training.name}`: {made.why(cell.training.name, cell)}"] = None
     if not words and table == CURVES and not made.trained(_curves(made)):
         words[f"`{_curves(made)}`: {made.why(_curves(made), None)}"] = None
-    if not words and table == "table-s4":
+    if not words and table == TIMES and not _timed(made):
         words["the job `table-s4` of benchmarks/cifar.toml"] = None
     if not words and table == "figure-1":
         words["it is not of CIFAR-10: see the laptop's scale"] = None
@@ -394,6 +406,7 @@ def write_all(steps: Steps, results: Path, other: Path) -> None:
             folder.write_json(results / f"{table.name}.json", content)
             folder.write_atomic(results / f"{table.name}.md", result.markdown(content))
         curves(made, results)
+        tables |= times(made, results)
         folder.write_atomic(results / "tables.md", all_tables(made, tables, other))
         verdicts = claims.run_claims(results)
         lines = ["# What is decided on CIFAR-10", "", *undecided(made, results, verdicts), ""]

@@ -402,6 +402,8 @@ def campaign(folder: Path) -> str:
     rows = []
     for path in sorted(folder.glob("*/job.json")):
         job = json.loads(path.read_text())
+        if "epochs" not in job:  # timings, say
+            continue
         part = job["segments"][-1]
         where = f"{part['hardware']}, {part['threads']} thread, {part['precision']}"
         counts = (str(job["epochs"]), f"{job['images_seen']:,}", f"{job['core_hours']:.1f}")

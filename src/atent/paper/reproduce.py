@@ -191,7 +191,8 @@ def _make_times(bench: Bench, name: str, seeds: Sequence[int], only: Sequence[st
         timing.timed(bench, norm)
 
 
-def _write_times(bench: Bench, name: str, seeds: Sequence[int], out: Path, command: str) -> list[Path]:
+def write_times(bench: Bench, name: str, seeds: Sequence[int], out: Path, command: str) -> list[Path]:
+    """Write the table of the timings that are kept, as .json, .md and .png, into ``out``; the files."""
     found = {norm: timing.kept(bench, norm) for norm in timing.NORMS}
     labels = {"atent-10": "ATENT (K = 10)", "atent-5": "ATENT (K = 5)", "trades": "TRADES", "pgdat": "PGD"}
     labels |= {f"atent-{k}": f"ATENT (K = {k})" for k in timing.K}
@@ -272,5 +273,5 @@ _MAKE: dict[str, Callable[[Bench, str, Sequence[int], Sequence[str]], None]] = {
     "table-s4": _make_times, "figure-s1": _make_curves,
 }  # fmt: skip
 _WRITE: dict[str, Callable[[Bench, str, Sequence[int], Path, str], list[Path]]] = {
-    "table-s4": _write_times, "figure-s1": _write_curves,
+    "table-s4": write_times, "figure-s1": _write_curves,
 }  # fmt: skip
