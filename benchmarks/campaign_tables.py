@@ -216,7 +216,9 @@ def undecided(made: Campaign, out: Path, content: Mapping[str, Any]) -> list[str
         claim.evaluate(asked)
         if entry["verdict"] in ("not decided", "not measured yet"):
             lacks = _lacks(made, asked.lacks, claim.table)
-            if not lacks and entry["verdict"] == "not decided":
+            if not lacks and claim.table == TIMES:
+                lacks = "more rounds of the job `table-s4`: an interval of a ratio contains a limit of the rule"
+            elif not lacks and entry["verdict"] == "not decided":
                 lacks = "a second and a third training of each (seeds 1 and 2): one training of each decides nothing"
             elif not lacks:
                 lacks = "not at this scale: every network is ResNet-20, and the claim is about networks of two sizes"
