@@ -7,6 +7,7 @@ import pytest
 
 from atent.experiments import migrate
 from atent.experiments.results import CertificateFile, EvaluationFile
+from atent.paper.timing import counted, times
 from atent.runs import read_json, read_rows
 
 PLACE = Path(__file__).parents[1] / "results" / "cifar"
@@ -78,3 +79,16 @@ def test_the_figures_of_crown_ibp(pattern, n, file):
     else:
         share = migrate.read(path, EvaluationFile).worst
     assert (figures(pattern), share.n) == ([share.text], n)
+
+
+def test_the_ratios_of_table_s4():
+    found = read_json(PLACE / "table-s4.json")["timings"]
+    ratios = [
+        f"{times(counted(found[norm]), 'atent-10', other).value:.2f}"
+        for norm in ("l2", "linf")
+        for other in ("pgdat", "trades")
+    ]
+    passage = (
+        r"takes ([\d.]+) times as long as PGD-AT and ([\d.]+) times as long as TRADES in l2 \(([\d.]+) and ([\d.]+) in"
+    )
+    assert figures(passage) == ratios
