@@ -89,6 +89,6 @@ def test_the_ratios_of_table_s4():
         for other in ("pgdat", "trades")
     ]
     passage = (
-        r"takes ([\d.]+) times as long as PGD-AT and ([\d.]+) times as long as TRADES in l2 \(([\d.]+) and ([\d.]+) in"
+        r"takes ([\d.]+) times as long as PGD-AT and ([\d.]+) times as long as TRADES in l2 \((\S+) and (\S+) in"
     )
     assert figures(passage) == ratios
