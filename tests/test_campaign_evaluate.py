@@ -2,6 +2,8 @@
 
 import json
 import shlex
+import shutil
+import statistics
 import sys
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from atent.cli.evaluate import evaluate as evaluate_command
 from atent.cli.parse import read
 from atent.evaluate.outcomes import per_sample
 from atent.experiments import recipes as config
-from atent.paper import engine
+from atent.paper import engine, timing
 from atent.paper.layout import Training
 from atent.paper.scales import SMOKE
 from atent.paper.tables import TABLES
@@ -121,6 +123,29 @@ def test_the_tables_say_what_is_missing(trained):
     assert (place / "README.md").read_text() == page
     with pytest.raises(ValueError, match="lacks the line"):
         tables.filled("no marks", "")
+
+
+def test_the_times_of_a_campaign_are_a_table(trained, tmp_path):
+    place = tmp_path / "out"
+    shutil.copytree(trained / "out", place)
+    (place / "README.md").write_text(f"# Page\n\n{tables.BEGIN}\n{tables.END}\n")
+    steps, kept = queue.read_steps(trained / "steps.toml"), place / tables.TIMES
+    tables.write_all(steps, place, trained / "none")
+    assert "## Table S4: seconds per epoch\n\nnot measured" in (place / "tables.md").read_text()
+    bench, job = engine.Bench(SMOKE, tmp_path, config.job, config.read_recipe), {"kind": "timing", "segments": [{}]}
+    found = {norm: timing.timed(bench, norm) for norm in timing.NORMS}
+    kept.mkdir()
+    for norm, times in found.items():
+        folder.write_json(kept / f"timing-{norm}.json", times)
+    folder.write_json(kept / "job.json", {**job, "name": tables.TIMES, "training": tables.TIMES, "core_hours": 0.1})
+    tables.write_all(steps, place, trained / "none")
+    content = json.loads((place / "table-s4.json").read_text())
+    assert content["timings"] == found
+    assert (place / "table-s4.png").is_file()
+    shown = (place / "tables.md").read_text()
+    assert "## Table S4: seconds per epoch\n\n| row |" in shown
+    assert f"{statistics.mean(found['l2']['rows']['atent-10']['cpu_seconds']):.2f}" in shown
+    assert "table-s4" not in pages.campaign(place)
 
 
 @pytest.mark.parametrize(

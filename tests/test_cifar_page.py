@@ -88,7 +88,5 @@ def test_the_ratios_of_table_s4():
         for norm in ("l2", "linf")
         for other in ("pgdat", "trades")
     ]
-    passage = (
-        r"takes ([\d.]+) times as long as PGD-AT and ([\d.]+) times as long as TRADES in l2 \((\S+) and (\S+) in"
-    )
+    passage = r"takes ([\d.]+) times as long as PGD-AT and ([\d.]+) times as long as TRADES in l2 \((\S+) and (\S+) in"
     assert figures(passage) == ratios
