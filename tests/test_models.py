@@ -467,7 +467,7 @@ def test_from_reference_takes_a_module_as_it_is(own):
         ("own_net:", ["module:function"]),
         (":make", ["module:function"]),
         (".own_net:make", ["module:function"]),
-        ("own_netz:make", ["no module named 'own_netz'"]),
+        ("own_netz:make", ["model own_netz:make: no module named 'own_netz'"]),
         ("own_net_neighbour.deeper:make", ["no module named 'own_net_neighbour.deeper'"]),
         ("own_net:absent", ["'own_net'", "no attribute 'absent'"]),
         ("own_net:Net.narrow", ["no attribute 'Net.narrow'"]),

@@ -128,7 +128,7 @@ class Registry(Mapping[str, T]):
         if self.delegates(name):
             return self._checked(importlib.import_module(self.others[name.partition(":")[0]]).find(name), name)
         if ":" in name:
-            return self._checked(self._referred(name), name)
+            return self._checked(referred(self.kind, name), name)
         point = self._entries().get(name)
         if point is None:
             if (own := defined_here(name)) is not None:
@@ -141,16 +141,6 @@ class Registry(Mapping[str, T]):
             package = point.dist.name if point.dist else point.value
             raise ValueError(f"{self.kind} {name!r} of {package} cannot be imported: {first_line(error)}") from error
         return self._checked(found, name)
-
-    def _referred(self, name: str) -> Any:
-        """The object of a reference; errors say which kind of setting it was given for."""
-        try:
-            return load_object(name)
-        except ValueError as error:
-            if type(error) is not ValueError:
-                raise
-            between = " " if str(error).startswith(name) else ": "
-            raise ValueError(f"{self.kind}{between}{error}") from error.__cause__
 
     def _checked(self, found: Any, name: str) -> T:
         if not self.fits(found):
@@ -341,6 +331,17 @@ def load_object(reference: str) -> Any:
             meant = f": did you mean {f'{name}:' + '.'.join([*before[:i], near])!r}?" if near else ""
             raise ValueError(f"{reference}: module {name!r} has no attribute {path!r}{meant}") from error
     return found
+
+
+def referred(kind: str, reference: str) -> Any:
+    """As `load_object`; errors begin with the ``kind`` of setting that the reference was given for."""
+    try:
+        return load_object(reference)
+    except ValueError as error:
+        if type(error) is not ValueError:
+            raise
+        between = " " if str(error).startswith(reference) else ": "
+        raise ValueError(f"{kind}{between}{error}") from error.__cause__
 
 
 def load_module(name: str, asked: str) -> Any:

@@ -8,7 +8,7 @@ from torch import nn
 
 from atent import trust
 from atent.guard import check_classes, check_weights, dtype_of, explained, guard, wrapping
-from atent.registry import current_directory_on_path, first_line, load_object
+from atent.registry import current_directory_on_path, first_line, load_object, referred
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ def from_reference(reference: str, args: Mapping[str, Any] | None = None) -> nn.
     >>> from_reference("torch.nn:Linear", {"in_features": 2, "out_features": 3})
     Linear(in_features=2, out_features=3, bias=True)
     """
-    return resolve(reference, nn.Module, "an nn.Module", args)
+    return made_of(referred("model", reference), reference, nn.Module, "an nn.Module", args)
 
 
 def resolve(reference: str, kind: type[T], wanted: str, args: Mapping[str, Any] | None = None) -> T:
