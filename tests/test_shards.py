@@ -47,14 +47,23 @@ def untimed(content):
     return [untimed(value) for value in content] if isinstance(content, list) else content
 
 
+def evaluate_words(run, out, *more):
+    """The words of an evaluation; an option of ``more`` replaces that of `EVALUATE`, since none may be given twice."""
+    words, keep = [], True
+    for word in EVALUATE:
+        keep = word not in more if word.startswith("--") else keep
+        words += [word] * keep
+    return ["evaluate", str(run), *words, *more, "--out", str(out)]
+
+
 def evaluated(run, out, *more):
-    assert main(["evaluate", str(run), *EVALUATE, *more, "--out", str(out)]) == 0
+    assert main(evaluate_words(run, out, *more)) == 0
     return untimed(json.loads(out.read_text()))
 
 
 def merged(run, out, k, *more):
     for i in range(1, k + 1):
-        assert main(["evaluate", str(run), *EVALUATE, *more, "--out", str(out), "--shard", f"{i}/{k}"]) == 0
+        assert main([*evaluate_words(run, out, *more), "--shard", f"{i}/{k}"]) == 0
     return evaluated(run, out, *more, "--merge")
 
 
@@ -175,7 +184,7 @@ def test_two_ranks_measure_what_one_process_measures(run, whole, tmp_path):
     other = copied(run, tmp_path / "other")
     out = tmp_path / "two.json"
     together(
-        ["evaluate", str(run), *EVALUATE, "--out", str(out)],
+        evaluate_words(run, out),
         ["certify", str(other), *CERTIFY],
         ["attack", str(run), *ATTACK, "--out", str(tmp_path / "two.npz")],
     )
@@ -347,7 +356,7 @@ def test_a_rank_of_an_evaluation_is_killed_and_three_resume(run, tmp_path):
     slow = ["--attacks", "FGSM", "PGD(steps=400)", "--no-cascade", "--batch-size", "2"]
     want = evaluated(run, tmp_path / "one.json", *slow)
     out = tmp_path / "two.json"
-    command = ["evaluate", str(run), *EVALUATE, *slow, "--out", str(out)]
+    command = evaluate_words(run, out, *slow)
     batches = -(-want["clean"]["k"] // 2)
     assert batches >= 6
 
