@@ -1,7 +1,7 @@
 """Coverage-guided fuzzing of the readers of files and text: `python benchmarks/fuzz.py idx --minutes 10`.
 
 A target passes the fuzzer's bytes to a reader. The reader must return or raise a ValueError of one line; anything else
-is a finding, whose bytes are kept once for each kind of exception and place. The corpus lies in tests/data/fuzz, with
+is a finding, whose bytes are kept once for each kind of exception and place. The corpus lies in tests/files/fuzz, with
 the findings that were corrected: the tests give each of its files to its target. Without atheris (the extra `fuzz`) the
 targets can be called, and the corpus run, as the tests do.
 """
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-CORPUS = ROOT / "tests" / "data" / "fuzz"
+CORPUS = ROOT / "tests" / "files" / "fuzz"
 RESULTS = ROOT / "results" / "reliability" / "fuzz.json"
 
 

@@ -210,7 +210,7 @@ def trained():
     from bound_networks import Residual, plain_net
 
     nets = {}
-    with np.load(Path(__file__).parent / "data" / "bounds.npz") as arrays:
+    with np.load(Path(__file__).parent / "files" / "bounds.npz") as arrays:
         for name, make in (("residual", Residual), ("plain", plain_net)):
             net = make()
             net.load_state_dict({k: torch.tensor(arrays[f"{name}/{k}"]) for k in net.state_dict()})

@@ -1,0 +1,92 @@
+"""results/cifar/README.md: every figure that its text argues with is that of a file beside it."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from atent.experiments import migrate
+from atent.experiments.results import CertificateFile, EvaluationFile
+from atent.paper.timing import counted, times
+from atent.runs import read_json, read_rows
+
+PLACE = Path(__file__).parents[2] / "results" / "cifar"
+PAGE = (PLACE / "README.md").read_text("utf-8")
+TEXT = " ".join(PAGE.partition("<!-- generated")[0].split())
+
+
+def rows(name):
+    return read_rows(PLACE / name / "metrics.jsonl")
+
+
+def robust(name):
+    """The robust accuracy on validation images after each epoch, as the text gives it."""
+    return [f"{100 * row['average_validation_robust']:.1f}" for row in rows(name)]
+
+
+def figures(pattern):
+    """The figures of the one passage that matches."""
+    (found,) = re.findall(pattern, TEXT)
+    return list(found) if isinstance(found, tuple) else [found]
+
+
+def test_the_epochs_of_the_trainings():
+    n = r"(\d+\.\d)"
+    pgdat, atent, linf = (robust(f"cifar10-{name}") for name in ("l2-pgdat", "l2-atent", "linf-pgdat"))
+    after = rf"is {n} % after epoch 11, {n} % after epochs 13 and 14 and {n} % after the last, the highest of all;"
+    assert figures(after) == [pgdat[10], pgdat[12], pgdat[14]]
+    assert pgdat[12] == pgdat[13]
+    ends = rf"of ATENT in l2 {n}, {n} and {n} % after epochs 13, 14 and 15, the highest of all too; of PGD-AT in linf"
+    assert figures(rf"{ends} {n}, {n} and {n} %\.") == atent[12:] + linf[12:]
+    for every in (pgdat, atent, linf):
+        assert len(every) == 15
+        assert max(map(float, every)) == float(every[-1])
+    tuned = rf"is {n}, {n}, {n} and {n} % after each epoch by ATENT, and {n}, {n}, {n} and {n} % by PGD-AT"
+    assert figures(tuned) == robust("cifar10-finetune-atent") + robust("cifar10-finetune-pgdat")
+    trained = [f"{100 * rows(f'cifar10-l2-{name}')[-1]['average_train_clean']:.1f}" for name in ("atent", "pgdat")]
+    assert figures(rf"clean {n} % against {n} % of PGD-AT, averaged weights, 500 images, last epoch") == trained
+
+
+def test_the_epochs_of_figure_s1():
+    found = read_json(PLACE / "figure-s1.json")
+    every = [f"{100 * row['test_robust']:.1f}" for row in found["epochs"]]
+    decay, best = found["decay"] - 1, max(range(len(every)), key=lambda i: float(every[i]))
+    passage = r"rises from ([\d.]+) to ([\d.]+) % at the decay, is highest at epoch (\d+) \(([\d.]+) %\) and ([\d.]+) %"
+    assert figures(passage) == [every[decay - 1], every[decay], str(best + 1), every[best], every[-1]]
+
+
+def test_the_differences_are_those_of_the_tables():
+    passage = r"difference, (\S+ \[\S+ \S+\]) points on 300 images, is (\S+ \[\S+ \S+\]) on 1,000\."
+    section = PAGE.partition("### ATENT less PGD-AT in l2:")[2].partition("\n### ")[0]
+    tables = [
+        re.findall(rf"^\| AutoAttack.* \| (\S+ \[\S+ \S+\]) \| {n} \|", section, re.M)[0] for n in ("300", "1,000")
+    ]
+    assert figures(passage) == tables
+
+
+@pytest.mark.parametrize(
+    ("pattern", "n", "file"),
+    [
+        (r"bounds verify (\S+ % \[\S+ \S+\]) of all 9,980", 9980, "certificate-2.json"),
+        (r"and (\S+ % \[\S+ \S+\]) of the 200 images", 200, "certificate.json"),
+        (r"on the margin leaves (\S+ % \[\S+ \S+\]) of 1,000", 1000, "evaluation.json"),
+    ],
+)
+def test_the_figures_of_crown_ibp(pattern, n, file):
+    path = PLACE / "cifar10-linf-crown-ibp-2" / file
+    if file.startswith("certificate"):
+        share = migrate.read(path, CertificateFile).certified[0].share
+    else:
+        share = migrate.read(path, EvaluationFile).worst
+    assert (figures(pattern), share.n) == ([share.text], n)
+
+
+def test_the_ratios_of_table_s4():
+    found = read_json(PLACE / "table-s4.json")["timings"]
+    ratios = [
+        f"{times(counted(found[norm]), 'atent-10', other).value:.2f}"
+        for norm in ("l2", "linf")
+        for other in ("pgdat", "trades")
+    ]
+    passage = r"takes ([\d.]+) times as long as PGD-AT and ([\d.]+) times as long as TRADES in l2 \((\S+) and (\S+) in"
+    assert figures(passage) == ratios

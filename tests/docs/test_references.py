@@ -1,0 +1,48 @@
+"""The References sections of the docstrings: one form, and one citation of each paper."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "src" / "atent"
+
+
+@pytest.fixture
+def references(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "_ext"))
+    monkeypatch.delitem(sys.modules, "references", raising=False)
+    import references
+
+    yield references
+    sys.modules.pop("references", None)
+
+
+def test_each_paper_is_cited_alike(references):
+    cited = {}
+    for path, text in references.cited(SOURCE):
+        paper = references.PAPER.fullmatch(text)
+        assert paper, (path, text)
+        number = re.search(r"arXiv (\S+?)\.?$", paper["where"])
+        key = (paper["authors"], paper["year"], number and number[1])
+        assert cited.setdefault(paper["title"].lower(), key) == key, path
+    assert cited["mma training: direct input space margin maximization through adversarial training"][1] == "2020"
+
+
+def test_the_list_links_each_number_of_arxiv(references):
+    lines = references.reference_list(SOURCE).splitlines()
+    titles = [re.search(r"\*(.+?)\*", line)[1] for line in lines]
+    assert len(set(titles)) == len(titles) > 50
+    for line in lines:
+        assert re.findall(r"arXiv (\d\S+?)\]", line) == re.findall(r"arxiv\.org/abs/([\d.]+)\)", line), line
+        assert line.endswith("."), line
+        assert "Section" not in line, line
+    assert "arXiv" in "".join(line for line in lines if "Explaining and harnessing" in line)
+
+
+def test_another_form_is_refused(references, tmp_path):
+    (tmp_path / "mine.py").write_text('"""Mine.\n\nReferences\n----------\nA paper of ours.\n"""\n')
+    with pytest.raises(ValueError, match=r"mine\.py: a reference is Authors year"):
+        references.papers(tmp_path)
