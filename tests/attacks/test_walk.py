@@ -1,20 +1,13 @@
 """A call of an attack and a step of a method pass few files and functions of the package."""
 
-import importlib.util
 import re
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+import walk
 
 from atent.threat import Threat
-
-spec = importlib.util.spec_from_file_location("walk", Path(__file__).parents[2] / "benchmarks" / "walk.py")
-walk = importlib.util.module_from_spec(spec)
-sys.modules["walk"] = walk
-spec.loader.exec_module(walk)
-
 
 # Upper bounds, to be lowered with the counts: what one more function adds should be worth it.
 MOST = [("PGD, training", 8, 25, 7), ("PGD, evaluation", 10, 40, 9), ("ATENT step", 10, 30, 8)]

@@ -1,12 +1,11 @@
 """The ablation's recipes: each differs from its neighbour by one part, and none comes twice."""
 
-import importlib.util
 import json
-import sys
 import tomllib
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import ablation
 import pytest
 
 from atent.experiments import migrate
@@ -14,10 +13,6 @@ from atent.experiments.recipe_files import as_toml, read_recipe
 from atent.experiments.recipes import job
 from atent.experiments.results import ComparisonFile, Share
 from atent.runs import with_present_keys
-
-spec = importlib.util.spec_from_file_location("ablation", Path(__file__).parents[2] / "benchmarks" / "ablation.py")
-ablation = sys.modules["ablation"] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(ablation)
 
 RESULTS = Path(__file__).parents[2] / "results"
 SMALL, LARGE = "digits-linf-atent", "digits-linf-atent-plus"

@@ -1,12 +1,12 @@
 """`atent bench`: each section at toy size, the interleaved timer, and what it counts."""
 
-import importlib.util
 import json
 import math
 import time
 from pathlib import Path
 
 import pytest
+import tables as benchmark_tables
 import torch
 from kit import batch, network
 from torch import nn
@@ -444,9 +444,6 @@ def test_networks_are_built_with_weights_that_give_inputs_a_gradient():
 
 
 def test_the_page_shows_the_committed_result():
-    spec = importlib.util.spec_from_file_location("tables", ROOT / "benchmarks" / "tables.py")
-    made = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
     text = (ROOT / "docs/performance.md").read_text()
     assert "<!-- bench: bench -->" in text
-    assert made.refreshed(text, ROOT / "results") == text
+    assert benchmark_tables.refreshed(text, ROOT / "results") == text

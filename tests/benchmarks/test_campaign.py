@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import campaign
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -21,8 +22,6 @@ from atent.paper.scales import CIFAR, SCALES
 from atent.paper.tables import TABLES
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
-import campaign  # noqa: E402
 
 TOY = """
 scale = "smoke"

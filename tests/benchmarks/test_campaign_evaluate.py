@@ -4,10 +4,13 @@ import json
 import shlex
 import shutil
 import statistics
-import sys
 from pathlib import Path
 
+import campaign_evaluate as queue
+import campaign_pages
+import campaign_tables as tables
 import pytest
+import tables as pages
 
 from atent import runs as folder
 from atent.cli.certify import certify as certify_command
@@ -22,10 +25,6 @@ from atent.paper.tables import TABLES
 from atent.runs.checkpoint import export
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-import campaign_evaluate as queue  # noqa: E402
-import campaign_tables as tables  # noqa: E402
-import tables as pages  # noqa: E402
 
 NAME, TUNED = "digits-linf-standard", "digits-finetune-pgdat"
 STEPS = """
@@ -145,7 +144,7 @@ def test_the_times_of_a_campaign_are_a_table(trained, tmp_path):
     shown = (place / "tables.md").read_text()
     assert "## Table S4: seconds per epoch\n\n| row |" in shown
     assert f"{statistics.mean(found['l2']['rows']['atent-10']['cpu_seconds']):.2f}" in shown
-    assert "table-s4" not in pages.campaign(place)
+    assert "table-s4" not in campaign_pages.times(place)
 
 
 @pytest.mark.parametrize(
@@ -224,7 +223,7 @@ def test_the_readmes_table_changes_once_both_networks_are_evaluated(tmp_path):
 
 
 def test_autoattack_of_the_tables_counts_as_the_strongest_attack_in_every_norm():
-    for network in pages.trained(ROOT / "results/cifar"):
+    for network in campaign_pages.trained(ROOT / "results/cifar"):
         measures = folder.read_json(ROOT / "results/cifar" / network.job["name"] / "measures.json")
         norm = network.radius.partition(" ")[0]
         assert bool(network.strongest) == any(key.startswith(f"AutoAttack(norm={norm}, ") for key in measures)

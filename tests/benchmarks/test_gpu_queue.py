@@ -10,6 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import campaign
+import campaign_worker
+import gpu
+import gpu_parts
+import gpu_smoke
+import gpu_worker
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -21,13 +27,6 @@ from atent.paper.scales import SCALES
 from atent.train.interrupt import Interrupted
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
-import campaign  # noqa: E402
-import campaign_worker  # noqa: E402
-import gpu  # noqa: E402
-import gpu_parts  # noqa: E402
-import gpu_smoke  # noqa: E402
-import gpu_worker  # noqa: E402
 
 CPU = torch.device("cpu")
 

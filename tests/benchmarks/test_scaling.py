@@ -1,26 +1,12 @@
 """What the scaling benchmark makes of its starts, and the page's table of it."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
-import pytest
+import scaling
+import tables
 
 ROOT = Path(__file__).parents[2]
-
-
-def loaded(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # where its dataclasses look their annotations up
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def scaling():
-    return loaded("scaling")
 
 
 LINK = {"latency": 0.25, "bandwidth": 8.0}
@@ -33,7 +19,7 @@ def start(processes, turn, strong, weak, messages=0, size=0):
     return {"round": turn, "processes": processes, "found": found | ({"messages": LINK} if processes > 1 else {})}
 
 
-def content(scaling):
+def content():
     starts = [start(1, turn, seconds, seconds) for turn, seconds in enumerate((10.0, 8.0, 9.0))]
     starts += [start(2, turn, seconds, 2 * seconds, 2, 16) for turn, seconds in enumerate((6.0, 5.0, 7.0))]
     starts.append(start(4, 0, 4.5, 20.0, 2, 16))
@@ -41,8 +27,8 @@ def content(scaling):
     return {**found, "model": scaling.predicted(found)}
 
 
-def test_rows_are_medians_and_efficiency_is_of_a_perfect_division(scaling):
-    rows = {(row["case"], row["processes"]): row for row in content(scaling)["rows"]}
+def test_rows_are_medians_and_efficiency_is_of_a_perfect_division():
+    rows = {(row["case"], row["processes"]): row for row in content()["rows"]}
     assert len(rows) == 9
     two = rows["a, net, strong", 2]
     assert (two["seconds"], two["least"], two["most"], two["repeats"]) == (6.0, 5.0, 7.0, 3)
@@ -55,12 +41,12 @@ def test_rows_are_medians_and_efficiency_is_of_a_perfect_division(scaling):
     assert "bytes" not in rows["b, net, strong", 2]
 
 
-def test_a_case_that_one_process_did_not_measure_has_no_row(scaling):
+def test_a_case_that_one_process_did_not_measure_has_no_row():
     assert scaling.summary([start(2, 0, 1.0, 1.0)]) == []
 
 
-def test_the_model_is_passes_over_cores_and_bytes_and_messages(scaling):
-    rows = {(row["case"], row["processes"]): row for row in content(scaling)["model"]}
+def test_the_model_is_passes_over_cores_and_bytes_and_messages():
+    rows = {(row["case"], row["processes"]): row for row in content()["model"]}
     assert {processes for _, processes in rows} == {2, 4}
     # 9 s over two ranks, 2 (2 - 1) / 2 x 16 bytes at 8 a second, 2 messages of 0.25 s.
     assert rows["a, net, strong", 2]["predicted"] == 9 / 2 + 2 + 0.5
@@ -71,12 +57,11 @@ def test_the_model_is_passes_over_cores_and_bytes_and_messages(scaling):
     assert rows["b, net, strong", 2]["communication"] == 0
 
 
-def test_the_table_has_what_the_model_has(scaling, tmp_path):
-    tables = loaded("tables")
-    (tmp_path / "scaling.json").write_text(json.dumps(content(scaling)))
+def test_the_table_has_what_the_model_has(tmp_path):
+    (tmp_path / "scaling.json").write_text(json.dumps(content()))
     head, _, *lines = tables.scaling(tmp_path).splitlines()
     assert [cell.strip() for cell in head.split("|")[1:-1]][:4] == ["what", "processes", "s", "model (s)"]
-    assert len(lines) == len(content(scaling)["model"])
+    assert len(lines) == len(content()["model"])
     assert [cell.strip() for cell in lines[0].split("|")[1:-1]] == [
         "a, net, strong", "2", "6.000", "7.000", "1.50", "75", "2", "0.000", "2.500"
     ]  # fmt: skip
@@ -85,7 +70,7 @@ def test_the_table_has_what_the_model_has(scaling, tmp_path):
 
 
 def test_the_page_shows_the_results():
-    tables, page = loaded("tables"), ROOT / "docs" / "distributed.md"
+    page = ROOT / "docs" / "distributed.md"
     text = page.read_text()
     assert "<!-- scaling: speed -->" in text
     assert tables.refreshed(text, ROOT / "results") == text

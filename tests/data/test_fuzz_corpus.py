@@ -1,13 +1,7 @@
 """Every file of the fuzzers' corpora is read, or refused in one line: `benchmarks/fuzz.py` has the targets."""
 
-import importlib.util
-from pathlib import Path
-
+import fuzz
 import pytest
-
-spec = importlib.util.spec_from_file_location("fuzz", Path(__file__).parents[2] / "benchmarks" / "fuzz.py")
-fuzz = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(fuzz)
 
 
 @pytest.mark.parametrize("name", fuzz.TARGETS)

@@ -1,11 +1,11 @@
 """The guide says what the results say: its tables are the files', and so is every figure that it argues with."""
 
-import importlib.util
 import json
 import re
 from pathlib import Path
 
 import pytest
+import tables
 
 from atent.experiments.recipes import recipe_names
 from atent.paper.evidence import difference
@@ -15,10 +15,6 @@ from atent.runs import with_present_keys
 ROOT = Path(__file__).parents[2]
 GUIDE = ROOT / "docs" / "choosing.md"
 TEXT = GUIDE.read_text()
-
-spec = importlib.util.spec_from_file_location("tables", ROOT / "benchmarks" / "tables.py")
-tables = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tables)
 
 
 def comparison(name):

@@ -3,10 +3,10 @@
 import importlib
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
+import snippets
 import torch
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader, TensorDataset
@@ -16,8 +16,6 @@ from atent.data import DataSettings, load
 from atent.models import build
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-import snippets  # noqa: E402
 
 TEXT = snippets.PAGE.read_text(encoding="utf-8")
 PAIRS = {pair.package: pair for pair in snippets.pairs(TEXT)}

@@ -1,13 +1,11 @@
 """The tables between markers in README and docs are those that benchmarks/tables.py makes of the committed results."""
 
-import sys
 from pathlib import Path
 
 import pytest
+import tables
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-import tables  # noqa: E402
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MADE = {path.name: text for path in PAGES if tables.MARKED.search(text := path.read_text("utf-8"))}

@@ -1,13 +1,13 @@
 """docs/reliability.md and docs/how-long.md have the figures of the results and the limits of the code."""
 
-import importlib.util
 import json
 import re
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
+import tables
+import watch
 
 from atent import Threat
 from atent.attacks import ATTACKS
@@ -23,17 +23,6 @@ MARKS = {
         "times: race-epochs", "times: race-l2-epochs", "times: race-mnist5k", "campaign: cifar", "attacked: published",
     ],
 }  # fmt: skip
-
-
-def benchmark(name):
-    spec = importlib.util.spec_from_file_location(f"{name}_of_the_page", ROOT / "benchmarks" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-tables = benchmark("tables")
 
 
 def page(name):
@@ -89,7 +78,7 @@ def _most_passes():
 
 def test_the_trainings_of_the_watch_are_those_of_the_results():
     """What the page reports of the three sets beside the table of rates, which test_watch_rates.py checks."""
-    watch, kinds, rules = benchmark("watch"), {}, {}
+    kinds, rules = {}, {}
     for name in watch.COMMON:
         known = watch.references(name)
         kinds[name], rules[name] = Counter(), Counter()

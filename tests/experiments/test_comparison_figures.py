@@ -1,11 +1,11 @@
 """The figures of a comparison: intervals, the certain best, tables, plots and the caveat."""
 
-import importlib.util
 import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import figures
 import pytest
 
 from atent import plots, stats
@@ -245,9 +245,6 @@ def test_the_caveat_stays_beside_a_weakened_autoattack():
 
 def test_committed_figures_are_drawn_again_from_their_files(tmp_path, monkeypatch):
     """benchmarks/figures.py draws the figures of a folder, with the comparison that its command names beside it."""
-    spec = importlib.util.spec_from_file_location("figures", ROOT / "benchmarks" / "figures.py")
-    figures = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(figures)
     for name in ("race-l2-epochs", "race-l2-time"):
         (tmp_path / name).mkdir()
         shutil.copy(ROOT / "results" / name / "comparison.json", tmp_path / name)

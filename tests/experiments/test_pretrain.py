@@ -2,13 +2,13 @@
 
 import copy
 import dataclasses
-import importlib.util
 import json
 import re
 import shlex
 import shutil
 from pathlib import Path
 
+import pretraining as benchmark
 import pytest
 import torch
 
@@ -282,10 +282,6 @@ def test_a_teacher_of_another_task_is_one_line(tmp_path):
 
 
 def test_the_benchmark_compares_equal_numbers_of_samples(tmp_path):
-    path = Path(__file__).parents[2] / "benchmarks" / "pretraining.py"
-    spec = importlib.util.spec_from_file_location("benchmark_pretraining", path)
-    benchmark = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
     made = benchmark.jobs("digits", 5, tmp_path, ["--data.validation", "100"])
     assert set(made) == {"acl", *benchmark.ROWS}
     assert {one.train.seed for one in made.values()} == {5}

@@ -1,11 +1,11 @@
 """Settings given values of every type: they work with each, or refuse it in one line that names the field."""
 
 import dataclasses
-import importlib.util
 import math
 import time
 from pathlib import Path
 
+import bad_inputs
 import numpy as np
 import pytest
 import torch
@@ -32,11 +32,6 @@ from atent.testing import ContractError
 from atent.testing.bad_inputs import ODD, check_settings, settings_tried, tried
 from atent.testing.networks import network
 from atent.train.settings import TrainSettings
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-spec = importlib.util.spec_from_file_location("bad_inputs", BENCHMARKS / "bad_inputs.py")
-bad_inputs = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(bad_inputs)
 
 THREATS = bad_inputs.THREATS
 SOURCE = torch.nn.Flatten()
