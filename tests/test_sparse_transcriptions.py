@@ -1,5 +1,6 @@
-"""The attacks on few elements and patches, and Auto-PGD in l1, beside slow transcriptions: one sample at a time, from
-the papers' formulas, gradients of whole objectives by autograd, in float64."""
+"""The attacks on few elements and patches, and PGD and Auto-PGD in other norms than linf and l2, beside slow
+transcriptions: one sample at a time, from the papers' formulas, gradients of whole objectives by autograd, in float64.
+"""
 
 import math
 
@@ -9,7 +10,7 @@ from test_regions import slow_visibility
 from torch import nn
 from torch.nn import functional as F
 
-from atent.attacks import APGD, SAPF, SigmaZero, SparsePGD, SparseRS, TokenAttack
+from atent.attacks import APGD, PGD, SAPF, SigmaZero, SparsePGD, SparseRS, TokenAttack
 from atent.attacks.starts import start
 from atent.rng import PerSample
 from atent.threat import Threat
@@ -66,6 +67,90 @@ def top(scores, k):
 def assert_same(out, slow):
     for i, x_adv in enumerate(slow):
         assert float((out.x_adv[i] - x_adv).abs().max()) <= CLOSE, i
+
+
+# -- PGD in l1, in l0 and for patches
+
+
+def slow_l1(x, z, eps):
+    """The nearest point of ball and box: all lengths less one number, which is found by bisection."""
+    v = z - x
+    room = torch.where(v > 0, 1 - x, x)
+
+    def lengths(t):
+        return torch.minimum((v.abs() - t).clamp_min(0), room)
+
+    low, high = 0.0, float(v.abs().max())
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (low, middle) if float(lengths(middle).sum()) <= eps else (middle, high)
+    return x + v.sign() * lengths(0.0 if float(lengths(0.0).sum()) <= eps else high)
+
+
+def slow_units(threat, x):
+    """A mask for each element, pixel or patch."""
+    c, h, w = x.shape
+    side = threat.side if threat.norm == "patch" else 1
+    channels = [slice(k, k + 1) for k in range(c)] if threat.group == "element" and side == 1 else [slice(None)]
+    for channel in channels:
+        for i in range(0, h, side):
+            for j in range(0, w, side):
+                mask = torch.zeros(x.shape, dtype=torch.bool)
+                mask[channel, i : i + side, j : j + side] = True
+                yield mask
+
+
+def slow_count(threat, x, z):
+    """The nearest point of the box of which at most k units differ from x."""
+    k, reach = int(float(threat.eps)), 1.0 if threat.inner_eps is None else float(threat.inner_eps)
+    near = (x + (z - x).clamp(-reach, reach)).clamp(0, 1)
+    saved = {u: float(((z - x)[u] ** 2).sum() - ((z - near)[u] ** 2).sum()) for u in slow_units(threat, x)}
+    out = x.clone()
+    for u in sorted(saved, key=lambda u: -saved[u])[:k]:
+        out[u] = near[u]
+    return out
+
+
+def slow_pgd(net, threat, x, y, steps, step):
+    z = x
+    for _ in range(steps):
+        z = z.detach().requires_grad_()
+        (g,) = torch.autograd.grad(F.cross_entropy(net(z[None]), torch.tensor([y])), z)
+        z = z.detach()
+        if threat.norm == "l1":
+            # To the faces of the box, in the coordinates of the largest gradients, until the length is used up.
+            moved, left = z.flatten().clone(), step
+            for i in sorted(range(len(moved)), key=lambda i: -abs(float(g.flatten()[i]))):
+                up = float(g.flatten()[i]) > 0
+                length = min(left, float(1 - moved[i] if up else moved[i]))
+                moved[i] += length if up else -length
+                left -= length
+            z = slow_l1(x, moved.view_as(x), float(threat.eps))
+        else:
+            z = slow_count(threat, x, z + step * g / g.abs().max())
+    return z
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["given", "default"])
+@pytest.mark.parametrize(
+    ("threat", "short", "default"),
+    [
+        (Threat("l1", 2.0), 0.3, 2.5 * 2.0 / 4),
+        (Threat("l0", 5), 0.15, 10.0),
+        (Threat("l0", 3, group="pixel"), 0.15, 10.0),
+        (Threat("patch", 1, side=2), 0.15, 10.0),
+        (Threat("patch", 2, side=2, inner="linf", inner_eps=0.2), 0.15, 10.0),
+    ],
+    ids=["l1", "elements", "pixels", "patch", "patches"],
+)
+def test_pgd(threat, short, default, given):
+    net, x, y = coloured(3)
+    step = short if given else default
+    found = PGD(threat, steps=4, step_size=short if given else None, start="zero")(net, x, y)
+    for i in range(len(x)):
+        slow = slow_pgd(net, threat, x[i], int(y[i]), 4, step)
+        assert float((found[i] - slow).abs().max()) <= CLOSE, i
+        assert float((slow - x[i]).abs().max()) > 0.05
 
 
 # -- sigma-zero
