@@ -49,7 +49,7 @@ def test_visibility_is_the_inverse_of_how_much_the_window_varies(channels, box):
     found = visibility(pixels, x)
     for image, weights in zip(x, found):
         slow = slow_visibility(image, *box).flatten()
-        # 1 / (s + 1e-4) enlarges the rounding of s, the root of a difference of squares, by 1e8 at most.
+        # 1 / (s + 1e-4) enlarges the rounding of s, a few units of 1e-16, by 1e8 at most.
         assert (weights - slow).abs().max() <= 1e-7
         assert (weights.min(), weights.max()) == (0, 1)
     elements = visibility(Threat("l0", 4, box), x)
@@ -59,6 +59,18 @@ def test_visibility_is_the_inverse_of_how_much_the_window_varies(channels, box):
 
 def test_in_a_flat_image_all_changes_are_as_visible():
     assert torch.equal(visibility(ELEMENTS, torch.full((2, 1, 5, 5), 0.3)), torch.ones(2, 25))
+
+
+@pytest.mark.parametrize(("group", "channels"), [("element", 1), ("pixel", 3)])
+def test_flat_regions_of_different_levels_are_as_visible(group, channels):
+    """Also in float32, where squares of levels such as 249/255 round by more than the square of 1e-4."""
+    x = images(n=4, channels=channels, side=12).float()
+    for image, levels in zip(x, [(172, 47, 117), (106, 152, 249), (1, 128, 254), (77, 200, 255)]):
+        for level, (i, j) in zip(levels, [(0, 0), (0, 6), (6, 0)]):
+            image[:, i : i + 6, j : j + 6] = level / 255
+    found = visibility(Threat("l0", 4, group=group), x).view(4, 12, 12)
+    inside = torch.stack([found[:, i + 1 : i + 5, j + 1 : j + 5] for i, j in [(0, 0), (0, 6), (6, 0)]])
+    assert torch.equal(inside, torch.ones_like(inside))
 
 
 class Sum(nn.Module):

@@ -1,14 +1,16 @@
-"""The attacks on few elements and patches, and Auto-PGD in l1, beside slow transcriptions: one sample at a time, from
-the papers' formulas, gradients of whole objectives by autograd, in float64."""
+"""The attacks on few elements and patches, and PGD and Auto-PGD in other norms than linf and l2, beside slow
+transcriptions: one sample at a time, from the papers' formulas, gradients of whole objectives by autograd, in float64.
+"""
 
 import math
 
 import pytest
 import torch
+from test_regions import slow_visibility
 from torch import nn
 from torch.nn import functional as F
 
-from atent.attacks import APGD, SAPF, SigmaZero, SparsePGD, SparseRS, TokenAttack
+from atent.attacks import APGD, PGD, SAPF, SigmaZero, SparsePGD, SparseRS, TokenAttack
 from atent.attacks.starts import start
 from atent.rng import PerSample
 from atent.threat import Threat
@@ -67,6 +69,90 @@ def assert_same(out, slow):
         assert float((out.x_adv[i] - x_adv).abs().max()) <= CLOSE, i
 
 
+# -- PGD in l1, in l0 and for patches
+
+
+def slow_l1(x, z, eps):
+    """The nearest point of ball and box: all lengths less one number, which is found by bisection."""
+    v = z - x
+    room = torch.where(v > 0, 1 - x, x)
+
+    def lengths(t):
+        return torch.minimum((v.abs() - t).clamp_min(0), room)
+
+    low, high = 0.0, float(v.abs().max())
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (low, middle) if float(lengths(middle).sum()) <= eps else (middle, high)
+    return x + v.sign() * lengths(0.0 if float(lengths(0.0).sum()) <= eps else high)
+
+
+def slow_units(threat, x):
+    """A mask for each element, pixel or patch."""
+    c, h, w = x.shape
+    side = threat.side if threat.norm == "patch" else 1
+    channels = [slice(k, k + 1) for k in range(c)] if threat.group == "element" and side == 1 else [slice(None)]
+    for channel in channels:
+        for i in range(0, h, side):
+            for j in range(0, w, side):
+                mask = torch.zeros(x.shape, dtype=torch.bool)
+                mask[channel, i : i + side, j : j + side] = True
+                yield mask
+
+
+def slow_count(threat, x, z):
+    """The nearest point of the box of which at most k units differ from x."""
+    k, reach = int(float(threat.eps)), 1.0 if threat.inner_eps is None else float(threat.inner_eps)
+    near = (x + (z - x).clamp(-reach, reach)).clamp(0, 1)
+    saved = {u: float(((z - x)[u] ** 2).sum() - ((z - near)[u] ** 2).sum()) for u in slow_units(threat, x)}
+    out = x.clone()
+    for u in sorted(saved, key=lambda u: -saved[u])[:k]:
+        out[u] = near[u]
+    return out
+
+
+def slow_pgd(net, threat, x, y, steps, step):
+    z = x
+    for _ in range(steps):
+        z = z.detach().requires_grad_()
+        (g,) = torch.autograd.grad(F.cross_entropy(net(z[None]), torch.tensor([y])), z)
+        z = z.detach()
+        if threat.norm == "l1":
+            # To the faces of the box, in the coordinates of the largest gradients, until the length is used up.
+            moved, left = z.flatten().clone(), step
+            for i in sorted(range(len(moved)), key=lambda i: -abs(float(g.flatten()[i]))):
+                up = float(g.flatten()[i]) > 0
+                length = min(left, float(1 - moved[i] if up else moved[i]))
+                moved[i] += length if up else -length
+                left -= length
+            z = slow_l1(x, moved.view_as(x), float(threat.eps))
+        else:
+            z = slow_count(threat, x, z + step * g / g.abs().max())
+    return z
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["given", "default"])
+@pytest.mark.parametrize(
+    ("threat", "short", "default"),
+    [
+        (Threat("l1", 2.0), 0.3, 2.5 * 2.0 / 4),
+        (Threat("l0", 5), 0.15, 10.0),
+        (Threat("l0", 3, group="pixel"), 0.15, 10.0),
+        (Threat("patch", 1, side=2), 0.15, 10.0),
+        (Threat("patch", 2, side=2, inner="linf", inner_eps=0.2), 0.15, 10.0),
+    ],
+    ids=["l1", "elements", "pixels", "patch", "patches"],
+)
+def test_pgd(threat, short, default, given):
+    net, x, y = coloured(3)
+    step = short if given else default
+    found = PGD(threat, steps=4, step_size=short if given else None, start="zero")(net, x, y)
+    for i in range(len(x)):
+        slow = slow_pgd(net, threat, x[i], int(y[i]), 4, step)
+        assert float((found[i] - slow).abs().max()) <= CLOSE, i
+        assert float((slow - x[i]).abs().max()) > 0.05
+
+
 # -- sigma-zero
 
 
@@ -109,6 +195,7 @@ def test_sigma_zero(group, conv_net, batch):
 
 def slow_sapf(net, attack, x, y, group, regions):
     k, u = int(float(attack.threat.eps)), x.numel() if group == "element" else x[0].numel()
+    seen_at = slow_visibility(x, 0.0, 1.0).flatten() if attack.visibility else torch.ones(u, dtype=x.dtype)
     best, smallest, last = x, math.inf, x
     c, low, high = attack.initial_const, 0.0, math.inf
 
@@ -116,10 +203,14 @@ def slow_sapf(net, attack, x, y, group, regions):
         z = (x + e * spread(places, x, group)).clamp(0, 1)
         logits = net(z[None])[0]
         hinge = (attack.confidence - gap(logits, y)).clamp_min(0)
-        return (e * spread(places, x, group)).pow(2).sum() + c * hinge, z.detach(), float(gap(logits.detach(), y))
+        cost = (e * spread(places * seen_at, x, group)).pow(2).sum()
+        return cost + c * hinge, z.detach(), float(gap(logits.detach(), y))
 
     def rate(step):
         return max(attack.step_size * 0.9 ** (step // 50), 1e-3)
+
+    def size(z):
+        return float(((z - x) * spread(seen_at, x, group)).norm())
 
     def descend(e, places, steps):
         """Steps on e; every point before a step, with its margin."""
@@ -135,38 +226,41 @@ def slow_sapf(net, attack, x, y, group, regions):
         e, seen = descend(torch.zeros_like(x), torch.ones(u, dtype=x.dtype), attack.steps)
         g = torch.ones(u, dtype=x.dtype)
         found, length = None, math.inf
-        if any(margin > 0 for _, margin in seen):
-            box, sphere, region, total = (torch.zeros(u, dtype=x.dtype) for _ in range(4))
-            total = torch.zeros((), dtype=x.dtype)
-            rho = [5e-3, 5e-3, 5e-3, 1e-4]
-            for step in range(attack.steps):
-                y1 = (g + box / rho[0]).clamp(0, 1)
-                away = g + sphere / rho[1] - 0.5
-                y2 = 0.5 + math.sqrt(u) / 2 * away / away.norm()
-                y3 = g.clone()
-                if regions is not None:
-                    y3 = g + region / rho[2]
-                    for b in regions.unique():
-                        part = y3[regions == b]
-                        y3[regions == b] = max(0, 1 - attack.region_weight / (rho[2] * float(part.norm()))) * part
-                leaf = g.detach().requires_grad_()
-                grad = torch.autograd.grad(objective(e, leaf)[0], leaf)[0]
-                grad = grad + box + sphere + total + rho[0] * (g - y1) + rho[1] * (g - y2) + rho[3] * (g.sum() - k)
-                if regions is not None:
-                    grad = grad + region + rho[2] * (g - y3)
-                bend = 2 * float(pooled(e**2, group).max()) + sum(rho[:3]) + rho[3] * u
-                g = g - min(rate(step), 1 / bend) * grad
-                box, sphere = box + rho[0] * (g - y1), sphere + rho[1] * (g - y2)
-                region = region + rho[2] * (g - y3)
-                total = total + rho[3] * (g.sum() - k)
-                rho = [min(1.01 * r, most) for r, most in zip(rho, (20, 20, 100, 1e-2))]
+        if any(margin > attack.confidence for _, margin in seen):
+            for round_ in range(attack.rounds):
+                if round_:
+                    e, _ = descend(e, g, attack.steps)
+                box, sphere, region, total = (torch.zeros(u, dtype=x.dtype) for _ in range(4))
+                total = torch.zeros((), dtype=x.dtype)
+                rho = [5e-3, 5e-3, 5e-3, 1e-4]
+                for step in range(attack.steps):
+                    y1 = (g + box / rho[0]).clamp(0, 1)
+                    away = g + sphere / rho[1] - 0.5
+                    y2 = 0.5 + math.sqrt(u) / 2 * away / away.norm()
+                    y3 = g.clone()
+                    if regions is not None:
+                        y3 = g + region / rho[2]
+                        for b in regions.unique():
+                            part = y3[regions == b]
+                            y3[regions == b] = max(0, 1 - attack.region_weight / (rho[2] * float(part.norm()))) * part
+                    leaf = g.detach().requires_grad_()
+                    grad = torch.autograd.grad(objective(e, leaf)[0], leaf)[0]
+                    grad = grad + box + sphere + total + rho[0] * (g - y1) + rho[1] * (g - y2) + rho[3] * (g.sum() - k)
+                    if regions is not None:
+                        grad = grad + region + rho[2] * (g - y3)
+                    bend = 2 * float((pooled(e**2, group) * seen_at**2).max()) + sum(rho[:3]) + rho[3] * u
+                    g = g - min(rate(step), 1 / bend) * grad
+                    box, sphere = box + rho[0] * (g - y1), sphere + rho[1] * (g - y2)
+                    region = region + rho[2] * (g - y3)
+                    total = total + rho[3] * (g.sum() - k)
+                    rho = [min(1.01 * r, most) for r, most in zip(rho, (20, 20, 100, 1e-2))]
             g = top(g.abs(), k).double()
             e, seen = descend(e, g, attack.final_steps)
             last = (x + e * spread(g, x, group)).clamp(0, 1)
             seen.append((last, float(gap(net(last[None])[0].detach(), y))))
             for z, margin in seen:
-                if margin > attack.confidence and float((z - x).norm()) < length:
-                    found, length = z, float((z - x).norm())
+                if margin > attack.confidence and size(z) < length:
+                    found, length = z, size(z)
         else:
             last = (x + e * spread(top(pooled(e**2, group), k).double(), x, group)).clamp(0, 1)
         if found is not None:
@@ -178,7 +272,7 @@ def slow_sapf(net, attack, x, y, group, regions):
                     found, long = z, middle
                 else:
                     short = middle
-            length = float((found - x).norm())
+            length = size(found)
             if length < smallest:
                 best, smallest = found, length
             high = c
@@ -188,20 +282,41 @@ def slow_sapf(net, attack, x, y, group, regions):
     return best if smallest < math.inf else last
 
 
-@pytest.mark.parametrize(("group", "regions"), [("element", False), ("pixel", False), ("element", True)])
-def test_sapf(group, regions, conv_net, batch):
+GRID = {"regions": "grid", "region_side": 4, "region_weight": 0.3}
+
+
+@pytest.mark.parametrize(
+    ("group", "given"),
+    [
+        ("element", {}),
+        ("pixel", {}),
+        ("element", GRID),
+        ("element", {"visibility": True, "steps": 12, "rounds": 2}),
+        # More than 50 steps, after which both step sizes decay.
+        ("pixel", {"visibility": True, "steps": 60, "final_steps": 55, "search_steps": 2, "initial_const": 0.5}),
+    ],
+    ids=["element", "pixel", "grid", "rounds", "decay"],
+)
+def test_sapf(group, given, conv_net, batch):
     net, x, y = cases(conv_net, batch)[group]
     x, y = x[:4], y[:4]
-    more = {"regions": "grid", "region_side": 4, "region_weight": 0.3} if regions else {}
-    attack = SAPF(
-        Threat("l0", 4, group=group), steps=25, final_steps=20, search_steps=4, initial_const=0.05, confidence=0.01,
-        **more,
-    )  # fmt: skip
+    settings = {"steps": 25, "final_steps": 20, "search_steps": 4, "initial_const": 0.05, "confidence": 0.01, **given}
+    attack = SAPF(Threat("l0", 4, group=group), **settings)
     out = attack.run(net, x, y)
     assert out.success.any()
     place = torch.arange(8) // 4
-    numbers = (place[:, None] * 2 + place).flatten() if regions else None
+    numbers = (place[:, None] * 2 + place).flatten() if "regions" in given else None
     assert_same(out, [slow_sapf(net, attack, a, int(b), group, numbers) for a, b in zip(x, y)])
+
+
+@pytest.mark.parametrize("first", [0.1, 5e-4])
+def test_sapfs_step_sizes_are_the_published_ones(first):
+    """A tenth less after every 50 steps, but not below 1e-3; a smaller one that is given stays."""
+    attack, rate = SAPF(Threat("l0", 4), step_size=first), first
+    for step in range(2600):
+        assert attack._rate(step) == pytest.approx(rate, rel=1e-12)
+        if (step + 1) % 50 == 0:
+            rate = min(first, max(0.9 * rate, 1e-3))
 
 
 # -- sPGD

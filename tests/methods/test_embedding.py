@@ -27,6 +27,7 @@ from atent.methods import (
     ATENT,
     AWP,
     FGSMRS,
+    METHODS,
     MMA,
     PGDAT,
     TRADES,
@@ -34,8 +35,10 @@ from atent.methods import (
     EmbeddingTerm,
     Free,
     Gaussian,
+    SmoothAdv,
     Standard,
 )
+from atent.methods.awp import may_perturb
 from atent.methods.divergence import CHANCE, Discriminator, mmd, multiquadrics, rbf
 from atent.methods.embedding import embed
 from atent.models import build
@@ -45,6 +48,8 @@ from atent.train import Callback, Diverged, TrainSettings, fit
 from atent.train.interrupt import Interrupted
 
 LINF = Threat("linf", 0.1)
+# Methods by bounds have no adversarial inputs.
+BOUNDS = ("CROWNIBP", "Dual")
 
 
 def normal(n, d, seed, mean=0.0):
@@ -230,6 +235,67 @@ def test_the_term_is_the_divergence_at_clean_and_adversarial_inputs():
     once = copy.deepcopy(model)
     once(points)
     assert all(torch.equal(a, b) for a, b in zip(made.buffers(), once.buffers(), strict=True))
+
+
+def test_the_discriminators_term_is_its_formula():
+    """-E log g(Z) over both parts, in value and gradient, by g as it was; its step on the same samples comes after."""
+    model, (x, y), method, state = network(True), batch(), PGDAT(LINF, steps=2), {}
+    term = EmbeddingTerm(0.3, "discriminator", width=4, depth=1, sigma=2.0, lr=0.01)
+    term.discriminator.begin(state, torch.zeros(1, 24, dtype=torch.float64))
+    before, g = copy.deepcopy(state), nn.Sequential(nn.Linear(24, 4), nn.ReLU(), nn.Linear(4, 1)).double()
+    with torch.no_grad():
+        for i, layer in enumerate(g[::2]):
+            layer.weight.copy_(before[f"discriminator.{i}.weight"])
+            layer.bias.copy_(before[f"discriminator.{i}.bias"])
+    around = EmbeddingRegularised(method, term)
+    metrics, made = run(around, model, state=state)
+    points, key = around.adversary(model, x, y, rng=stream())
+    prior = 2 * PerSample(int(key), torch.arange(2 * N)).normal(torch.zeros(2 * N, 24, dtype=torch.float64))
+    free = copy.deepcopy(model)
+    z = torch.cat([free[:7](inputs).flatten(1) for inputs in (x, points)])
+    value = -torch.log(torch.sigmoid(g(z))).mean()
+    own = -torch.log(torch.sigmoid(g(prior))).mean() - torch.log(1 - torch.sigmoid(g(z))).mean()
+    assert float(metrics["embedding"]) == pytest.approx(value.item(), rel=1e-9)
+    assert float(metrics["discriminator_loss"]) == pytest.approx(own.item(), rel=1e-9)
+    nn.functional.cross_entropy(free(points), y).add(0.3 * value).backward()
+    torch.testing.assert_close(gradient(made), gradient(free), rtol=1e-9, atol=1e-11)
+    term.discriminator.learn(before, z.detach(), prior)
+    for name, wanted in before.items():
+        torch.testing.assert_close(state[name], wanted, rtol=1e-9, atol=1e-11)
+
+
+def attacking():
+    """The methods that the term supports and whose adversary evaluates the network."""
+    around = [name for name, kind in METHODS.items() if kind.labelled and may_perturb(kind)]
+    return [name for name in around if "threat" in METHODS[name].__dataclass_fields__ and name not in BOUNDS]
+
+
+@pytest.mark.parametrize("name", attacking())
+def test_every_adversary_names_the_inputs_of_the_term(name):
+    kind, model, (x, y) = METHODS[name], network(True), batch()
+    norm = kind.norms[0]
+    method = kind(Threat(norm, 0.1 if norm == "linf" else 0.5))
+    around = EmbeddingRegularised(method, EmbeddingTerm(0.3))
+    state = method.init(N, tuple(x.shape[1:]), x.device)
+    points = around.points(x, around.adversary(model, x, y, rng=stream(), ids=torch.arange(N), state=state))
+    assert points is not None
+    assert points.shape[1:] == x.shape[1:]
+    assert ((points.view(-1, *x.shape) - x).abs() > 1e-6).any()
+
+
+@pytest.mark.parametrize(
+    "method",
+    [SmoothAdv(Threat("l2", 0.1), sigma=0.001, samples=3, steps=2), ATENT(Threat("l2", 0.1), steps=2, chains=3)],
+    ids=lambda method: type(method).__name__,
+)
+def test_several_inputs_of_a_sample_are_copies_of_the_batch_one_after_the_other(method):
+    """The order in which processes that share a batch exchange rows, and select the rows of dropout's masks."""
+    model, (x, y) = network(), batch()
+    points = method.points(x, method.adversary(model, x, y, rng=stream(), ids=torch.arange(N))).detach()
+    assert len(points) == 3 * N
+    # Every input is nearest to its own sample.
+    nearest = torch.cdist(points.flatten(1), x.flatten(1)).argmin(1)
+    assert torch.equal(nearest, torch.arange(N).repeat(3))
 
 
 def test_the_weight_grows_over_the_ramp():

@@ -176,6 +176,7 @@ GRID = {
     "Dual, projections": Job(Dual(LINF, projections=10), smooth=False),
     "CROWNIBP": Job(CROWNIBP(LINF), smooth=False),
     "AWP, mmd": Job(PGDAT(LINF, 2), norm=True, settings={"awp": Perturbation(0.01), "embedding": EmbeddingTerm(0.1)}),
+    "SmoothAdv, mmd": Job(SmoothAdv(L2, steps=2), drop=0.3, settings={"embedding": EmbeddingTerm(0.1)}),
     "AWP of ATENT": Job(AWP(ATENT(LINF, 3), 0.01), **SYNC),
     "Adam": Job(PGDAT(LINF, 2), **SYNC, optimizer=Optimizer("Adam", lr=0.01)),
     "LARS": Job(PGDAT(LINF, 2), **SYNC, optimizer=Optimizer("LARS", lr=0.1)),

@@ -28,9 +28,9 @@ class CarliniWagner(Attack):
     repeats the smallest success).
 
     With ``abort_early`` a sample leaves a descent when a tenth of the steps lowers its objective by less than 0.01 %;
-    the authors' code applies this to the sum over the batch. Deviations: ``steps`` is 1000 by default, 10,000 in the
-    authors' code; the objective is compared after the last step of each tenth, not after the first of the next one. At
-    most ``steps * search_steps`` forwards and backwards, and one forward at x.
+    the authors' code does so by default, with the sum over the batch. Deviations: ``steps`` is 1000 by default, 10,000
+    in the authors' code; the objective is compared after the last step of each tenth, not after the first of the next
+    one. At most ``steps * search_steps`` forwards and backwards, and one forward at x.
 
     References
     ----------

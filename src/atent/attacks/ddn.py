@@ -59,7 +59,8 @@ class DDN(Attack):
     Each step adds the unit gradient of the cross-entropy to the perturbation, then rescales it to a norm that decreases
     after a success and increases after a failure. ``steps`` forwards, ``steps - 1`` backwards: the authors' last
     gradient affects no evaluated point. Deviations: a zero gradient leaves the direction unchanged (the authors use a
-    random one); the cosine is evaluated at (k + 1) / steps, as by the authors' scheduler, which steps first.
+    random one); the cosine is evaluated at (k + 1) / steps, as in the authors' first code, whose scheduler steps first;
+    their later versions evaluate it at k / steps.
 
     References
     ----------
@@ -91,8 +92,9 @@ class DDN(Attack):
     gamma: float = 0.05
     """Factor by which the norm changes: (1 - gamma) after a success, (1 + gamma) after a failure; in [0, 1)."""
     levels: int | None = None
-    """Number of equally spaced values of the box to which every point is rounded, 256 for 8-bit images. Default: no
-    rounding. The point is rounded, not the perturbation, which is equivalent where x has these values."""
+    """Number of equally spaced values of the box to which every point is rounded, 256 for 8-bit images, as in the
+    authors' code. Default: no rounding. The point is rounded, not the perturbation, which is equivalent where x has
+    these values."""
 
     def __post_init__(self) -> None:
         # The first point is x: with one step no other would be evaluated.

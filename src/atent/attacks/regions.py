@@ -58,9 +58,10 @@ def visibility(threat: Threat, x: Tensor) -> Tensor:
     """
     _images("visibility", x)
     level = F.pad(x.mean(1, keepdim=True) / threat.width, (1, 1, 1, 1), mode="replicate")
-    mean, square = F.avg_pool2d(level, 3, stride=1), F.avg_pool2d(level**2, 3, stride=1)
-    weight = 1 / ((square - mean**2).clamp_min(0).sqrt() + 1e-4)
-    flat = weight.flatten(1)
-    least, most = flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
-    scaled = torch.where(most > least, (flat - least) / (most - least).clamp_min(1e-12), 1.0)
-    return _per_unit(threat, scaled.view_as(weight)[:, 0], x).to(x.dtype)
+    # Relative to the centre: in float32 the mean of squares less the squared mean rounds to more than 1e-8 where all
+    # values are equal, so that flat regions of different levels would differ in weight.
+    windows = F.unfold(level, 3)
+    weight = 1 / ((windows - windows[:, 4:5]).std(1, correction=0) + 1e-4)
+    least, most = weight.amin(1, keepdim=True), weight.amax(1, keepdim=True)
+    scaled = torch.where(most > least, (weight - least) / (most - least).clamp_min(1e-12), 1.0)
+    return _per_unit(threat, scaled.view(len(x), *x.shape[2:]), x).to(x.dtype)

@@ -65,9 +65,10 @@ class SAPF(Attack):
 
     Deviations from the authors' code: G is rounded to its k largest entries, so that at most k units change, in place
     of those above 1/2; the smallest success is returned, not the last; G is not updated for a weight without a success
-    at G = 1; a step of G is no longer than its curvature allows; 12 bisection steps shorten each success towards x;
-    samples are batched, each with its own c. Magnitudes are in widths of the box. ``Threat("l0", k, group="pixel")``
-    shares G among the channels of a pixel.
+    at G = 1; a step of G is no longer than its curvature allows; step sizes and penalties begin again in every descent
+    (there they continue from round to round, so that the last steps are of about 1e-3); 12 bisection steps shorten each
+    success towards x; samples are batched, each with its own c. Magnitudes are in widths of the box. ``Threat("l0", k,
+    group="pixel")`` shares G among the channels of a pixel.
 
     References
     ----------
@@ -111,7 +112,8 @@ class SAPF(Attack):
     region_side: int = 4
     """Side of a square of the grid, in pixels."""
     visibility: bool = False
-    """Weight changes by 1 / (local standard deviation + 1e-4), scaled to [0, 1], to favour regions that vary."""
+    """Weight changes by 1 / (local standard deviation + 1e-4), scaled to [0, 1], to favour regions that vary; of the
+    mean channel, in the authors' code of each channel."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "rounds", "final_steps", "search_steps", "region_side"):

@@ -36,7 +36,11 @@ class SparsePGD(Attack):
 
     ``gradient="unprojected"`` weights the gradient of p by the sigmoid of the scores, so that magnitudes outside the
     mask are updated too (the paper's default, which explores); ``"projected"`` weights it by the mask (which exploits).
-    The paper's sAA is the worst case over both and `SparseRS`.
+    The paper's sAA is the worst case over both and `SparseRS`, there on cross-entropy with 10,000 queries.
+
+    Deviations from the authors' code (CityU-MLO/sPGD): one loss throughout, where theirs maximises the difference of
+    logits in place of the cross-entropy once the true class leads by less than 0.5; ``patience`` counts consecutive
+    steps, where theirs resets the count only in a step that changes every mask of the batch.
 
     References
     ----------

@@ -61,9 +61,11 @@ class SparseRS(Attack):
 
     threat: Threat
     queries: int = 5000
-    """Number of queries, one forward each; the start is one more."""
+    """Number of queries, one forward each; the start is one more. The authors' runs on ImageNet use 10,000, and 100,000
+    with targets."""
     p_init: float = 0.8
-    """Share of the changed pixels that the first queries exchange; above 0, at most 1."""
+    """Share of the changed pixels that the first queries exchange; above 0, at most 1. The default is that of the
+    authors' class; their runs on ImageNet use 0.3, and 0.1 with targets."""
     restarts: int = 1
     """Number of searches; the worst result counts."""
     loss: Literal["margin", "ce"] = "margin"

@@ -65,10 +65,10 @@ class ACL(Method):
     ``robust_loss``, the two parts of DS; ``alignment``, the mean cosine of a pair. Passes of 2n views: ``steps`` + 2
     forwards and ``steps`` backwards of the adversary, one of each per stream.
 
-    Deviations from the authors' code (VITA-Group/Adversarial-Contrastive-Learning): it trains on the last iterate; it
-    interleaves the views; its denominator subtracts exp(1/T) instead of omitting the self term. The batch-norms that
-    A2S uses for its clean view are this library's reading. A schedule that weakens crops and colours over the training
-    (DYNACL, Luo et al. 2023) is not implemented.
+    Deviations from the authors' code (VITA-Group/Adversarial-Contrastive-Learning): it trains on the last iterate; its
+    start is not clamped to the box; it interleaves the views; its denominator subtracts exp(1/T) instead of omitting
+    the self term. The batch-norms that A2S uses for its clean view are this library's reading. A schedule that weakens
+    crops and colours over the training (DYNACL, Luo et al. 2023) is not implemented.
 
     References
     ----------

@@ -182,7 +182,8 @@ class Method(metaclass=Settings):
 
     def points(self, x: Tensor, aux: Any) -> Tensor | None:
         """The inputs (m, ...) other than ``x`` at which the loss is evaluated for ``aux``, for additional terms; None:
-        no others. By default ``aux`` itself, if it is a batch of the shape of ``x``."""
+        no others. Several for each sample are copies of the batch, one after the other. By default ``aux`` itself, if
+        it is a batch of the shape of ``x``."""
         return aux if isinstance(aux, Tensor) and aux.shape == x.shape else None
 
     def settings_at(self, progress: float) -> Hashable:

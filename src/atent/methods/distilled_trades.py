@@ -37,7 +37,10 @@ class DistilledTRADES(Method):
     its logits are saved with the run, which therefore resumes without it. Labels of the training set are used only for
     the reported accuracies. Without a teacher the labels are used: `TRADES`.
 
-    The paper names pseudo-labels and distillation; the form above and its defaults are this library's.
+    Deviations from the authors' code (VITA-Group/Adversarial-Contrastive-Learning), which the form above simplifies: it
+    evaluates the cross-entropy and the distillation at x', and f(x) is only an argument of the KL; x' is the end of PGD
+    on the cross-entropy, from a uniform start; a batch has a constant share of labelled images, whose cross-entropy is
+    that of the label, and the other images have the distillation alone, with weight 1; tau is 1.
 
     References
     ----------
@@ -114,6 +117,10 @@ class DistilledTRADES(Method):
         """x' (None where beta is 0) and the teacher's logits (None without one)."""
         known = None if not state or "teacher" not in state or ids is None else state["teacher"][ids]
         return self._trades().adversary(model, x, y, rng=rng, progress=progress), known
+
+    def points(self, x: Tensor, aux: Any) -> Tensor | None:
+        perturbed: Tensor | None = aux[0]
+        return perturbed
 
     def loss(
         self, model: nn.Module, x: Tensor, y: Tensor, aux: Any, *, progress: float = 1.0, state: State | None = None

@@ -161,8 +161,10 @@ class SmoothAdv(Method):
             return [self.adversary_at(progress)(Averaged(model, noise), x, y, rng=rng), noise]
 
     def points(self, x: Tensor, aux: Any) -> Tensor | None:
+        """The noisy copies, (m n, ...): one copy of the batch after the other."""
         x_adv, noise = aux
-        return x_adv.repeat_interleave(self.samples, 0) + noise  # type: ignore[no-any-return]
+        copies = noise.unflatten(0, (len(x_adv), self.samples)).transpose(0, 1)
+        return (x_adv + copies).flatten(0, 1)  # type: ignore[no-any-return]
 
     def loss(
         self, model: nn.Module, x: Tensor, y: Tensor, aux: Any, *, progress: float = 1.0, state: State | None = None
