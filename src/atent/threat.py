@@ -375,13 +375,17 @@ class Threat(metaclass=Documented):
 
         Tolerance, computed in float64, for a box within [-1, 1]: 6e-8 per pixel (linf), a relative 1e-6 plus 6e-8
         sqrt(dim) (l2), a relative 1e-6 plus 6e-8 for each element that differs (l1), 6e-8 for an element inside a
-        patch; none for a count. In another box 6e-8 is multiplied by its largest absolute value.
+        patch; none for a count. In another box 6e-8 is multiplied by its largest absolute value, above 1 by at most
+        that of the sample.
         """
-        (low, high), (first, last) = self.edges(x_adv), self.span
+        low, high = self.edges(x_adv)
         inside = ((x_adv >= low) & (x_adv <= high)).flatten(1).all(1)
         eps = self.radii(x.double())
-        # Half a unit in the last place of a coordinate, which grows with the box.
-        pixel = 6e-8 * max(abs(first), abs(last))
+        # Half a unit in the last place of a coordinate. A box may be far wider than the inputs.
+        pixel: Any = 6e-8 * max(map(abs, self.span))
+        if pixel > 6e-8:
+            largest = torch.maximum(x_adv.abs(), x.abs()).flatten(1).amax(1)
+            pixel = (6e-8 * largest.double()).clamp(6e-8, pixel)
         limit = eps
         if self.norm == "linf":
             limit = eps + pixel
@@ -390,7 +394,7 @@ class Threat(metaclass=Documented):
         elif self.norm == "l1":
             limit = eps * (1 + 1e-6) + pixel * (x_adv != x).flatten(1).sum(1)
         elif self.inner_eps is not None:
-            far = (x_adv.double() - x.double()).abs() > float(self.inner_eps) + pixel
-            inside = inside & ~far.flatten(1).any(1)
+            far = (x_adv.double() - x.double()).flatten(1).abs().amax(1) > float(self.inner_eps) + pixel
+            inside = inside & ~far
         found: Tensor = inside & (self.distance(x_adv, x) <= limit)
         return found

@@ -233,13 +233,53 @@ def test_a_certificate_by_smoothing_counts_for_its_own_weights(short_run, capsys
     """Before: it counted for none."""
     words = ["--sigma", "0.1", "--n", "100", "--n0", "10", "--radius", "0.01", "--limit", "10", "--quiet"]
     assert main(["certify", "run", *words]) == 0
-    status, printed = evaluated(["--min-certified", "0@0.01"], capsys)
+    status, printed = evaluated(["--min-certified", "0@l2 0.01"], capsys)
     assert status == 0, printed.err
     (path,) = short_run.glob("certificate*.json")
     found = json.loads(path.read_text())
     path.write_text(path.read_text().replace(found["made"]["about"]["weights"], "0" * 16))
     (short_run / "manifest.json").unlink(missing_ok=True)
-    assert "of these weights" in refused(capsys, "evaluate", "run", "--attacks", "FGSM", "--min-certified", "0@0.01")
+    assert "of these weights" in refused(capsys, "evaluate", "run", "--attacks", "FGSM", "--min-certified", "0@l2 0.01")
+
+
+def test_a_certificate_in_another_norm_does_not_pass_in_its_place(short_run, capsys):
+    """Before: the only certificate at a radius counted, so that one in l2 passed a gate of a run in linf."""
+    words = ["--sigma", "0.1", "--n", "100", "--n0", "10", "--radius", "0.01", "--limit", "10", "--quiet"]
+    assert main(["certify", "run", *words]) == 0
+    (smoothed,) = short_run.glob("certificate*.json")
+    evaluate = ("evaluate", "run", "--attacks", "FGSM", "--limit", "4", "--quiet")
+    for command in (("gate", "run"), evaluate):
+        for share in ("0@0.01", "0", "0@linf 0.01"):
+            line = refused(capsys, *command, "--min-certified", share)
+            assert "nothing at linf 0.01" in line if "@" in share else "nothing in linf" in line
+            assert 'SHARE@"NORM R"' in line
+            assert "certified accuracy at l2 0.01" in line
+        for share in ("0@l2 0.01", "0@L2  1/100"):
+            assert main([*command, "--min-certified", share]) == 0, capsys.readouterr().err
+        capsys.readouterr()
+    # The norm of the attacks, and that of a file, are the ones that count there.
+    for command in ((*evaluate, "--norm", "l2", "--eps", "0.1"), ("gate", str(smoothed))):
+        assert main([*command, "--min-certified", "0@0.01"]) == 0, capsys.readouterr().err
+    assert main(["certify", "run", "--method", "ibp", "--radius", "0.01", "--norm", "linf", "--limit", "20"]) == 0
+    capsys.readouterr()
+    for share, norm in (("0@0.01", "linf"), ("0@l2 0.01", "l2")):
+        assert main(["gate", "run", "--min-certified", share]) == 0
+        assert f" at {norm} 0.01" in capsys.readouterr().out
+    assert "'lx'" in refused(capsys, "gate", "run", "--min-certified", "0@lx 0.01")
+
+
+def test_without_a_threat_the_norm_is_named_where_there_are_several(short_run, capsys):
+    certificates = gate.certificates(short_run)
+    assert not certificates
+    for how in (["--method", "ibp", "--norm", "linf"], ["--sigma", "0.1", "--n", "100", "--n0", "10"]):
+        radius = "0.01" if "linf" in how else "0.02"
+        assert main(["certify", "run", *how, "--radius", radius, "--limit", "10", "--quiet"]) == 0
+    found = gate.certificates(short_run)
+    for text in ("0@0.01", "0@0.02", "0"):
+        with pytest.raises(ValueError, match="several"):
+            gate.of_certificates(found, gate.limits(certified=text), "run")
+    (one,) = gate.of_certificates(found, gate.limits(certified="0@l2 0.02"), "run")
+    assert one.figure == "certified accuracy at l2 0.02"
 
 
 def test_a_certificate_that_is_not_valid_counts_nowhere(short_run, capsys):
@@ -249,7 +289,7 @@ def test_a_certificate_that_is_not_valid_counts_nowhere(short_run, capsys):
     found = json.loads(path.read_text())
     path.write_text(json.dumps({**found, "hint": "answers depend on the batch: no certificate is valid"}))
     (short_run / "manifest.json").unlink(missing_ok=True)
-    words = ("--min-certified", "0@0.01")
+    words = ("--min-certified", "0@l2 0.01")
     for command in (("gate", "run"), ("gate", str(path)), ("evaluate", "run", "--attacks", "FGSM", "--limit", "4")):
         assert "no certificate is valid" in refused(capsys, *command, *words)
     target = load_target("run", attacks=(), limit=4)

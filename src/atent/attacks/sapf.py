@@ -15,6 +15,7 @@ from atent.attacks.regions import grid, superpixels, visibility
 from atent.attacks.smallest import beyond, keep_smaller, next_weight
 from atent.attacks.sparse import counts
 from atent.checks import check_number
+from atent.fields import LARGEST
 from atent.geometry.blocks import largest
 from atent.messages import report_idle
 from atent.rng import Streams
@@ -123,6 +124,12 @@ class SAPF(Attack):
             raise ValueError(f"step_size must be at most {_STEP:g}, got {self.step_size:g}: the weights leave float32")
         check_number("initial_const", self.initial_const, 0, _MOST, above=True)
         check_number("confidence", self.confidence, 0)
+        if self.threat.width**2 > LARGEST:
+            low, high = self.threat.span
+            raise ValueError(
+                f"SAPF weighs squared widths of the box, and that of [{low:g}, {high:g}] leaves float32: give the range"
+                " of the data"
+            )
         check_number("region_weight", self.region_weight, 0)
         report_idle(self, "SAPF.", [
             ("region_weight", "set regions to grid or superpixels", self.regions != "none"),

@@ -235,7 +235,8 @@ class Masses:
         """x plus delta rescaled to length eps, in the box; l1: the nearest point of ball and box."""
         if self.order == 1:
             return self.threat.project(self.x + delta, self.x)
-        length = self.threat.radii(delta) * (l2_norm(delta) + 1e-12 * self.threat.width).reciprocal()
+        eps = self.threat.radii(delta)
+        length = eps * (l2_norm(delta) + 1e-12 * eps).clamp_min(torch.finfo(delta.dtype).tiny).reciprocal()
         return self.threat.clamp(self.x + delta * per_sample(length, delta))
 
     def next(self, best: Tensor, at: Tensor, changed: Tensor) -> Tensor:
@@ -267,7 +268,8 @@ class Masses:
         emptied = delta.scatter(2, window, 0.0)
         # Where the windows overlap, the mass counts once.
         both = spare + (mass(content, (2,)) + mass(emptied.gather(2, source), (2,)))
-        length = content.norm(order, dim=2, keepdim=True) + 1e-12 * self.threat.width
-        new = torch.where(coins[:, 1:], shape, -shape) + content / length
+        length = content.norm(order, dim=2, keepdim=True) + 1e-12 * self.threat.lengths(delta)
+        content = content / length.clamp_min(torch.finfo(delta.dtype).tiny)
+        new = torch.where(coins[:, 1:], shape, -shape) + content
         new = new / (new.norm(order, dim=2, keepdim=True) + 1e-12) * (both.sqrt() if square else both * channels)
         return self._full(emptied.scatter(2, source, 0.0).scatter(2, window, new).view_as(best)), None

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from atent.certify import affine, copies
-from atent.certify.operators import LAYERS, NORMS, TIMES_MINUS_1, Fork, Kind, Known, function
+from atent.certify import affine, arguments, copies
+from atent.certify.arguments import option
+from atent.certify.operators import DROPOUTS, LAYERS, NORMS, Fork, Kind, Known, function, times
 from atent.certify.tracing import AUGMENTED, Tracer, check_readable, known_layer, owner
 from atent.docstrings import Documented
 from atent.guard import check_module, guard
@@ -134,6 +135,7 @@ def read(model: nn.Module, *, training: bool = False) -> Graph:
     shared: dict[fx.Node, list[fx.Node]] = {}
     output = -1
     for step in traced.nodes:
+        arguments.order(step)
         shared[step] = _memory(step, root, shared)
         if step.op == "placeholder":
             nodes.append(Node("input", "input", ()))
@@ -179,7 +181,8 @@ def refuse_training(model: nn.Module, *, allowed: bool = False) -> None:
 def _changes(module: nn.Module) -> bool:
     """Whether the layer's output in train mode depends on random numbers or on the other samples."""
     dropout = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
-    return dropout or isinstance(module, nn.modules.batchnorm._BatchNorm)
+    random = dropout or (isinstance(module, nn.RReLU) and module.lower < module.upper)
+    return random or isinstance(module, nn.modules.batchnorm._BatchNorm)
 
 
 def _memory(step: fx.Node, root: nn.Module, shared: dict[fx.Node, list[fx.Node]]) -> list[fx.Node]:
@@ -198,8 +201,9 @@ def _memory(step: fx.Node, root: nn.Module, shared: dict[fx.Node, list[fx.Node]]
 
 # In eval mode dropout returns its input.
 _VIEWS = (nn.Flatten, nn.Unflatten, nn.Identity, nn.modules.dropout._DropoutNd)
-_VIEWING = ("flatten", "view", "reshape", "unflatten", "dropout", "dropout2d", "getitem", "contiguous")
+_VIEWING = ("flatten", "view", "reshape", "unflatten", "getitem", "contiguous", *DROPOUTS)
 _SUMS = ("add", "iadd", "sub", "isub")
+_PRODUCTS = ("mul", "imul", "div", "truediv", "itruediv")
 
 
 def _translate(
@@ -209,6 +213,7 @@ def _translate(
         module = root.get_submodule(str(step.target))
         name = f"{str(step.target).partition('.')[2] or 'the model'} ({type(module).__name__})"
         known = _layer(module, name)
+        operands: list[Any] = [_seen(arguments.of_layer(step, module, name), found)]
         in_place = getattr(module, "inplace", False)
     else:
         target = step.target
@@ -219,13 +224,14 @@ def _translate(
             return _Shape()
         if name == "size" or (name == "getitem" and isinstance(_seen(step.args[0], found), _Shape)):
             return _Shape()
-        operands: list[Any] = [_seen(a, found) for a in step.args]
+        operands = [_seen(a, found) for a in step.args]
         if in_place:
             _refuse_change(name, step, operands, shared)
-        if name in _SUMS and len(operands) == 2 and all(type(o) is int for o in operands) and not step.kwargs:
+        if name in _SUMS and len(operands) == 2 and all(type(o) is int for o in operands):
             one, other = operands
-            if "sub" in name:
-                other = _appended(nodes, name, other, [TIMES_MINUS_1])
+            factor = arguments.factor(step, name)
+            if factor != 1:
+                other = _appended(nodes, name, other, [times(factor)])
             nodes.append(Node("sum", name, (one, other)))
             return len(nodes) - 1
         if name in ("cat", "concat", "concatenate"):
@@ -233,8 +239,8 @@ def _translate(
             return len(nodes) - 1
         known = _operation(name, operands, step, found)
     # Arithmetic may have its constant first.
-    before = next((found[a] for a in step.args if isinstance(a, fx.Node) and type(found[a]) is int), None)
-    if type(before) is not int:
+    before = next((operand for operand in operands if type(operand) is int), None)
+    if before is None:
         raise ValueError(f"{name} does not act on the network's activations: bounds support {SUPPORTED}")
     if in_place and step.op == "call_module" and known:
         _refuse_change(name, step, [before], shared)
@@ -243,9 +249,9 @@ def _translate(
 
 def _joined(name: str, step: fx.Node, found: Found) -> Node:
     """The node of a `torch.cat`."""
-    tensors: Any = _option(step, 0, "tensors", ())
+    tensors: Any = option(step, 0, "tensors", ())
     places = [_seen(part, found) for part in (() if isinstance(tensors, fx.Node) else tensors)]
-    dim = _option(step, 1, "dim", step.kwargs.get("axis", 0))
+    dim = option(step, 1, "dim", step.kwargs.get("axis", 0))
     if not places or not all(type(place) is int for place in places) or not isinstance(dim, int):
         raise ValueError(
             f"{name} in the code of {owner(step)} joins other things than activations, which bounds cannot read"
@@ -301,17 +307,19 @@ def _operation(name: str, operands: list[Any], step: fx.Node, found: Found) -> K
     if name not in ("view", "reshape") and any(isinstance(found[part], _Shape) for part in step.all_input_nodes):
         raise ValueError(f"{name} in the code of {owner(step)} computes with a size of its input: use a fixed number")
     constants = [o.get for o in operands if isinstance(o, _Constant)]
-    if len(operands) == 2 and len(constants) == 1 and not options:
-        arithmetic = _arithmetic(name, constants[0], constant_first=isinstance(operands[0], _Constant))
-        if arithmetic:
-            return arithmetic
+    if len(operands) == 2 and len(constants) == 1 and name in (*_SUMS, *_PRODUCTS):
+        factor = arguments.factor(step, name)
+        known = _arithmetic(name, constants[0], factor, constant_first=isinstance(operands[0], _Constant))
+        if known:
+            return known
     rest: tuple[Any, ...] = tuple(step.args[1:])
     if name == "relu" and not rest:
         return [("relu", None)]
 
     def given(argument: Any) -> Any:
         seen = found[argument] if isinstance(argument, fx.Node) else argument
-        return seen.get if isinstance(seen, _Constant) else seen
+        # The position of an activation would be read as a number.
+        return seen.get if isinstance(seen, _Constant) else argument
 
     try:
         known = function(name, [*operands[:1], *map(given, rest)], {k: given(v) for k, v in options.items()})
@@ -321,9 +329,7 @@ def _operation(name: str, operands: list[Any], step: fx.Node, found: Found) -> K
         raise ValueError(f"{name} in the code of {owner(step)} has {error}") from None
     if known is not None:
         return known
-    if name in ("dropout", "dropout2d") and _option(step, 2, "training", True) is False:
-        return []
-    if name == "flatten" and _option(step, 1, "start_dim", 0) == 1 and _option(step, 2, "end_dim", -1) == -1:
+    if name == "flatten" and option(step, 1, "start_dim", 0) == 1 and option(step, 2, "end_dim", -1) == -1:
         return [("affine", affine.flatten())]
     if name in ("view", "reshape"):
         sizes = rest[0] if len(rest) == 1 and isinstance(rest[0], (tuple, list)) else rest
@@ -334,11 +340,11 @@ def _operation(name: str, operands: list[Any], step: fx.Node, found: Found) -> K
         fixed = len(sizes) > 2 and all(isinstance(side, int) for side in sizes[1:])
         if fixed and (isinstance(_seen(sizes[0], found), _Shape) or (sizes[0] == -1 and min(sizes[1:]) > 0)):
             return [("affine", copies.reshaped(sizes[1:]))]
-    if name == "mean" and _dims(_option(step, 1, "dim", ())) in ((2,), (-1,)):
-        return [("affine", affine.mean(bool(_option(step, 2, "keepdim", False)), over=1))]
-    if name == "mean" and sorted(d % 4 for d in _dims(_option(step, 1, "dim", ()))) == [2, 3]:
-        return [("affine", affine.mean(bool(_option(step, 2, "keepdim", False))))]
-    if name == "adaptive_avg_pool2d" and _option(step, 1, "output_size", None) in (1, (1, 1), [1, 1]):
+    if name == "mean" and _dims(option(step, 1, "dim", ())) in ((2,), (-1,)):
+        return [("affine", affine.mean(bool(option(step, 2, "keepdim", False)), over=1))]
+    if name == "mean" and sorted(d % 4 for d in _dims(option(step, 1, "dim", ()))) == [2, 3]:
+        return [("affine", affine.mean(bool(option(step, 2, "keepdim", False))))]
+    if name == "adaptive_avg_pool2d" and option(step, 1, "output_size", None) in (1, (1, 1), [1, 1]):
         return [("affine", affine.mean(True))]
     if name in ("avg_pool2d", "max_pool2d"):
         layer: Any = nn.AvgPool2d if name == "avg_pool2d" else nn.MaxPool2d
@@ -346,18 +352,14 @@ def _operation(name: str, operands: list[Any], step: fx.Node, found: Found) -> K
     raise ValueError(f"{name} in the code of {owner(step)} is not supported by bounds: use {SUPPORTED}")
 
 
-def _arithmetic(name: str, constant: Callable[[], Tensor], *, constant_first: bool) -> Known:
-    if name in ("add", "iadd"):
-        return [("affine", affine.shifted(constant))]
+def _arithmetic(name: str, constant: Callable[[], Tensor], factor: float, *, constant_first: bool) -> Known | None:
+    if name in _SUMS and constant_first:
+        return [*([] if factor == 1 else [times(factor)]), ("affine", affine.shifted(constant))]
+    if name in _SUMS:
+        return [("affine", affine.shifted(constant if factor == 1 else lambda: factor * constant()))]
     if name in ("mul", "imul"):
         return [("affine", affine.scaled(constant))]
-    if name in ("sub", "isub") and constant_first:
-        return [("affine", affine.scaled(lambda: torch.tensor(-1.0))), ("affine", affine.shifted(constant))]
-    if name in ("sub", "isub"):
-        return [("affine", affine.shifted(lambda: -constant()))]
-    if name in ("truediv", "div", "itruediv") and not constant_first:
-        return [("affine", affine.scaled(constant, divided=True))]
-    return []
+    return None if constant_first else [("affine", affine.scaled(constant, divided=True))]
 
 
 def _fetch(root: nn.Module, path: str) -> Callable[[], Tensor]:
@@ -385,10 +387,6 @@ def _position(argument: Any, found: Found, name: str) -> int:
     if type(place) is not int:
         raise ValueError(f"{name} must be one tensor of logits that depends on the input, got {argument}")
     return place
-
-
-def _option(step: fx.Node, place: int, name: str, default: Any) -> Any:
-    return step.args[place] if len(step.args) > place else step.kwargs.get(name, default)
 
 
 def _dims(dim: Any) -> tuple[int, ...]:

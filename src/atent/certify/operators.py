@@ -30,7 +30,7 @@ Known = list["tuple[Kind, Any] | Fork"]
 NORMS = (nn.GroupNorm, nn.LayerNorm, nn.modules.instancenorm._InstanceNorm, nn.LocalResponseNorm)
 
 
-def _times(number: float) -> tuple[Kind, Any]:
+def times(number: float) -> tuple[Kind, Any]:
     return "affine", affine.scaled(lambda: torch.tensor(number, dtype=torch.float64))
 
 
@@ -39,12 +39,36 @@ def _plus(number: float) -> tuple[Kind, Any]:
 
 
 RELU: tuple[Kind, Any] = ("relu", None)
-TIMES_MINUS_1 = _times(-1.0)
+TIMES_MINUS_1 = times(-1.0)
+DROPOUTS = {"dropout": True, "dropout1d": True, "dropout2d": True, "dropout3d": True, "feature_dropout": True,
+            "alpha_dropout": False, "feature_alpha_dropout": False}  # fmt: skip
+"""The functions that return their input unless they are told that they train, and whether they are by default."""
 
 
 def leaky(slope: float = 0.01) -> Known:
     """a z + (1 - a) relu(z): the lines of the ReLU give those of the leaky ReLU, and they are as tight."""
-    return [Fork([_times(slope)], [RELU, _times(1 - slope)])]
+    return [Fork([times(slope)], [RELU, times(1 - slope)])]
+
+
+def _randomized(
+    z: Any, lower: float = 1 / 8, upper: float = 1 / 3, training: Any = False, inplace: Any = False
+) -> Known:
+    """The randomised leaky ReLU, whose slope is the mean one in eval mode."""
+    _refuse_random(training)
+    return leaky((lower + upper) / 2)
+
+
+def _dropout(trains: bool) -> Callable[..., Known]:
+    def known(z: Any, p: Any = 0.5, training: Any = trains, inplace: Any = False, *, train: Any = None) -> Known:
+        _refuse_random(training if train is None else train)
+        return []
+
+    return known
+
+
+def _refuse_random(training: Any) -> None:
+    if training is not False:
+        raise ValueError("random numbers in eval mode too: give it training=self.training")
 
 
 def clamped(low: float | None, high: float | None) -> Known:
@@ -127,8 +151,12 @@ LAYERS: dict[type[nn.Module], Callable[[Any], Known]] = {
     nn.Dropout: _nothing,
     nn.Dropout1d: _nothing,
     nn.Dropout2d: _nothing,
+    nn.Dropout3d: _nothing,
+    nn.AlphaDropout: _nothing,
+    nn.FeatureAlphaDropout: _nothing,
     nn.ReLU: lambda m: [RELU],
     nn.LeakyReLU: lambda m: leaky(m.negative_slope),
+    nn.RReLU: lambda m: _randomized(None, m.lower, m.upper),
     nn.ReLU6: lambda m: clamped(0, 6),
     nn.Hardtanh: lambda m: clamped(m.min_val, m.max_val),
     nn.Sigmoid: lambda m: [("smooth", smooth.SIGMOID)],
@@ -197,12 +225,14 @@ def _clamp(z: Any, min: Any = None, max: Any = None) -> Known:
 
 
 _FUNCTIONS: dict[str, Callable[..., Known]] = {
+    **{name: _dropout(trains) for name, trains in DROPOUTS.items()},
     "neg": lambda z: [TIMES_MINUS_1],
     "abs": lambda z: [Fork([RELU], [TIMES_MINUS_1, RELU])],
     "contiguous": lambda z: [],
     "getitem": _index,
     "pad": _pad,
     "leaky_relu": lambda z, negative_slope=0.01, inplace=False: leaky(negative_slope),
+    "rrelu": _randomized,
     "relu6": lambda z, inplace=False: clamped(0, 6),
     "hardtanh": lambda z, min_val=-1.0, max_val=1.0, inplace=False: clamped(min_val, max_val),
     "clamp": _clamp,

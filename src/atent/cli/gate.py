@@ -25,9 +25,10 @@ class GateOptions:
     0.4."""
     min_clean: Annotated[str | None, arg("SHARE")] = None
     """The same for clean accuracy."""
-    min_certified: Annotated[str | None, arg("SHARE[@R]")] = None
-    """The same for certified or verified accuracy, read from a finished certificate of the same weights; append @R for
-    a radius, such as 0.5@8/255. Default: its only radius, or that of the threat."""
+    min_certified: Annotated[str | None, arg("SHARE[@[NORM ]R]")] = None
+    """The same for certified or verified accuracy, read from a finished certificate of the same weights; append a
+    radius, or a norm and a radius, such as 0.5@8/255 or "0.5@l2 0.25". Default: those of the threat, or the only radius
+    in its norm."""
     require: Annotated[str | None, arg("ATTACK")] = None
     """Exit with 2 unless the evaluation that --min-robust compares contains this attack, such as AutoAttack.
     "PGD" means PGD at any settings, "PGD(steps=20)" at these."""
@@ -106,6 +107,7 @@ def _verdicts(result: str, asked: Limits) -> list[Verdict]:
 
     path = place_of(result)
     evaluated: tuple[str, EvaluationFile] | None = None
+    about: tuple[str | None, float | None] = None, None
     if path.is_dir():
         run = collect.read(path)
         if not isinstance(run, collect.Run):
@@ -113,6 +115,7 @@ def _verdicts(result: str, asked: Limits) -> list[Verdict]:
         name, certified = run.name, gate.certificates(path)
         if run.leading is not None:
             evaluated = str(path / run.leading), run.evaluations[run.leading]
+        about = gate.threat_of(run.config, evaluated and evaluated[1])
     else:
         found = gate.read(path)
         name = str(found.run or path)
@@ -123,4 +126,4 @@ def _verdicts(result: str, asked: Limits) -> list[Verdict]:
         if evaluated is None:
             raise ValueError(f"{path} has no evaluation for --min-robust and --min-clean: run `atent evaluate` first")
         out += gate.of_evaluation(evaluated[1], asked, name, evaluated[0])
-    return [*out, *gate.of_certificates(certified, asked, name)]
+    return [*out, *gate.of_certificates(certified, asked, name, *about)]

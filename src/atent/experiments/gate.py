@@ -19,10 +19,11 @@ from atent.experiments import migrate
 from atent.experiments.comparison import against, caveat
 from atent.experiments.results import BoundsFile, CertificateFile, EvaluationFile, SequentialFile, Share, SmoothingFile
 from atent.experiments.target import Target
+from atent.messages import unknown
 from atent.runs.manifest import read_json
 from atent.runs.names import results_in
 from atent.runs.weights import fingerprint
-from atent.threat import Threat, radius
+from atent.threat import NORMS, Threat, radius
 
 # XML has no such characters, and an annotation is one line.
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
@@ -36,7 +37,9 @@ class Limits:
     clean: float | None = None
     certified: float | None = None
     radius: float | None = None
-    """At which radius the certified accuracy is compared. Default: the only one, or that of the threat."""
+    """At which radius the certified accuracy is compared. Default: that of the threat, or the only one in its norm."""
+    norm: str | None = None
+    """In which norm. Default: that of the threat, or the only one of the certificates."""
     require: str | None = None
     """An attack that the evaluation of the robust accuracy must contain."""
 
@@ -79,7 +82,8 @@ class Verdict:
 def limits(
     robust: str | None = None, clean: str | None = None, certified: str | None = None, require: str | None = None
 ) -> Limits:
-    """The limits that options give: shares such as 0.4, that of the certified accuracy also as SHARE@RADIUS.
+    """The limits that options give: shares such as 0.4, that of the certified accuracy also as SHARE@RADIUS, with the
+    norm as in SHARE@"l2 0.5".
 
     ValueError for what is not a share between 0 and 1, and for ``require`` without ``robust``.
     """
@@ -88,11 +92,16 @@ def limits(
     share, at, where = (certified or "").partition("@")
     if at and not where:
         raise ValueError(f"--min-certified {certified} has no radius after @: write it as 0.5@8/255")
+    norm, space, size = where.strip().rpartition(" ")
+    norm = norm.strip().lower()
+    if space and norm not in NORMS:
+        raise ValueError(f"--min-certified: {unknown('norm', norm, NORMS)}")
     return Limits(
         _share("--min-robust", robust),
         _share("--min-clean", clean),
         _share("--min-certified", share or certified),
-        radius(where, "--min-certified: radius") if at else None,
+        radius(size, "--min-certified: radius") if at else None,
+        norm or None,
         require,
     )
 
@@ -171,30 +180,38 @@ def _bare(text: str) -> str:
 
 
 def of_certificates(
-    found: Mapping[Path, CertificateFile], asked: Limits, run: str, threat: Threat | None = None
+    found: Mapping[Path, CertificateFile], asked: Limits, run: str, norm: str | None = None, eps: float | None = None
 ) -> list[Verdict]:
-    """The verdict on a run's certificates at the radius of ``asked``, or else of ``threat``.
+    """The verdict on a run's certificates at the radius and in the norm of ``asked``, or else of the run's threat, with
+    ``norm`` and ``eps``.
 
-    ValueError if no certificate has that radius, several have, or none is asked for and there are
-    several, and for one whose hint says that it is not valid.
+    ValueError if no certificate has them, several have, or none are asked for and there are several, and for one whose
+    hint says that it is not valid.
     """
     if asked.certified is None:
         return []
     if not found:
         raise ValueError(f"{run} has no finished certificate of these weights: run `atent certify` first")
-    entries = [(path, *entry) for path, each in found.items() for entry in _entries(each)]
-    chosen = [entry for entry in entries if asked.radius is None or math.isclose(entry[2], asked.radius)]
-    if asked.radius is None and threat is not None:
-        own = [e for e in chosen if e[1].endswith(f" at {threat.norm} {float(threat.eps):g}")]
-        chosen = own or chosen
-    if len(chosen) != 1:
-        there = "; ".join(f"{name} ({path.name})" for path, name, _, _ in entries)
-        what = "several figures" if len(chosen) > 1 else f"nothing at radius {asked.radius:g}"
-        raise ValueError(f"{run} has {what} for --min-certified: give SHARE@R, or to `atent gate` one file: {there}")
-    ((path, name, _, share),) = chosen
+    entries = [(path, entry) for path, each in found.items() for entry in _entries(each)]
+    norm = asked.norm or norm
+    alike = [each for each in entries if norm is None or each[1].norm == norm]
+    wanted = eps if asked.radius is None else asked.radius
+    chosen = [each for each in alike if wanted is not None and math.isclose(each[1].radius, wanted)]
+    if asked.radius is None:
+        chosen = chosen or alike
+    mixed = norm is None and len({entry.norm for _, entry in entries}) > 1
+    if len(chosen) != 1 or mixed:
+        there = "; ".join(f"{entry.name} ({path.name})" for path, entry in entries)
+        at = "" if asked.radius is None else f"at {norm or 'radius'} {asked.radius:g}"
+        what = "several figures" if len(chosen) > 1 else "figures in several norms"
+        what = what if chosen else f"nothing {at or f'in {norm}'}"
+        raise ValueError(
+            f'{run} has {what} for --min-certified: give SHARE@"NORM R", or to `atent gate` one file: {there}'
+        )
+    ((path, entry),) = chosen
     if found[path].invalid:
         raise ValueError(f"{path} cannot be compared with --min-certified: {found[path].invalid}")
-    return [Verdict(run, name, share, asked.certified, str(path))]
+    return [Verdict(run, entry.name, entry.share, asked.certified, str(path))]
 
 
 def gate_target(target: Target, asked: Limits, search_dtype: str | None = None) -> list[Verdict]:
@@ -212,7 +229,24 @@ def gate_target(target: Target, asked: Limits, search_dtype: str | None = None) 
     weights = fingerprint(target.model)
     places = {(target.place, target.stem), *([(target.origin, "")] if target.origin is not None else [])}
     held = {path: each for place, stem in places for path, each in certificates(place, stem, weights).items()}
-    return of_certificates(held, asked, target.name, target.threat)
+    own = [] if target.threat is None else [target.threat]
+    norm, eps = shared(attack.threat for attack in target.attacks.values())
+    return of_certificates(held, asked, target.name, *((norm, eps) if norm else shared(own)))
+
+
+def threat_of(config: Mapping[str, Any], evaluated: EvaluationFile | None) -> tuple[str | None, float | None]:
+    """Norm and eps of the threat that a run is about, as `shared`: that of its method, else that of its evaluation."""
+    own = config.get("method", {}).get("threat")
+    if own:
+        return str(own["norm"]).lower(), radius(own["eps"])
+    return shared(a.threat.threat() for a in evaluated.attacks.values()) if evaluated else (None, None)
+
+
+def shared(threats: Iterable[Threat]) -> tuple[str | None, float | None]:
+    """Norm and eps of several threats, None where they have no common one."""
+    given = [(threat.norm, float(threat.eps)) for threat in threats]
+    norms, radii = {norm for norm, _ in given}, {eps for _, eps in given}
+    return norms.pop() if len(norms) == 1 else None, radii.pop() if len(radii) == 1 else None
 
 
 def certificates(place: Path, stem: str = "", weights: str | None = None) -> dict[Path, CertificateFile]:
@@ -241,13 +275,28 @@ def read(path: Path) -> EvaluationFile | CertificateFile:
     return migrate.parsed(plain, EvaluationFile, path)
 
 
-def _entries(found: CertificateFile) -> list[tuple[str, float, Share]]:
-    """The description, radius and share of each entry of a certificate."""
+@dataclass(frozen=True)
+class _Entry:
+    """One figure of a certificate."""
+
+    name: str
+    norm: str
+    radius: float
+    share: Share
+
+
+def _entries(found: CertificateFile) -> list[_Entry]:
     if isinstance(found, BoundsFile):
-        named = [(f"{e.threat.norm} {float(e.threat.eps):g}", float(e.threat.eps), e.share) for e in found.certified]
-        return [(f"accuracy verified by {found.method} at {name}", eps, share) for name, eps, share in named]
+        return [
+            _Entry(f"accuracy verified by {found.method} at {t.norm} {float(t.eps):g}", t.norm, float(t.eps), e.share)
+            for e in found.certified
+            for t in [e.threat]
+        ]
     if isinstance(found, SmoothingFile | SequentialFile):
-        return [(f"certified accuracy at l2 {each.radius:g}", each.radius, each.share) for each in found.certified]
+        return [
+            _Entry(f"certified accuracy at {found.norm} {e.radius:g}", found.norm, e.radius, e.share)
+            for e in found.certified
+        ]
     return []
 
 

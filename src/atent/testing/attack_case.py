@@ -68,7 +68,9 @@ def under(attack: Attack, threat: Threat) -> Attack:
 def within(threat: Threat, x_adv: Tensor, x: Tensor, eps: float, where: str = "") -> None:
     """`Broken` for a sample further from x than eps and the contract's tolerance, in float64."""
     size, top = lengths(threat, x_adv, x), max(map(abs, threat.span))
-    room = 6e-8 * top
+    # Half a unit in the last place of a coordinate, at most of the sample's largest one.
+    largest = torch.maximum(x_adv.abs(), x.abs()).flatten(1).amax(1).double()
+    room = 6e-8 * largest.clamp(min(1.0, top), top)
     d = (x_adv.double() - x.double()).flatten(1)
     limit: Tensor = torch.full_like(size, eps)
     if threat.norm == "linf":
@@ -81,8 +83,13 @@ def within(threat: Threat, x_adv: Tensor, x: Tensor, eps: float, where: str = ""
     found = f"{threat.norm} distance {float(size[worst]):.9g} of sample {worst}{where}"
     require(bool((size <= limit).all()), found, f"at most {float(limit[worst]):.9g} at eps {eps:g}")
     if threat.inner_eps is not None:
-        most, inner = float(d.abs().max()), float(threat.inner_eps)
-        require(most <= inner + room, f"a change of {most:.9g} inside a patch{where}", f"inner_eps {inner:g}")
+        change, inner = d.abs().amax(1), float(threat.inner_eps)
+        most = float(change.max())
+        require(
+            bool((change <= inner + room).all()),
+            f"a change of {most:.9g} inside a patch{where}",
+            f"inner_eps {inner:g}",
+        )
 
 
 def lengths(threat: Threat, x_adv: Tensor, x: Tensor) -> Tensor:
