@@ -7,9 +7,9 @@ import torch
 from kit import ROUNDING, batch, distance, gradient, network, stream
 
 from atent import Threat
-from atent.attacks import IFGS, PGD, Langevin
+from atent.attacks import DDN, IFGS, PGD, Langevin
 from atent.certify import bounds, margins
-from atent.methods import ATENT, FGSMRS, PGDAT
+from atent.methods import ATENT, FGSMRS, PGDAT, SmoothAdv
 
 EPS = {"linf": 0.2, "l2": 0.8}
 STILL = {"noise": 0.0, "gamma": 0.0, "start": "zero", "projection": "every"}
@@ -49,6 +49,17 @@ def test_fgsm_rs_is_pgdat_with_one_step(start, mode):
     theirs = run(PGDAT(threat, 1, 1.25 * 0.1, start=start, mode=mode), model, x, y)
     assert torch.equal(ours[1], theirs[1])
     assert all(torch.equal(a, b) for a, b in zip(ours[2], theirs[2], strict=True))
+
+
+def test_without_noise_the_adversary_of_smoothadv_by_ddn_is_ddn():
+    """From the radius as its first norm, and projected onto the ball."""
+    model, (x, y), threat = network(norm=True), batch(), Threat("l2", 0.5)
+    y = copy.deepcopy(model).eval()(x).argmax(1)
+    method = SmoothAdv(threat, sigma=0.0, samples=1, attack="ddn", steps=8, shrink=0.1)
+    ours, _ = method.adversary(model, x, y, rng=stream())
+    theirs = DDN(Threat("l2", "inf"), steps=8, init_norm=0.5, gamma=0.1)(model, x, y)
+    assert float((ours - threat.project(theirs, x)).abs().max()) <= ROUNDING
+    assert float(threat.distance(ours, x).max()) > 0.1
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

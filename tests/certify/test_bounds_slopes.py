@@ -66,6 +66,72 @@ def test_margins_are_never_below_those_of_crown_and_more_steps_lower_none(threat
     assert (found[-1] <= apart.amin(0)).all()
 
 
+def slow_alpha_crown(net, x, eps, steps):
+    """The bounds of one sample's logits in linf, with dense matrices: intervals and CROWN for the hidden layers (Zhang
+    et al. 2018), then for each bound its own slopes by Adam, of which the best of all steps count (Xu et al. 2021)."""
+    (w1, b1), (w2, b2), (w3, b3) = ((m.weight.detach(), m.bias.detach()) for m in net[::2])
+    left, right = (x - eps).clamp(0, 1), (x + eps).clamp(0, 1)
+
+    def ends(w, b, low, high):
+        up, down = w.clamp(min=0), w.clamp(max=0)
+        return up @ low + down @ high + b, up @ high + down @ low + b
+
+    def lines(low, high):
+        """Whether a unit is undecided, its slopes below and above, and the offset above."""
+        both = (low < 0) & (high > 0)
+        above = torch.where(both, high / (high - low), (low >= 0).double())
+        return both, torch.where(both, (high > -low).double(), above), above, torch.where(both, -above * low, 0)
+
+    def least(a, c, layers, slopes):
+        """The least value of <a, relu(z)> + c, z of the last of the layers, by substitution."""
+        for (w, b, (_, _, above, lift)), below in zip(reversed(layers), reversed(slopes), strict=True):
+            c = c + a.clamp(max=0) @ lift
+            a = a.clamp(min=0) * below + a.clamp(max=0) * above
+            c, a = c + a @ b, a @ w
+        return c + a.clamp(min=0) @ left + a.clamp(max=0) @ right
+
+    def highest(a, c, layers):
+        slopes = [each[2][1].clone().requires_grad_() for each in layers]
+        adam, found = torch.optim.Adam(slopes, 0.5, maximize=True), []
+        for _ in range(steps + 1):
+            adam.zero_grad()
+            value = least(a, c, layers, slopes)
+            value.backward()
+            found.append(value.item())
+            for slope, (_, _, (both, *_)) in zip(slopes, layers, strict=True):
+                slope.grad *= both
+            adam.step()
+            adam.param_groups[0]["lr"] *= 0.98
+            for slope in slopes:
+                slope.data.clamp_(0, 1)
+        return max(found)
+
+    first = [(w1, b1, lines(*(box := ends(w1, b1, left, right))))]
+    low, high = ends(w2, b2, *(t.clamp(min=0) for t in box))
+    for i in range(len(low)):
+        if low[i] < 0 < high[i]:
+            slopes = [first[0][2][1]]
+            below, above = least(w2[i], b2[i], first, slopes), -least(-w2[i], -b2[i], first, slopes)
+            low[i], high[i] = max(low[i], below), min(high[i], above)
+    layers = [*first, (w2, b2, lines(low, high))]
+    low, high = ends(w3, b3, low.clamp(min=0), high.clamp(min=0))
+    for i in range(len(low)):
+        low[i] = max(float(low[i]), highest(w3[i], b3[i], layers))
+        high[i] = min(float(high[i]), -highest(-w3[i], -b3[i], layers))
+    return low, high
+
+
+@pytest.mark.parametrize("steps", [0, 1, 20])
+def test_they_are_those_of_a_slow_transcription(steps):
+    net, x = made(2)
+    with torch.no_grad():
+        lower, upper = bounds(net, x[:2], Threat("linf", 0.2), "alpha-crown", steps=steps)
+    for i in range(2):
+        low, high = slow_alpha_crown(net, x[i], 0.2, steps)
+        assert float((lower[i] - low).abs().max()) <= 1e-9
+        assert float((upper[i] - high).abs().max()) <= 1e-9
+
+
 def parts(net, x, threat):
     graph, place = prepare(net, x, None, threat, "alpha-crown", 1024, rounding=False)
     with torch.no_grad():

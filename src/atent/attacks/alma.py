@@ -55,7 +55,8 @@ class ALMA(Attack):
     As in the authors' code, the average of squared gradients starts at 1, and its weight and the momentum are
     ``alpha``. Deviations: a zero gradient at x leaves the point unchanged (the authors use a random direction); where
     the box does not permit a first step of length ``first_step``, its length is measured without the box (the authors'
-    search does not terminate).
+    search does not terminate); with targets g has the same denominator (theirs is the first logit less the mean of the
+    third and the fourth), and ``tolerance`` makes it harder to reach the target (theirs easier).
 
     References
     ----------

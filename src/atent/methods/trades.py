@@ -71,9 +71,11 @@ class TRADES(Method):
     steps: int = 10
     """Number of gradient steps on the KL divergence."""
     step_size: float | None = None
-    """Length of a step in pixel units; default: 2.5 eps / steps."""
+    """Length of a step in pixel units; default: 2.5 eps / steps. The authors use 0.007 with 10 steps at linf 0.031
+    (CIFAR-10), and 0.01 with 40 steps at linf 0.3 (MNIST)."""
     beta: float = 6.0
-    """Weight of the KL divergence, 1/lambda in the paper, at least 0; 0 is standard training."""
+    """Weight of the KL divergence, 1/lambda in the paper, at least 0; 0 is standard training. The authors use 6 for
+    CIFAR-10 and 1 for MNIST."""
     start_noise: float = 0.001
     """Standard deviation of the Gaussian start around the clean input, in pixel units, above 0."""
     eps_warmup: float = 0.0
