@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kit import BALLS
 
+from atent.geometry.values import intervals
 from atent.threat import Threat, radius, unit
 
 NORM = pytest.mark.parametrize("norm", BALLS)
@@ -334,6 +335,11 @@ def test_an_eps_is_held_against_the_boxes_of_the_channels():
     Threat("l2", 0.999 * diagonal, BOXES).check_eps((3, 2, 2))
     with pytest.raises(ValueError, match="below the box diagonal"):
         Threat("l2", diagonal, BOXES).check_eps((3, 2, 2))
+
+
+def test_a_box_is_written_as_the_closed_interval_that_it_is():
+    assert intervals((0.0, 1.0)) == "[0, 1]"
+    assert intervals([[0.0, -1.5], [1.0, 255.0]]) == "[0, 1], [-1.5, 255] by channel"
 
 
 def test_another_number_of_channels_is_one_line():

@@ -9,7 +9,7 @@ from kit import BALLS, Syncs
 from torch import nn
 from torch.nn import functional as F
 
-from atent.certify import bounds, margins, read, verified
+from atent.certify import bounds, margins, read, verified, verified_by
 from atent.threat import Threat
 
 
@@ -93,16 +93,72 @@ def test_an_empty_batch(method, trained, batch):
         assert bounds(net, x, Threat("l2", 0.1), method)[0].shape == (0, 10)
 
 
+class Cancelling(nn.Module):
+    """Logits [1, act(b a x) / 10]: where a x overflows to inf, near x = 1, b subtracts inf from inf."""
+
+    def __init__(self, act):
+        super().__init__()
+        self.a, self.b, self.act, self.c = (
+            nn.Linear(2, 2, bias=False),
+            nn.Linear(2, 1, bias=False),
+            act,
+            nn.Linear(1, 2),
+        )
+        with torch.no_grad():
+            self.a.weight.fill_(2e38)
+            self.b.weight.copy_(torch.tensor([[1.0, -1.0]]))
+            self.c.weight.copy_(torch.tensor([[0.0], [0.1]]))
+            self.c.bias.copy_(torch.tensor([1.0, 0.0]))
+
+    def forward(self, x):
+        return self.c(self.act(self.b(self.a(x))))
+
+
 @METHOD
-def test_an_overflow_proves_nothing(method):
-    layers = [layer for _ in range(12) for layer in (nn.Linear(16, 16), nn.ReLU())]
-    net = nn.Sequential(*layers, nn.Linear(16, 3)).eval()
-    torch.manual_seed(0)
+@pytest.mark.parametrize("act", [nn.Sigmoid(), nn.Tanh(), nn.ReLU6(), nn.ReLU()], ids=lambda act: type(act).__name__)
+def test_an_overflow_in_the_ball_proves_nothing(method, act):
+    """Before: the interval of a sigmoid of NaN was finite, so that a network with NaN logits was verified."""
+    net, x, y = Cancelling(act).eval(), torch.full((2, 2), 0.8), torch.zeros(2, dtype=torch.long)
+    assert net(x).isfinite().all()
+    assert net(torch.full((1, 2), 1.0)).isnan().any()
+    lower, upper = bounds(net, x, Threat("linf", 0.3), method)
+    assert (lower == -torch.inf).all()
+    assert (upper == torch.inf).all()
+    below = margins(net, x, y, Threat("linf", 0.3), method)
+    assert below.tolist() == [[0.0, -torch.inf]] * 2
+    assert not verified(net, x, y, Threat("linf", 0.3), method).any()
+    # It is the sample's own region that counts.
+    small = Cancelling(act).eval()
     with torch.no_grad():
-        for p in net.parameters():
-            p.copy_(torch.randn(p.shape) * 2e3)
-        lower, upper = bounds(net, torch.rand(2, 16), Threat("linf", 0.5), method)
-        assert not lower.isnan().any()
-        assert not upper.isnan().any()
-        assert (lower == -torch.inf).all()
-        assert not verified(net, torch.rand(2, 16), torch.tensor([0, 1]), Threat("linf", 0.5), method).any()
+        small.a.weight.mul_(1e-38)
+    assert verified(small, x, y, Threat("linf", 0.3), method).all()
+
+
+@METHOD
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_network_without_finite_logits_is_refused(method, value, hidden):
+    """Before: no sample was verified, without a word; behind a sigmoid, some were."""
+    net = nn.Sequential(nn.Linear(4, 4), nn.Sigmoid() if hidden else nn.ReLU(), nn.Linear(4, 3)).eval()
+    with torch.no_grad():
+        net[0 if hidden and value != value else 2].weight[0, 0] = value
+    x, y = torch.rand(6, 4, generator=torch.Generator().manual_seed(0)), torch.zeros(6, dtype=torch.long)
+    for call in (
+        lambda: bounds(net, x, Threat("linf", 0.1), method),
+        lambda: margins(net, x, y, Threat("l2", 0.1), method),
+        lambda: verified(net, x, y, Threat("linf", 0.1), method),
+        lambda: verified_by(method, net, x, y, Threat("linf", 0.1)),
+    ):
+        with pytest.raises(ValueError, match="returned NaN or infinite logits: check its weights"):
+            call()
+
+
+def test_one_sample_without_finite_logits_is_refused_wherever_it_is():
+    net, x = Cancelling(nn.Sigmoid()).eval(), torch.full((9, 2), 0.1)
+    x[7] = 1.0
+    y = torch.zeros(9, dtype=torch.long)
+    with pytest.raises(ValueError, match="returned NaN or infinite logits"):
+        verified(net, x, y, Threat("linf", 1e-3))
+    lower, _ = bounds(net, x, Threat("linf", 1e-3), check=False)
+    assert lower.isinf().all(1).nonzero().flatten().tolist() == [7]
+    assert verified(net, x[:7], y[:7], Threat("linf", 1e-3), "ibp").all()

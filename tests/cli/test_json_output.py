@@ -2,12 +2,13 @@
 
 import json
 import shutil
+from inspect import signature
 from pathlib import Path
 
 import pytest
 from kit import own
 
-from atent.cli import main
+from atent.cli import COMMANDS, command, main
 from atent.experiments.results import CertificateFile, EvaluationFile
 
 BEFORE = Path(__file__).parents[1] / "files" / "before_subsets"
@@ -40,3 +41,26 @@ def test_certify_prints_what_it_writes(run, capsys, how):
 def test_attack_prints_one_document(run, capsys):
     assert main(["attack", "finished", "--attack", "FGSM", "--limit", "4", "--json", "--device", "cpu"]) == 0
     assert json.loads(capsys.readouterr().out)
+
+
+FAILING = {
+    "attack": ["nope", "--attack", "FGSM"], "bench": ["nope"], "certify": ["nope"], "compare": ["nope"],
+    "evaluate": ["nope", "--attacks", "FGSM"], "export": ["nope", "--format", "onnx"],
+    "gate": ["nope", "--min-clean", "0"], "list": ["nope"], "show": ["nope"], "sweep": ["nope"], "theory": ["nope"],
+    "transfer": ["nope", "no", "--attack", "FGSM"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in COMMANDS if "json" in signature(getattr(command(name), name)).parameters]
+)
+def test_an_error_leaves_standard_output_empty(name, tmp_path, monkeypatch, capsys):
+    """Standard output holds a result or nothing, so that a file written from it is one that the library reads; the
+    error is on standard error, with its exit status."""
+    monkeypatch.chdir(tmp_path)
+    assert main([name, *FAILING[name], "--json"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    (line,) = printed.err.splitlines()
+    assert line.startswith("atent: ")
+    assert "an error leaves it empty" in " ".join(getattr(command(name), name).__doc__.split())

@@ -207,6 +207,7 @@ def test_a_folder_for_the_hub_is_a_run_with_a_card(short_run, capsys):
     for figure in (*card["figures"], *card["attacks"]):
         assert figure["share"] in list(all_shares(read_json(place / figure["file"])))
     page = (place / "README.md").read_text()
+    assert "| input | 1 x 8 x 8, values in [0, 1] |" in page
     shown = {
         f"{100 * f['share']['value']:.1f} % [{100 * f['share']['low']:.1f}, {100 * f['share']['high']:.1f}]"
         for f in (*card["figures"], *card["attacks"])

@@ -79,7 +79,7 @@ def bounds(
     ------
     ValueError
         In one line, for an unknown method, an unsupported layer, a model in train mode, another norm, an infinite eps,
-        and inputs that the model cannot take.
+        inputs that the model cannot take, and logits at ``x`` that are NaN or infinite.
 
     References
     ----------
@@ -114,6 +114,8 @@ def bounds(
     with full_precision(x.device):
         boxes, relaxations = hidden_layers(graph, place, method, chunk)
         box = boxes[graph.output]
+        if check and not graph.training:
+            _check_finite(graph, x, box)
         if method == "ibp":
             return down(box.lower, x.dtype), -down(-box.upper, x.dtype)
         eye = torch.eye(box.lower.shape[1], dtype=box.lower.dtype, device=x.device)
@@ -193,6 +195,8 @@ def margins(
         classes = boxes[graph.output].lower.shape[1]
         if check and len(y) and int(y.max()) >= classes:
             raise ValueError(f"label {int(y.max())} is out of range: the model has {classes} outputs")
+        if check and not graph.training:
+            _check_finite(graph, x, boxes[graph.output])
         return down(differences(graph, y, place, method, boxes, relaxations, steps), x.dtype)
 
 
@@ -313,6 +317,18 @@ def prepare(
     if check and not graph.training:
         _check_reading(graph, x.detach(), threat)
     return graph.cached(), region(x.detach(), threat, Arithmetic(x.dtype) if rounding else None)
+
+
+@torch.no_grad()
+def _check_finite(graph: Graph, x: Tensor, logits: Box) -> None:
+    """`NotFinite` where the network's logits at samples without bounds are NaN or infinite, not only where they might
+    overflow in the ball."""
+    lost = (logits.lower.isneginf() & logits.upper.isposinf()).all(1)
+    if lost.any():
+        with guard(graph.model, mode="as-is"):
+            answer = ask(graph.model, x[lost])
+        if not answer.isfinite().all():
+            raise NotFinite(answer)
 
 
 @torch.no_grad()

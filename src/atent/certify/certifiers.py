@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from atent.certify.bounds import bounds
 from atent.certify.smoothing import Smoothed
+from atent.checks import NotFinite
 from atent.contracts import kind_of, owned
 from atent.guard import ask, guard
 from atent.precision import full_precision
@@ -90,8 +91,8 @@ def verified_by(name: str, model: nn.Module, x: Tensor, y: Tensor, threat: Threa
     Raises
     ------
     ValueError
-        In one line, where the certifier raises or returns anything but a pair of bounds, and for a sample that it
-        verifies and the model misclassifies, which shows that its bounds are wrong.
+        In one line, where the certifier raises or returns anything but a pair of bounds, for a sample that it verifies
+        and the model misclassifies, which shows that its bounds are wrong, and for logits that are NaN or infinite.
 
     Examples
     --------
@@ -106,6 +107,8 @@ def verified_by(name: str, model: nn.Module, x: Tensor, y: Tensor, threat: Threa
     with guard(model, mode="eval"), full_precision(x.device):
         with torch.no_grad():
             logits = ask(model, x)
+        if not logits.isfinite().all():
+            raise NotFinite(logits)
         try:
             found = CERTIFIERS.find(name)(model, x, threat)
         except Exception as error:

@@ -54,7 +54,23 @@ def hidden_layers(graph: Graph, place: Region, method: str, chunk: int) -> tuple
         shape = tuple(boxes[graph.output].lower.shape)
         raise ValueError(f"the model must return logits (n, classes), got shape {shape}")
     check_classes(boxes[graph.output].lower.shape[1])
+    if place.arithmetic is not None:
+        boxes[graph.output] = _defined(boxes, boxes[graph.output])
     return boxes, relaxations
+
+
+def _defined(boxes: list[Box], logits: Box) -> Box:
+    """The box of the logits, infinite for each sample of which a value may be NaN: its interval is the real line.
+
+    Layers after such a value may hide it: the interval of its sigmoid is finite, and the network's own is NaN.
+    """
+    lost = torch.stack([(box.lower.isneginf() & box.upper.isposinf()).flatten(1).any(1) for box in boxes]).any(0)
+    slack = torch.zeros_like(logits.lower) if logits.slack is None else logits.slack
+    infinite = {
+        side: value.masked_fill(lost[:, None], sign * torch.inf)
+        for side, value, sign in (("lower", logits.lower, -1), ("upper", logits.upper, 1), ("slack", slack, 1))
+    }
+    return replace(logits, **infinite)
 
 
 def _improvable(graph: Graph, number: int, boxes: list[Box], place: Region, keep: bool) -> bool:

@@ -47,7 +47,7 @@ def attack(
     merge
         Merge the shards of the same command (same options) into the file that one process would write.
     json
-        Print the result without the images to standard output as a single JSON document.
+        Print the result without the images to standard output as a single JSON document; an error leaves it empty.
     """
     from atent.distributed import alone, entered
     from atent.evaluate.craft import save

@@ -56,7 +56,7 @@ def bench(
     quiet
         Print only results, warnings and errors: no progress, estimates or suggestions.
     json
-        Print the result to standard output as a single JSON document.
+        Print the result to standard output as a single JSON document; an error leaves it empty.
     """
     from atent import bench as room
     from atent.signals import resumed_by

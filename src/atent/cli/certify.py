@@ -132,7 +132,8 @@ def certify(
     steal_lock
         Take over the lock of a process on another host. Use it only if that process has ended.
     json
-        Print the certificate (for several runs, a list) to standard output as a single JSON document.
+        Print the certificate (for several runs, a list) to standard output as a single JSON document; an error leaves
+        it empty.
     """
     if not runs:
         raise UsageError("no run given: write `atent certify RUN [RUN ...]`, with the paths that training printed")

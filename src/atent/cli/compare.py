@@ -74,7 +74,7 @@ def compare(
     steal_lock
         Take over the lock of a process on another host. Use it only if that process has ended.
     json
-        Print the comparison to standard output as a single JSON document.
+        Print the comparison to standard output as a single JSON document; an error leaves it empty.
     """
     for option, value, least in (("--seeds", seeds, 1), ("--first-seed", first_seed, 0)):
         if value < least:

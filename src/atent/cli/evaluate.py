@@ -82,7 +82,7 @@ def evaluate(
         folder; a number is appended if it exists. Partial results are kept in a file of that name that ends in
         .partial.jsonl, from which repeating the command resumes after an interruption.
     json
-        Print the result to standard output as a single JSON document.
+        Print the result to standard output as a single JSON document; an error leaves it empty.
     """
     from atent import runs as folder
     from atent.distributed import alone, entered

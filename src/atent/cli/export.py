@@ -63,7 +63,7 @@ def export(
     private
         With --push: create a private repository.
     json
-        Print the written files and the check to standard output as a single JSON document.
+        Print the written files and the check to standard output as a single JSON document; an error leaves it empty.
     """
     from atent.experiments.target import load_target
     from atent.export import hub

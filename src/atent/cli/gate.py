@@ -84,7 +84,7 @@ def gate(
         the same threat is lower and the two intervals are disjoint; without AutoAttack the one with the lowest upper
         limit.
     json
-        Print the results to standard output as a single JSON document.
+        Print the results to standard output as a single JSON document; an error leaves it empty.
     """
     from atent.experiments.recipe_files import UsageError
 

@@ -40,7 +40,7 @@ def list(kind: Annotated[tyro.conf.Positional[str | None], arg("KIND")] = None, 
     kind
         attacks, methods, models, data, recipes, certifiers, optimizers or zoo (trained networks).
     json
-        Print the rows to standard output as a single JSON document.
+        Print the rows to standard output as a single JSON document; an error leaves it empty.
     """
     if kind is None:
         raise UsageError(f"no kind given: use one of {', '.join(KINDS)}")

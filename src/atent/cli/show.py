@@ -38,7 +38,7 @@ def show(
         Record the current state of these files as correct, such as config.json after an edit, or a file that was moved
         away on purpose.
     json
-        Print the result to standard output as a single JSON document.
+        Print the result to standard output as a single JSON document; an error leaves it empty.
     """
     from rich.table import Table
 

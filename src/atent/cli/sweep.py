@@ -48,7 +48,7 @@ def sweep(
     steal_lock
         Take over the lock of a process on another host. Use it only if that process has ended.
     json
-        Print the result to standard output as a single JSON document.
+        Print the result to standard output as a single JSON document; an error leaves it empty.
     """
     trainings.check()
     from atent.experiments.sweep.loop import run_sweep

@@ -88,7 +88,7 @@ def theory(
     quiet
         Print only results, warnings and errors: no progress, estimates or suggestions.
     json
-        Print the result to standard output as a single JSON document.
+        Print the result to standard output as a single JSON document; an error leaves it empty.
     """
     from atent.experiments.recipes import chains as recipes
     from atent.experiments.results import TheoryFile

@@ -125,7 +125,7 @@ def transfer(
     steal_lock
         Take over the lock of a process on another host. Use it only if that process has ended.
     json
-        Print the result to standard output as a single JSON document.
+        Print the result to standard output as a single JSON document; an error leaves it empty.
     """
     if len(targets) < 2:
         raise UsageError("a transfer matrix needs two or more networks: write `atent transfer RUN RUN ... [OPTIONS]`")

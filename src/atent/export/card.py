@@ -15,6 +15,7 @@ from atent.experiments.gate import certificates
 from atent.experiments.interrupted import note_unfinished
 from atent.experiments.results import BoundsFile, CertificateFile, EvaluationFile, SequentialFile, Share, SmoothingFile
 from atent.experiments.target import Target
+from atent.geometry.values import intervals
 from atent.report import words
 from atent.report.collect import leading
 from atent.runs import provenance
@@ -224,7 +225,7 @@ def _environment() -> Any:
         loader=PackageLoader("atent.export"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         autoescape=False, keep_trailing_newline=True,
     )  # fmt: skip
-    made.filters |= {"yaml": _scalar, "cell": _cell}
+    made.filters |= {"yaml": _scalar, "cell": _cell, "intervals": intervals}
     return made
 
 

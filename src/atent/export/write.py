@@ -16,6 +16,7 @@ from atent.export.programs import INPUT, OPSET, OUTPUT, write_onnx, write_progra
 from atent.export.robustbench import BY_HAND, entry
 from atent.export.vnnlib import NETWORK, check_threat, write_properties
 from atent.export.weights import loaded, write_weights
+from atent.geometry.values import intervals
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,8 @@ def write(
 def _onnx(target: Target) -> str:
     shape = " x ".join(map(str, target.data.shape))
     return (
-        f"opset {OPSET}, {INPUT} of shape batch x {shape} with values in {target.data.box}, {OUTPUT} of shape batch x"
-        f" {target.data.classes}, normalisation inside"
+        f"opset {OPSET}, {INPUT} of shape batch x {shape} with values in {intervals(target.data.box)}, {OUTPUT} of"
+        f" shape batch x {target.data.classes}, normalisation inside"
     )
 
 

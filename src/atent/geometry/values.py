@@ -158,3 +158,11 @@ def as_box(value: Any) -> Box:
     if not numbers or not all(-LARGEST <= a < b <= LARGEST for a, b in numbers):
         raise ValueError(message)
     return (tuple(a for a, _ in numbers), tuple(b for _, b in numbers)) if several else numbers[0]
+
+
+def intervals(box: Any) -> str:
+    """A box as the closed interval that it is, or one for each channel."""
+    low, high = box
+    if not isinstance(low, Iterable):
+        return f"[{low:g}, {high:g}]"
+    return ", ".join(f"[{first:g}, {last:g}]" for first, last in zip(low, high, strict=True)) + " by channel"
