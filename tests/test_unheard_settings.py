@@ -10,13 +10,28 @@ import torch
 from torch import nn
 
 from atent import Threat
-from atent.attacks import APGD, SAPF, AutoAttack, Langevin
+from atent import runs as folder
+from atent.attacks import APGD, ATTACKS, IFGS, PGD, SAPF, AutoAttack, EoT, Langevin
+from atent.attacks.spec import parse
 from atent.cli import main
 from atent.data import DataSettings, load
 from atent.experiments.recipe_files import read_recipe, recipe_names
 from atent.experiments.recipes import job
-from atent.messages import once
-from atent.methods import ATENT, AWP, CROWNIBP, FGSMRS, PGDAT, DistilledTRADES, Dual, Standard
+from atent.messages import once, shared_settings
+from atent.methods import (
+    ACL,
+    ATENT,
+    AWP,
+    CROWNIBP,
+    FGSMRS,
+    MART,
+    PGDAT,
+    TRADES,
+    DistilledTRADES,
+    Dual,
+    SmoothAdv,
+    Standard,
+)  # fmt: skip
 from atent.optim import Optimizer, Schedule, Walk
 from atent.train import Callback, TrainSettings, fit
 
@@ -322,6 +337,47 @@ def test_a_training_resumes_under_the_same_threat_and_with_the_same_parameters(d
         with pytest.raises(ValueError, match=says):
             run(**changes)
     assert len(run(frozen=1).history) == 1
+
+
+def negated(layer):
+    layer.register_forward_hook(lambda _module, _given, out: -out)
+    return layer
+
+
+def replaced(layer):
+    layer.forward = lambda z: z.sin()
+    return layer
+
+
+def test_a_training_resumes_with_the_same_layers(digits, tmp_path):
+    """A network with other layers of the same parameters went on with the weights of the first."""
+
+    def run(layer, pool=None):
+        model = nn.Sequential(pool or nn.MaxPool2d(2), nn.Flatten(), layer, nn.Linear(16, 10))
+        return fit(
+            model, digits, Standard(), threat=Threat("linf", 0.1), progress=False, run=tmp_path / "run",
+            settings=TrainSettings(epochs=1, validate_limit=20), resume=(tmp_path / "run").exists(),
+        )  # fmt: skip
+
+    run(nn.ReLU())
+    for layer, says in (
+        (nn.Tanh(), "2 was ReLU .*, and is Tanh"),
+        (nn.LeakyReLU(0.1), "2 was ReLU .*, and is LeakyReLU negative_slope=0.1"),
+        (nn.Sequential(nn.ReLU()), "2 was ReLU .*, and is Sequential and 1 others"),
+        (negated(nn.ReLU()), "2 was ReLU .*, and is ReLU .*negated"),
+        (replaced(nn.ReLU()), "2 was ReLU .*, and is ReLU .*forward.*replaced"),
+    ):
+        with pytest.raises(ValueError, match=f"was trained with other layers: {says}.*; build the network as it was"):
+            run(layer)
+    with pytest.raises(ValueError, match=r"layers: 0 was MaxPool2d kernel_size=2, .*, and is AvgPool2d"):
+        run(nn.ReLU(), nn.AvgPool2d(2))
+    assert len(run(nn.ReLU()).history) == 1
+    # A run of an earlier version has no record of its layers.
+    state = torch.load(tmp_path / "run" / folder.LAST / "state.pt", weights_only=True)
+    assert state["mark"].pop("layers")["2"].startswith("ReLU")
+    torch.save(state, tmp_path / "run" / folder.LAST / "state.pt")
+    (tmp_path / "run" / folder.MANIFEST).unlink()
+    assert len(run(nn.Tanh()).history) == 1
 
 
 # ---- on the command line

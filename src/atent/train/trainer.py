@@ -379,7 +379,7 @@ class Trainer:
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Restore a `state_dict`."""
-        self.position = {"code": self.position["code"], **saved["mark"]}
+        self.position = {name: self.position[name] for name in ("code", "layers")} | saved["mark"]
         put(self.model, saved["model"], saved.get("own", ()))
         self.optimizer.load_state_dict(saved["optimizer"])
         self.state, self.meter = saved["method"], Meter.restore(folder.with_present_keys(saved["meter"]))
