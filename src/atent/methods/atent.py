@@ -257,7 +257,7 @@ class ATENT(Method):
         clean, x, y = x, self._copies(x), self._copies(y)
         keep = self.objective == "data-entropy"
         # From a copy of the stream: `backward` must sample the same start and noise.
-        inner = seed_from(rng.clone_state())
+        inner = seed_from(rng, copied=True)
         found = Samples([], [])
         with guard(model, mode="eval" if self.mode == "eval" else "as-is", seed=inner):
             with torch.no_grad():

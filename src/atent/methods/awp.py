@@ -120,8 +120,8 @@ class AWP(Wrapper):
         self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator | None = None, ids: Tensor | None = None,
         progress: float = 1.0, weight: float = 1.0, state: State | None = None,
     ) -> Metrics:  # fmt: skip
-        if rng is None:
-            x, y, rng = begun(self, model, x, y, descends=True)
+        if not isinstance(rng, torch.Generator):
+            x, y, rng = begun(self, model, x, y, rng, descends=True)
         if self.gamma == 0 or progress < self.warmup:
             return self.method.backward(
                 model, x, y, rng=rng, ids=ids, progress=progress, weight=weight, state=state
