@@ -170,6 +170,45 @@ def test_a_setting_that_waits_for_another_is_reported(make, idle, used, capsys):
     assert f"{list(idle)[-1]} {list(idle.values())[-1]} has no effect here: " in capsys.readouterr().err
 
 
+SHORT = {"steps": 3, "step_size": 0.01}
+
+
+@pytest.mark.parametrize(
+    ("make", "short", "enough"),
+    [
+        (partial(PGD, LINF), SHORT, {"steps": 10}),
+        (partial(PGD, LINF, start="zero", momentum=1.0), SHORT, {"step_size": None}),
+        (partial(PGD, LINF), SHORT, {"start": "corner"}),
+        (partial(PGD, Threat("l2", 0.1)), SHORT, {"step_size": 0.04}),
+        (partial(IFGS, LINF), SHORT, {"step_size": 0.034}),
+        (partial(EoT, LINF), {"attack": "PGD(steps=3, step_size=0.01)"}, {"attack": "PGD(steps=3)"}),
+        (partial(Langevin, LINF, start="uniform"), SHORT, {"start": "corner"}),
+        (partial(PGDAT, LINF), SHORT, {"steps": 10}),
+        (partial(PGDAT, LINF, eps_warmup=0.5), SHORT, {"steps": 10}),
+        (partial(TRADES, LINF), SHORT, {"step_size": 0.05}),
+        (partial(MART, LINF), SHORT, {"step_size": None}),
+        (partial(SmoothAdv, Threat("l2", 0.1)), SHORT, {"steps": 20}),
+        (partial(ACL, LINF), SHORT, {"steps": 20}),
+        (partial(ATENT, LINF, start="uniform"), SHORT, {"start": "corner"}),
+    ],
+)
+def test_a_path_that_is_shorter_than_the_radius_is_reported(make, short, enough, capsys):
+    """A recipe's step size with fewer steps was a weaker attack without a word."""
+    once.cache_clear()
+    make(**{**short, **enough})
+    with shared_settings():
+        make(**short)
+    assert not capsys.readouterr().err
+    made = make(**short)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "3 steps of step_size reach 30 % of" in line
+    if hasattr(made, "eps_warmup") and callable(getattr(made, "attack", None)):
+        for progress in (0.0, 0.1, 0.3, 1.0):
+            made.attack(progress)
+    make(**short)
+    assert not capsys.readouterr().err
+
+
 @dataclass(frozen=True)
 class FewTargets(APGD):
     """Its default is not that of its base, and not an attribute of the class."""
@@ -239,9 +278,17 @@ def test_settings_of_a_watch_that_does_not_run_are_reported(digits, capsys):
 
 
 def test_no_recipe_sets_what_has_no_effect(capsys):
+    once.cache_clear()
     for name in recipe_names():
-        job(read_recipe(name), name)
-    assert "has no effect" not in capsys.readouterr().err
+        made = job(read_recipe(name), name)
+        under = made.evaluate.norm, made.evaluate.eps
+        threat = made.method.threat if under[0] is None else Threat(*under)
+        for text in (made.train.validate_attack, *made.evaluate.attacks):
+            if text != "none" and threat is not None:
+                parse(text, threat, ATTACKS)
+    said = capsys.readouterr().err
+    assert "has no effect" not in said
+    assert "of step_size reach" not in said
 
 
 @pytest.mark.parametrize("changes", [{"limit": 60}, {"split_seed": 1}, {"validation": 41}], ids=str)
@@ -412,6 +459,8 @@ def refused(capsys, *words):
             ["--attacks", "PGD", "--attacks", "FGSM"],
             "--attacks is given 2 times: write it once, followed by all",
         ),
+        (["--eps", "0.1", "--eps=0.2"], "--eps is given 2 times: omit one"),
+        (["--norm", "l2", "--eps", "1", "--norm", "linf"], "--norm is given 2 times: omit one"),
         (["--cascade", "--no-cascade"], "--cascade and --no-cascade contradict each other"),
         (
             ["--threats", "linf 0.1: FGSM", "l2 1: PGD", "--eps", "0.3"],
