@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import math
 from collections.abc import Iterable
@@ -13,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from atent.contracts import check_dense, in_units, label_remedy, not_finite, paired, undeclared, unlike
+from atent.contracts import check_dense, float_remedy, in_units, label_remedy, not_finite, paired, undeclared, unlike
 from atent.docstrings import Documented
-from atent.fields import LARGEST, defaults, fitting, mistyped, shown
+from atent.fields import LARGEST, brief, check_complete, defaults, fitting, mistyped, shown
 from atent.guard import check_module, check_shape
 from atent.messages import deprecated, once, unknown
 from atent.threat import Box, Threat
@@ -27,7 +26,7 @@ __all__ = [
 ]  # fmt: skip
 
 _OWN = frozenset({int, float, str, bool, type(None), tuple, Threat})
-_HALVES = (torch.float16, torch.bfloat16)
+_NARROW = {d for d in vars(torch).values() if isinstance(d, torch.dtype) and d.is_floating_point and d.itemsize < 4}
 
 
 def plain(value: Any) -> Any:
@@ -75,16 +74,8 @@ class Settings(Documented):
         wrong = mistyped(cls, named := fitting(cls, _present(cls, named)))
         if wrong:
             raise ValueError(wrong)
-        _complete(cls, named)
+        check_complete(cls, named)
         return super().__call__(**named)
-
-
-def _complete(cls: type, given: dict[str, Any]) -> None:
-    """ValueError for a missing required field."""
-    for field in dataclasses.fields(cls):
-        needed = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if needed and field.init and field.name not in given:
-            raise ValueError(f"{cls.__name__} needs {field.name}: give it")
 
 
 def _current(cls: type, given: dict[str, Any]) -> dict[str, Any]:
@@ -122,7 +113,7 @@ def _refuse(cls: type, args: tuple[Any, ...], given: dict[str, Any]) -> None:
         value = args[0] if args else given.get(first, getattr(cls, first, None) if first == "threat" else None)
         fits = isinstance(value, Threat) if first == "threat" else isinstance(type(value), Settings)
         if not fits or odd in ("eps", "epsilon", "norm"):
-            written = ", ".join([*map(_short, args), *(f"{name}={_short(value)}" for name, value in given.items())])
+            written = ", ".join([*map(brief, args), *(f"{name}={brief(value)}" for name, value in given.items())])
             name, wanted = cls.__name__, first.title()
             raise ValueError(f"{name} takes a {wanted} first, got {name}({written}): write {_example(cls, first)}")
     if "threat" not in fields and any(type(value) is Threat for value in (*args, *given.values())):
@@ -138,12 +129,6 @@ def check_norm(cls: Any, norm: str) -> None:
         able = cls.able(norm)
         instead = f", or use one of {', '.join(able)}" if able else ""
         raise ValueError(f"{cls.__name__} has no form for {norm}: give a threat in {' or '.join(cls.norms)}{instead}")
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return shown(value) if isinstance(value, str | int | None) else f"a {type(value).__name__}"
 
 
 def _example(cls: type, first: str) -> str:
@@ -178,23 +163,28 @@ def as_inputs(x: Any, model: nn.Module | None = None) -> Tensor:
 
     ValueError for a loader, for values that are not numeric, and for half precision with a model in half precision.
     """
-    if isinstance(x, Tensor) and x.dtype not in _HALVES and not (x.is_nested or x.is_quantized):
-        return x
+    usual = isinstance(x, Tensor) and x.dtype not in _NARROW and x.layout == torch.strided
+    if usual and not (x.is_nested or x.is_quantized or x.is_meta or torch.get_default_device().type == "meta"):
+        return cast(Tensor, x)
     check_dense("x", x)
     own = None if model is None else next((p for p in check_module(model).parameters() if p.is_floating_point()), None)
     wide = torch.float32 if own is None else own.dtype
     if not isinstance(x, Tensor):
         made: Tensor = as_tensor("x", x)
-        made = made.to(wide) if made.is_floating_point() and wide not in _HALVES else made
+        made = made.to(wide) if made.is_floating_point() and wide not in _NARROW else made
         return made if own is None else made.to(own.device)
-    if wide in _HALVES:
+    if wide in _NARROW:
         raise ValueError(f"inputs are {x.dtype}, the model is {wide}: use float32 for both, x.float(), model.float()")
     return x.to(wide)
 
 
 def as_labels(y: Any) -> Tensor:
     """``y`` as a tensor; the integers of an array, and wide unsigned ones, as int64. ValueError for None."""
+    check_dense("y", y)
     if isinstance(y, Tensor):
+        if y.is_complex():
+            raise ValueError(f"labels must be integers, got {y.dtype}: use y.real.long()")
+        y = y.float() if y.dtype in _NARROW else y
         return y.long() if y.dtype in (torch.uint16, torch.uint32, torch.uint64) else y
     if y is None:
         raise ValueError("labels are missing: give y, one integer per input")
@@ -339,11 +329,12 @@ def check_ids(ids: Tensor, n: int) -> None:
 
 def check_batch(x: Tensor, y: Tensor, box: Box) -> None:
     """ValueError, in one line, for inputs or labels that are invalid for attacks."""
-    if x.layout != torch.strided or x.is_meta:
-        check_dense("x", x)
+    for name, t in (("x", x), ("y", y)):
+        if t.layout != torch.strided or t.is_nested or t.is_quantized or t.is_meta:
+            check_dense(name, t)
     if not x.is_floating_point():
         interval = f" in [{box[0]:g}, {box[1]:g}]" if isinstance(box[0], float) else ""
-        raise ValueError(f"inputs must be floats{interval}, got {x.dtype}: divide pixels by 255")
+        raise ValueError(f"inputs must be floats{interval}, got {x.dtype}: {float_remedy(str(x.dtype))}")
     if x.dim() < 2:
         raise ValueError(f"inputs must be (n, d) or (n, c, h, w), got shape {tuple(x.shape)}")
     if y.shape != x.shape[:1] or y.is_floating_point() or y.dtype == torch.bool:

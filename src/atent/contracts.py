@@ -92,9 +92,18 @@ def _has_length(value: Any) -> bool:
     return True
 
 
+def check_default_device() -> None:
+    """ValueError if torch creates tensors without values."""
+    import torch
+
+    if torch.get_default_device().type == "meta":
+        raise ValueError("torch's default device is meta, without values: use torch.set_default_device('cpu')")
+
+
 def check_dense(name: str, value: Any) -> None:
     """ValueError for a tensor or an array without a plain value at each place: sparse, nested, quantized, masked, or on
     the meta device."""
+    check_default_device()
     if getattr(value, "is_sparse", False) or getattr(value, "is_sparse_csr", False):
         raise ValueError(f"{name} is a sparse tensor, a dense one is required: use .to_dense()")
     if getattr(value, "is_nested", False):
@@ -103,6 +112,8 @@ def check_dense(name: str, value: Any) -> None:
         raise ValueError(f"{name} is a quantized tensor, a plain one is required: use .dequantize()")
     if getattr(value, "is_meta", False):
         raise ValueError(f"{name} is on the meta device, without values: create it on another device")
+    if (layout := str(getattr(value, "layout", "torch.strided"))) != "torch.strided":
+        raise ValueError(f"{name} has the layout {layout}, a dense tensor is required: use .to_dense()")
     if getattr(getattr(value, "mask", None), "any", bool)():
         raise ValueError(f"{name} is a masked array with masked values: replace them by .filled(value)")
 
@@ -119,6 +130,11 @@ def in_units(low: float, high: float, first: float, last: float, verb: str = "at
     if low >= first - slack and high <= last + slack:
         return f"clip values that interpolation moves outside by x.clip({first:g}, {last:g})"
     return f"{verb} raw pixels and let the model normalise them (atent.models.Normalize as its first layer)"
+
+
+def float_remedy(dtype: str) -> str:
+    """How to convert inputs of a dtype, such as "torch.uint8", that are no floats."""
+    return "use x.real" if "complex" in dtype else "use x.float()" if "bool" in dtype else "divide pixels by 255"
 
 
 def label_remedy(y: np.ndarray) -> str:

@@ -39,6 +39,21 @@ def shown(value: Any, most: int = _SHOWN) -> str:
     return _cut(" ".join(text.split()), most)
 
 
+def check_complete(cls: type, given: dict[str, Any]) -> None:
+    """ValueError for a missing required field."""
+    for field in dataclasses.fields(cls):
+        needed = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if needed and field.init and field.name not in given:
+            raise ValueError(f"{cls.__name__} needs {field.name}: give it")
+
+
+def brief(value: Any) -> str:
+    """A value in a call, for errors: a number, a text, or its type."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return shown(value) if isinstance(value, str | int | None) else f"a {type(value).__name__}"
+
+
 def _cut(text: str, most: int) -> str:
     return text if len(text) <= most + 2 else f"{text[:most]}..."
 

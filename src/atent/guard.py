@@ -239,14 +239,17 @@ _IN_USE: WeakValueDictionary[int, Any] = WeakValueDictionary()
 
 
 @contextmanager
-def guard(model: nn.Module, *, mode: Mode = "eval", seed: int | None = None) -> Iterator[nn.Module]:
+def guard(
+    model: nn.Module, *, mode: Mode = "eval", seed: int | None = None, also: Iterable[nn.Module] = ()
+) -> Iterator[nn.Module]:
     """Context in which a model's parameters are frozen and it is in ``mode``; its state is restored at the end.
 
     Restored on success and on exception, each independently of the others: the mode of each module, each parameter's
     ``requires_grad`` and ``.grad``, each buffer (including batch-norm statistics), the global random states (Python,
     numpy, torch, the model's CUDA devices), and torch's gradient mode and default dtype. ``seed`` seeds the
     generators of torch, Python and numpy inside, so that a random model gives the same results at each call. Autograd
-    works inside also if the caller is in inference mode. Another thread that uses the same model waits.
+    works inside also if the caller is in inference mode. Another thread that uses the same model waits; ``also`` are
+    the other models that are guarded inside.
 
     ValueError for a model that is not a torch module, was created under ``torch.inference_mode``, or is on the meta
     device, and for an unknown mode.
@@ -265,8 +268,10 @@ def guard(model: nn.Module, *, mode: Mode = "eval", seed: int | None = None) -> 
     with ExitStack() as stack:
         # Of two threads the second would store the frozen state of the first, and restore that.
         with _ENTERING:
-            alone = _IN_USE.setdefault(id(model), threading.RLock())
-        stack.enter_context(alone)
+            # In one order: two threads that attack each other's models would wait for each other.
+            locks = [_IN_USE.setdefault(each, threading.RLock()) for each in sorted(map(id, (model, *also)))]
+        for lock in locks:
+            stack.enter_context(lock)
         # Restored in reverse order: the random states, whose restoration cannot fail, come first.
         stack.callback(_restore, Buffers(modules, buffers), [(p, p.requires_grad, p.grad) for p in parameters])
         for m in modules:

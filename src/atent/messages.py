@@ -66,7 +66,7 @@ _SHARED = ContextVar("shared", default=False)
 
 @contextmanager
 def shared_settings() -> Iterator[None]:
-    """Inside, `report_idle` is silent: for settings that several trainings share, not all of which use each."""
+    """Inside, `report_setting` is silent: for settings that several trainings share, not all of which use each."""
     token = _SHARED.set(True)
     try:
         yield
@@ -80,15 +80,19 @@ def report_idle(settings: Any, where: str, cases: Iterable[tuple[str, str, bool]
     ``cases``: the field, what to do for it to have an effect, and whether it has one. ``where`` precedes the field's
     name, such as "train.".
     """
-    if _SHARED.get():
-        return
     fields = {field.name: field for field in dataclasses.fields(settings)}
     for name, remedy, used in cases:
         value, field = getattr(settings, name), fields[name]
         # A subclass may give a field a default_factory, or require it: the attribute of the class is then its base's.
         usual = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         if not used and usual is not dataclasses.MISSING and value != usual:
-            once(f"{where}{name} {value} has no effect here: {remedy}, or omit it")
+            report_setting(f"{where}{name} {value} has no effect here: {remedy}, or omit it")
+
+
+def report_setting(line: str) -> None:
+    """Report a line on settings, once, unless several trainings share them (`shared_settings`)."""
+    if not _SHARED.get():
+        once(line)
 
 
 @functools.cache

@@ -58,12 +58,9 @@ def sources_of(entries: Iterable[Any]) -> dict[str, str]:
     Of the main module each definition counts by itself, of other modules the entire file.
     """
     found: dict[str, str] = {}
-    # The packages of the environment are read once for each top-level module: this takes 0.1 s and more.
-    installed = functools.cache(version_of)
     for entry in _definitions(entries):
         name = entry.__module__ or ""
-        top = name.partition(".")[0]
-        if top in _LIBRARIES or top in sys.stdlib_module_names - {"__main__"} or name in found or installed(top):
+        if name in found or not _is_of_user(name):
             continue
         path = Path(getattr(sys.modules.get(name), "__file__", None) or "")
         with contextlib.suppress(OSError, TypeError):  # made without a file, as in a notebook
@@ -72,6 +69,32 @@ def sources_of(entries: Iterable[Any]) -> dict[str, str]:
             else:
                 found[name] = _hash(path.read_bytes())
     return dict(sorted(found.items()))
+
+
+def source_of(function: Any) -> str | None:
+    """The source of one function or method of the user, and its place in the line, which tells two lambdas apart;
+    None for another object and for code without a file."""
+    function = getattr(function, "__func__", function)
+    code = getattr(function, "__code__", None)
+    if code is None or not _is_of_user(function.__module__ or ""):
+        return None
+    with contextlib.suppress(OSError, TypeError):
+        # The first instruction has no width.
+        columns = [first for _, _, first, last in code.co_positions() if first is not None and last]
+        return f"{min(columns, default=0)} {inspect.getsource(function)}"
+    return None
+
+
+def _is_of_user(module: str) -> bool:
+    """Whether a module is neither of this package, of torch, of Python nor installed."""
+    top = module.partition(".")[0]
+    return top not in _LIBRARIES and top not in sys.stdlib_module_names - {"__main__"} and not _installed(top)
+
+
+@functools.cache
+def _installed(top: str) -> str | None:
+    """`version_of` a top-level module: the packages of the environment are read once for each, in 0.1 s and more."""
+    return version_of(top)
 
 
 def _definitions(entries: Iterable[Any]) -> Iterator[Any]:

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from atent.contracts import kind_of
 from atent.distributed import batch_shard
 from atent.distributed.batch_rng import sampled
 
@@ -156,18 +158,31 @@ class Batch:
         return self
 
 
+def check_rng(rng: Any, device: torch.device | None = None) -> None:
+    """ValueError, in one line, unless ``rng`` is a generator of torch, and on ``device`` if one is given."""
+    if not isinstance(rng, torch.Generator):
+        given, seeded = (str(rng), f".manual_seed({rng})") if type(rng) is int else (kind_of(rng), "")
+        given += " of numpy" if isinstance(rng, np.random.Generator) else ""
+        raise ValueError(f"rng must be a torch.Generator, got {given}: use torch.Generator(x.device){seeded}")
+    if device is not None and (rng.device.type, rng.device.index or 0) != (device.type, device.index or 0):
+        raise ValueError(f"rng is on {rng.device}, the inputs on {device}: use torch.Generator(x.device)")
+
+
 def narrow(seed: int) -> int:
     """A seed for torch's CPU generators, which use the low 32 bits: the seed itself if it fits, otherwise a hash, so
     that 2^32 + 3 and 3 give different numbers."""
     return seed if 0 <= seed <= _LOW else fold(seed)
 
 
-def seed_from(rng: torch.Generator) -> int:
-    """A seed for the random numbers of a network, from the generator of a step, which advances.
+def seed_from(rng: torch.Generator, device: torch.device | None = None, *, copied: bool = False) -> int:
+    """A seed for the random numbers of a network, from the generator of a step, which advances unless it is ``copied``.
 
     On a CPU it is a random number. On a GPU that would need a synchronisation at each step: there it is a function of
-    the generator's seed and offset, which the host knows.
+    the generator's seed and offset, which the host knows. ValueError as `check_rng`.
     """
+    if not isinstance(rng, torch.Generator) or (device is not None and rng.device != device):
+        check_rng(rng, device)
+    rng = rng.clone_state() if copied else rng
     if rng.device.type == "cpu":
         return int(torch.randint(2**62, (), generator=rng))
     offset = rng.get_offset()

@@ -1,8 +1,10 @@
 """Attacks around an attack: what they do not override is that of the attack inside."""
 
+import contextlib
 import copy
 import dataclasses
 import json
+import threading
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,6 +14,7 @@ from torch import nn
 
 from atent import Threat
 from atent.attacks import ATTACKS, DDN, PGD, Attack, EoT, Transfer
+from atent.attacks.oracle import Oracle
 from atent.attacks.spec import label, parse
 from atent.attacks.wrapper import Wrapper, nest
 from atent.evaluate import evaluate
@@ -268,3 +271,69 @@ def test_a_zero_gradient_is_that_of_the_loss_inside(loss, hint):
     attack = EoT(Threat("l2", 0.1), attack=f"PGD(steps=2, loss={loss})", samples=2)
     found = evaluate(Confident(), x, y, [attack]).hint
     assert ("input gradient of the cross-entropy is exactly zero" in (found or "")) == hint
+
+
+def linear():
+    loads.append(1)
+    torch.manual_seed(4)
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+
+
+loads = []
+
+
+def test_a_source_given_as_text_is_loaded_once():
+    """With an eps per sample each batch has an attack of its own, which loaded its source again."""
+    loads.clear()
+    x, y, model = torch.rand(12, 3, 2, 2), torch.arange(12) % 3, linear()
+    attack = Transfer(Threat("linf", torch.linspace(0.05, 0.1, 12)), "PGD(steps=2)", f"{__name__}:linear")
+    loads.clear()
+    found = evaluate(model, x, y, [attack], batch=3)
+    assert len(loads) == 1
+    one = Transfer(Threat("linf", torch.linspace(0.05, 0.1, 12)), "PGD(steps=2)", linear())
+    expected = evaluate(model, x, y, [one], batch=3).outcomes["attacks"]
+    assert list(found.outcomes["attacks"].values()) == list(expected.values())
+
+
+@pytest.mark.parametrize("text", ["PGD(steps=3, keep=best)", "APGD(steps=6)", "DeepFool(steps=3)", "FAB(steps=2)"])
+def test_the_passes_of_an_expectation_are_a_bound(text, monkeypatch):
+    """Per-class gradients in several groups have forwards of their own, which the page of the attack names."""
+    x, samples, classes = torch.rand(4, 3, 2, 2), 3, 5
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, classes))
+    attack = EoT(Threat("linf", 0.01), text, samples)
+
+    def spent():
+        out = attack.run(model, x, model(x).argmax(1))
+        return int((out.forwards + out.backwards).max())
+
+    together = spent()
+    assert together <= attack.passes
+    calls, slopes = [], Oracle.slopes
+    monkeypatch.setattr(Oracle, "slopes", lambda *given: [calls.append(1), slopes(*given)][1])
+    monkeypatch.setattr("atent.attacks.oracle._MOST", 1)
+    # One group for each of the other classes, in place of one for all.
+    assert spent() == together + len(calls) * samples * (classes - 2)
+    assert bool(calls) == text.startswith(("DeepFool", "FAB"))
+
+
+def test_two_threads_that_attack_each_others_models_do_not_wait_for_ever(monkeypatch):
+    """Each had the lock of its model, and waited for that of the other's."""
+    x, y, nets = torch.rand(4, 3, 2, 2), torch.arange(4) % 3, (linear(), linear())
+    meeting, search, done = threading.Barrier(2), Transfer.search, []
+
+    def together(*given):
+        with contextlib.suppress(threading.BrokenBarrierError):
+            meeting.wait(1.0)  # in vain where one thread waits for the other
+        return search(*given)
+
+    def attack(model, source):
+        done.append(Transfer(Threat("linf", 0.1), "PGD(steps=2)", source)(model, x, y))
+
+    monkeypatch.setattr(Transfer, "search", together)
+    threads = [threading.Thread(target=attack, args=pair, daemon=True) for pair in (nets, nets[::-1])]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(done) == 2

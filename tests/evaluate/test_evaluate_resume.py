@@ -10,6 +10,7 @@ from types import MethodType
 import pytest
 import torch
 from cascades import RISING, THREAT, Twofold
+from torch import nn
 
 from atent.attacks import FGSM, PGD, Attack
 from atent.evaluate import evaluate, sweep
@@ -203,6 +204,79 @@ def test_values_of_functions_count():
     names = [identity_of(Scaled(shape=shape)) for shape in shapes]
     assert len(set(names)) == len(names)
     assert identity_of(Scaled(shape=leaky(0.1))) == names[0]
+
+
+class Negative:
+    """A hook that is an object."""
+
+    def __init__(self, scale):
+        self.scale = scale
+
+    def __call__(self, _module, given, _out=None):
+        return -self.scale * given[0]
+
+    def hook(self, _module, given):
+        return (self.scale * given[0],)
+
+
+def scaled(by, kept=None):
+    def hook(_module, _given, out):
+        if kept is not None:
+            kept.append(float(out.mean()))
+        return by * out
+
+    return hook
+
+
+def test_values_and_code_of_hooks_count():
+    """Two hooks of one name were taken for one, and those of the backward pass were not seen."""
+    hooks = [
+        scaled(1.0), scaled(2.0), partial(scaled(1.0)), Negative(1.0), Negative(2.0),
+        (lambda _m, _g, out: out), (lambda _m, _g, out: -out),
+    ]  # fmt: skip
+    names = [identity_of(Scaled())]
+    for kind in ("register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"):
+        for hook in (*hooks, Negative(1.0).hook, Negative(2.0).hook):
+            net = Scaled()
+            getattr(net.act, kind)(hook)
+            names.append(identity_of(net))
+            again = Scaled()
+            getattr(again.act, kind)(hook)
+            assert identity_of(again) == names[-1]
+    for shape in (lambda z: z.sin(), lambda z: z.cos(), Negative(1.0), Negative(2.0)):
+        names.append(identity_of(Scaled(shape=shape)))
+    # The kinds of hooks are one list.
+    assert len(set(names)) == 1 + len(hooks) + 2 + 4
+
+
+def test_what_a_hook_records_is_no_setting():
+    net, kept = Scaled(), []
+    net.register_forward_hook(scaled(1.0, kept))
+    before = identity_of(net)
+    net(torch.rand(2, 1, 4, 4))
+    assert kept
+    assert identity_of(net) == before
+
+
+@pytest.mark.parametrize("made", ["script", "trace", "freeze", "export"])
+def test_the_program_of_a_compiled_network_counts(made):
+    """Programs with another activation or, if frozen, with other weights had one identity."""
+
+    def program(act, scale=1.0):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(4, 3), act).eval()
+        net[0].weight.data.mul_(scale)
+        if made == "trace":
+            return torch.jit.trace(net, torch.rand(2, 4))
+        if made == "export":
+            return torch.export.export(net, (torch.rand(2, 4),)).module()
+        script = torch.jit.script(net)
+        return torch.jit.freeze(script) if made == "freeze" else script
+
+    nets = [(nn.ReLU(),), (nn.Tanh(),), (nn.LeakyReLU(0.1),), (nn.LeakyReLU(0.2),), (nn.ReLU(), 2.0)]
+    names = [identity_of(program(*given)) for given in nets]
+    assert len(set(names)) == len(names)
+    assert identity_of(program(nn.ReLU())) == names[0]
 
 
 IDENTITY = """

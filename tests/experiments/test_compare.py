@@ -20,6 +20,7 @@ from atent import stats
 from atent.cli import main
 from atent.evaluate.outcomes import per_sample
 from atent.experiments.backends import local
+from atent.experiments.compare import without
 from atent.experiments.comparison import caveat
 from atent.experiments.finished import compare_runs
 from atent.experiments.plan import agree
@@ -316,3 +317,10 @@ def test_help_of_compare(capsys):
     out = capsys.readouterr().out
     for option in ("--seeds", "--first-seed", "--jobs", "--name"):
         assert option in out
+
+
+def test_what_a_comparison_has_chosen_replaces_what_was_given():
+    """An option may be given once: a setting that is measured once for all runs was given as auto."""
+    given = ["--train.precision", "auto", "--train.channels-last=auto", "--train.epochs", "2", "--no_baseline"]
+    chosen = {"train.precision": "float32", "train.channels_last": "False"}
+    assert list(without(given, chosen)) == ["--train.epochs", "2", "--no_baseline"]

@@ -9,7 +9,7 @@ from atent import Threat
 from atent.attacks import FGSM, PGD, AutoAttack
 from atent.certify import Sampling, Smoothed, certify_run, linf_radius, verified
 from atent.data import DataSettings, collect, from_tensors, load
-from atent.evaluate import evaluate, sweep
+from atent.evaluate import evaluate, predict, sweep
 from atent.methods import PGDAT
 from atent.train import TrainSettings, fit
 
@@ -357,6 +357,51 @@ def test_tensors_without_plain_values_have_a_remedy():
         refused(lambda x=x: evaluate(net(), x, Y, ATTACKS), fix)
         refused(lambda x=x: Smoothed(net(), 0.25).certify(x, n0=10, n=100, alpha=0.05), fix)
         refused(lambda x=x: from_tensors(x, Y, x, Y), fix)
+
+
+CALLS = {
+    "attack": lambda x, y: FGSM(Threat("linf", 0.05))(net(), x, y),
+    "run": lambda x, y: FGSM(Threat("linf", 0.05)).run(net(), x, y),
+    "evaluate": lambda x, y: evaluate(net(), x, y, ATTACKS),
+    "predict": lambda x, y: predict(net(), x, y),
+    "verified": lambda x, y: verified(net(), x, y, Threat("linf", 0.05), method="ibp"),
+    "backward": lambda x, y: PGDAT(Threat("linf", 0.05), steps=1).backward(net(), x, y),
+    "data": lambda x, y: from_tensors(x, y, x, y),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_inputs_and_labels_of_every_kind_of_tensor_are_refused_in_one_line(call):
+    """Compressed sparse inputs, and labels that are complex, sparse, nested, quantized or without values, ended in
+    tracebacks of torch."""
+    flat, whole = X.flatten(1), Y.float()
+    for x in (X + 0j, flat.to_sparse_csr(), flat.to_sparse_csc(), X.to_mkldnn(), X.to("meta"), X.to_sparse()):
+        refused(lambda x=x: call(x, Y))
+    labels = [
+        Y + 0j, Y.to_sparse(), Y.to("meta"), torch.nested.nested_tensor(list(Y.view(4, 3))), whole.to_mkldnn(),
+        torch.quantize_per_tensor(whole, 1.0, 0, torch.quint8),
+    ]  # fmt: skip
+    for y in labels:
+        refused(lambda y=y: call(X, y))
+
+
+def test_inputs_that_are_no_floats_have_the_remedy_of_their_kind():
+    for x, fix in ((X + 0j, "use x.real"), (X > 0.5, "use x.float()"), ((255 * X).byte(), "divide pixels by 255")):
+        refused(lambda x=x: evaluate(net(), x, Y, ATTACKS), fix)
+    refused(lambda: evaluate(net(), X, Y + 0j, ATTACKS), "use y.real.long()")
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_a_default_device_without_values_is_refused(call):
+    with torch.device("meta"):
+        refused(lambda: call(X, Y), "default device is meta", "torch.set_default_device('cpu')")
+
+
+def test_a_training_on_a_default_device_without_values_is_refused():
+    data, model = from_tensors(X, Y, X, Y, validation=3), net()
+    with torch.device("meta"):
+        refused(lambda: fit(model, data, PGDAT(Threat("linf", 0.05)), progress=False), "default device is meta")
 
 
 @pytest.mark.parametrize("x", [1.04 * X, X - 0.04])

@@ -14,8 +14,9 @@ from atent.certify.certificate import Sampling, certify_run
 from atent.data import from_tensors
 from atent.evaluate import evaluate, predict
 from atent.guard import guard
-from atent.methods import PGDAT
-from atent.train import fit
+from atent.methods import AWP, PGDAT, Standard
+from atent.optim import Optimizer, Walk
+from atent.train import TrainSettings, fit
 
 PGD_3 = PGD(LINF, steps=3)
 
@@ -275,3 +276,50 @@ def test_flattened_logits_are_not_taken_for_one_sigmoid():
     x, y = data()
     for n in (1, 3):
         assert "got shape" in refused(lambda n=n: PGD_3(made(Flat), x[:n], y[:n]))
+
+
+class Looked(nn.Module):
+    """A network with an embedding, whose gradient may be sparse."""
+
+    def __init__(self, sparse):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.last = nn.Embedding(4, 4, sparse=sparse), nn.Linear(12, 3)
+
+    def forward(self, x):
+        kinds = (4 * x.flatten(1).mean(1)).long().clamp(0, 3)
+        return self.last(x.flatten(1) + self.table(kinds).repeat(1, 3))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "takes"),
+    [
+        (Optimizer("SGD"), True),
+        (Optimizer("SGD", weight_decay=1e-3), False),
+        (Optimizer("SGD", clip_norm=0.1), True),
+        (Optimizer("Adam", lr=0.01), False),
+        (Optimizer("LARS", lr=0.01), False),
+        (Optimizer("SGLD", lr=0.01, walk=Walk(noise=1e-4)), False),
+        (Optimizer("torch.optim:Adagrad", lr=0.01), True),
+        (Optimizer("torch.optim:RMSprop", lr=0.01), False),
+    ],
+    ids=lambda value: str(value) if isinstance(value, bool) else f"{value.name} {value.weight_decay} {value.clip_norm}",
+)
+@pytest.mark.parametrize("method", [Standard(), AWP(Standard(), gamma=0.01)], ids=["standard", "awp"])
+def test_sparse_gradients_are_those_of_dense_ones(method, optimizer, takes):
+    """Weight decay, clipping, AWP and other optimizers ended in tracebacks of torch."""
+    assert optimizer.takes_sparse is takes
+    x, y = torch.rand(40, 12, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 3
+    data, nets = from_tensors(x, y, x[:9], y[:9], validation=8), [Looked(sparse) for sparse in (False, True)]
+    for net in nets:
+        fit(
+            net, data, method, optimizer=optimizer, progress=False,
+            settings=TrainSettings(epochs=1, batch_size=8, device="cpu", select="last", validate_limit=8),
+        )  # fmt: skip
+    # Four steps: a few roundings of each weight.
+    for dense, sparse in zip(*(net.parameters() for net in nets), strict=True):
+        torch.testing.assert_close(sparse, dense, rtol=1e-4, atol=1e-5)
+
+
+def test_an_optimizer_for_sparse_gradients_gets_them():
+    assert Optimizer("torch.optim:SparseAdam", lr=0.01).takes_sparse

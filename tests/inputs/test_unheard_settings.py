@@ -10,13 +10,28 @@ import torch
 from torch import nn
 
 from atent import Threat
-from atent.attacks import APGD, SAPF, AutoAttack, Langevin
+from atent import runs as folder
+from atent.attacks import APGD, ATTACKS, IFGS, PGD, SAPF, AutoAttack, EoT, Langevin
+from atent.attacks.spec import parse
 from atent.cli import main
 from atent.data import DataSettings, load
 from atent.experiments.recipe_files import read_recipe, recipe_names
 from atent.experiments.recipes import job
-from atent.messages import once
-from atent.methods import ATENT, AWP, CROWNIBP, FGSMRS, PGDAT, DistilledTRADES, Dual, Standard
+from atent.messages import once, shared_settings
+from atent.methods import (
+    ACL,
+    ATENT,
+    AWP,
+    CROWNIBP,
+    FGSMRS,
+    MART,
+    PGDAT,
+    TRADES,
+    DistilledTRADES,
+    Dual,
+    SmoothAdv,
+    Standard,
+)  # fmt: skip
 from atent.optim import Optimizer, Schedule, Walk
 from atent.train import Callback, TrainSettings, fit
 
@@ -155,6 +170,45 @@ def test_a_setting_that_waits_for_another_is_reported(make, idle, used, capsys):
     assert f"{list(idle)[-1]} {list(idle.values())[-1]} has no effect here: " in capsys.readouterr().err
 
 
+SHORT = {"steps": 3, "step_size": 0.01}
+
+
+@pytest.mark.parametrize(
+    ("make", "short", "enough"),
+    [
+        (partial(PGD, LINF), SHORT, {"steps": 10}),
+        (partial(PGD, LINF, start="zero", momentum=1.0), SHORT, {"step_size": None}),
+        (partial(PGD, LINF), SHORT, {"start": "corner"}),
+        (partial(PGD, Threat("l2", 0.1)), SHORT, {"step_size": 0.04}),
+        (partial(IFGS, LINF), SHORT, {"step_size": 0.034}),
+        (partial(EoT, LINF), {"attack": "PGD(steps=3, step_size=0.01)"}, {"attack": "PGD(steps=3)"}),
+        (partial(Langevin, LINF, start="uniform"), SHORT, {"start": "corner"}),
+        (partial(PGDAT, LINF), SHORT, {"steps": 10}),
+        (partial(PGDAT, LINF, eps_warmup=0.5), SHORT, {"steps": 10}),
+        (partial(TRADES, LINF), SHORT, {"step_size": 0.05}),
+        (partial(MART, LINF), SHORT, {"step_size": None}),
+        (partial(SmoothAdv, Threat("l2", 0.1)), SHORT, {"steps": 20}),
+        (partial(ACL, LINF), SHORT, {"steps": 20}),
+        (partial(ATENT, LINF, start="uniform"), SHORT, {"start": "corner"}),
+    ],
+)
+def test_a_path_that_is_shorter_than_the_radius_is_reported(make, short, enough, capsys):
+    """A recipe's step size with fewer steps was a weaker attack without a word."""
+    once.cache_clear()
+    make(**{**short, **enough})
+    with shared_settings():
+        make(**short)
+    assert not capsys.readouterr().err
+    made = make(**short)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "3 steps of step_size reach 30 % of" in line
+    if hasattr(made, "eps_warmup") and callable(getattr(made, "attack", None)):
+        for progress in (0.0, 0.1, 0.3, 1.0):
+            made.attack(progress)
+    make(**short)
+    assert not capsys.readouterr().err
+
+
 @dataclass(frozen=True)
 class FewTargets(APGD):
     """Its default is not that of its base, and not an attribute of the class."""
@@ -224,9 +278,17 @@ def test_settings_of_a_watch_that_does_not_run_are_reported(digits, capsys):
 
 
 def test_no_recipe_sets_what_has_no_effect(capsys):
+    once.cache_clear()
     for name in recipe_names():
-        job(read_recipe(name), name)
-    assert "has no effect" not in capsys.readouterr().err
+        made = job(read_recipe(name), name)
+        under = made.evaluate.norm, made.evaluate.eps
+        threat = made.method.threat if under[0] is None else Threat(*under)
+        for text in (made.train.validate_attack, *made.evaluate.attacks):
+            if text != "none" and threat is not None:
+                parse(text, threat, ATTACKS)
+    said = capsys.readouterr().err
+    assert "has no effect" not in said
+    assert "of step_size reach" not in said
 
 
 @pytest.mark.parametrize("changes", [{"limit": 60}, {"split_seed": 1}, {"validation": 41}], ids=str)
@@ -324,6 +386,47 @@ def test_a_training_resumes_under_the_same_threat_and_with_the_same_parameters(d
     assert len(run(frozen=1).history) == 1
 
 
+def negated(layer):
+    layer.register_forward_hook(lambda _module, _given, out: -out)
+    return layer
+
+
+def replaced(layer):
+    layer.forward = lambda z: z.sin()
+    return layer
+
+
+def test_a_training_resumes_with_the_same_layers(digits, tmp_path):
+    """A network with other layers of the same parameters went on with the weights of the first."""
+
+    def run(layer, pool=None):
+        model = nn.Sequential(pool or nn.MaxPool2d(2), nn.Flatten(), layer, nn.Linear(16, 10))
+        return fit(
+            model, digits, Standard(), threat=Threat("linf", 0.1), progress=False, run=tmp_path / "run",
+            settings=TrainSettings(epochs=1, validate_limit=20), resume=(tmp_path / "run").exists(),
+        )  # fmt: skip
+
+    run(nn.ReLU())
+    for layer, says in (
+        (nn.Tanh(), "2 was ReLU .*, and is Tanh"),
+        (nn.LeakyReLU(0.1), "2 was ReLU .*, and is LeakyReLU negative_slope=0.1"),
+        (nn.Sequential(nn.ReLU()), "2 was ReLU .*, and is Sequential and 1 others"),
+        (negated(nn.ReLU()), "2 was ReLU .*, and is ReLU .*negated"),
+        (replaced(nn.ReLU()), "2 was ReLU .*, and is ReLU .*forward.*replaced"),
+    ):
+        with pytest.raises(ValueError, match=f"was trained with other layers: {says}.*; build the network as it was"):
+            run(layer)
+    with pytest.raises(ValueError, match=r"layers: 0 was MaxPool2d kernel_size=2, .*, and is AvgPool2d"):
+        run(nn.ReLU(), nn.AvgPool2d(2))
+    assert len(run(nn.ReLU()).history) == 1
+    # A run of an earlier version has no record of its layers.
+    state = torch.load(tmp_path / "run" / folder.LAST / "state.pt", weights_only=True)
+    assert state["mark"].pop("layers")["2"].startswith("ReLU")
+    torch.save(state, tmp_path / "run" / folder.LAST / "state.pt")
+    (tmp_path / "run" / folder.MANIFEST).unlink()
+    assert len(run(nn.Tanh()).history) == 1
+
+
 # ---- on the command line
 
 
@@ -356,6 +459,8 @@ def refused(capsys, *words):
             ["--attacks", "PGD", "--attacks", "FGSM"],
             "--attacks is given 2 times: write it once, followed by all",
         ),
+        (["--eps", "0.1", "--eps=0.2"], "--eps is given 2 times: omit one"),
+        (["--norm", "l2", "--eps", "1", "--norm", "linf"], "--norm is given 2 times: omit one"),
         (["--cascade", "--no-cascade"], "--cascade and --no-cascade contradict each other"),
         (
             ["--threats", "linf 0.1: FGSM", "l2 1: PGD", "--eps", "0.3"],
@@ -377,6 +482,7 @@ def test_options_of_an_evaluation_without_effect_are_refused(run, capsys, words,
         (["--method", "ibp", "--n0", "5"], "omit --n0"),
         (["--method", "ibp", "--alpha", "0.01", "--seed", "3"], "omit --alpha and --seed"),
         (["--method", "ibp", "--batch-size", "7"], "omit --batch-size"),
+        (["--sigma", "0.2", "--sigma", "0.5"], "--sigma is given 2 times: omit one"),
         (["--sigma", "0.2", "--shard", "1/2", "--table", "t.md"], "--table needs the complete result"),
     ],
 )
@@ -390,6 +496,9 @@ def test_options_of_a_certificate_without_effect_are_refused(run, capsys, words,
         (["--model", "small_cnn", "--model.name", "mlp"], "--model and --model.name are the same option: omit one"),
         (["--root", "here", "--data.root", "there"], "--root and --data.root are the same option: omit one"),
         (["--method", "TRADES", "--method", "PGDAT"], "--method.name is given 2 times"),
+        (["--name", "a", "--name", "b"], "--name is given 2 times: omit one"),
+        (["--train.epochs", "1", "--train.epochs=2"], "--train.epochs is given 2 times: omit one"),
+        (["--train.batch_size", "8", "--train.batch-size", "9"], "--train.batch-size is given 2 times: omit one"),
         (["--train.cuda-graphs", "--train.no-cuda-graphs"], "contradict each other"),
     ],
 )

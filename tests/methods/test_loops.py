@@ -6,18 +6,33 @@ import re
 import runpy
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from kit import CLASSES, ROUNDING, batch, distance, gradient, network, stream
 from torch import nn
 
 from atent import Threat
-from atent.data import from_tensors
-from atent.methods import ATENT, AWP, MART, PGDAT, TRADES, EmbeddingRegularised, EmbeddingTerm, Free, Standard
-from atent.models import build
+from atent.attacks import FGSM, PGD
+from atent.data import augment, from_tensors
+from atent.data.views import Views
+from atent.methods import (
+    ATENT,
+    AWP,
+    MART,
+    PGDAT,
+    TRADES,
+    EmbeddingRegularised,
+    EmbeddingTerm,
+    Free,
+    Gaussian,
+    Standard,
+)  # fmt: skip
+from atent.models import ModelSettings, build
+from atent.models.settings import make
 from atent.optim import Optimizer
 from atent.optim import build as build_optimizer
-from atent.rng import fold
+from atent.rng import check_rng, fold
 from atent.train import TrainSettings, fit
 from atent.train.finite import order_of
 
@@ -117,6 +132,49 @@ def test_what_the_model_cannot_do_is_one_line():
     with pytest.raises(ValueError, match=r"weights are torch.float16") as error:
         Standard()(halved, x, y)
     assert "\n" not in str(error.value)
+
+
+def views(x, rng):
+    return Views()(x.repeat(1, 3, 1, 1), rng)
+
+
+CALLS = {
+    "attack": lambda x, y, model, rng: PGD(THREAT, steps=1)(model, x, y, rng=rng),
+    "run": lambda x, y, model, rng: FGSM(THREAT).run(model, x, y, rng=rng),
+    **{
+        type(method).__name__: lambda x, y, model, rng, method=method: method.backward(model, x, y, rng=rng)
+        for method in (Standard(), PGDAT(THREAT, steps=1), ATENT(THREAT, steps=1), Free(THREAT), AWP(PGDAT(THREAT)))
+    },
+    "loss": lambda x, y, model, rng: TRADES(THREAT, steps=1)(model, x, y, rng=rng),
+    "adversary": lambda x, y, model, rng: Gaussian(0.1).adversary(model, x, y, rng=rng),
+    "augment": lambda x, y, model, rng: augment("crop-flip")(x, rng),
+    "views": lambda x, y, model, rng: views(x, rng),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_a_generator_is_one_of_torch(call):
+    """Others ended in an AttributeError, or were not read."""
+    (x, y), model = batch(), network()
+    call(x, y, model, torch.Generator())
+    for rng, given in ((3, r"3: .*manual_seed\(3\)"), (1.5, "a float"), (True, "a bool"), ("0", "a str")):
+        with pytest.raises(ValueError, match=rf"^rng must be a torch.Generator, got {given}") as error:
+            call(x, y, model, rng)
+        assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=r"rng must be a torch\.Generator, got a Generator of numpy"):
+        call(x, y, model, np.random.default_rng(0))
+
+
+def test_a_generator_is_on_the_device_of_the_inputs():
+    check_rng(torch.Generator(), torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"rng is on cpu, the inputs on cuda:0: use torch\.Generator\(x\.device\)"):
+        check_rng(torch.Generator(), torch.device("cuda:0"))
+
+
+@pytest.mark.parametrize("seed", [1.5, True, "0", 2**64, torch.Generator()])
+def test_the_seed_of_a_network_is_an_integer(seed):
+    with pytest.raises(ValueError, match="seed must be an integer of at most 64 bits, got"):
+        make(ModelSettings("mlp"), classes=3, shape=(1, 8, 8), seed=seed)
 
 
 @pytest.mark.parametrize(

@@ -17,15 +17,7 @@ from torch import Tensor, nn
 
 from atent.attacks.oracle import Oracle
 from atent.attacks.watch import Callback, Watch
-from atent.checks import (
-    NotFinite,
-    Settings,
-    as_inputs,
-    as_labels,
-    check_batch,
-    check_seed,
-    numbered,
-)
+from atent.checks import NotFinite, Settings, as_inputs, as_labels, check_batch, check_seed, numbered
 from atent.contracts import Member, flaw, kind_of
 from atent.fields import check_flag, shown
 from atent.guard import Mode, guard, kept_buffers, outside_inference
@@ -114,6 +106,9 @@ class Attack(metaclass=Settings):
     """The attack supports ``targeted=True``."""
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
     """The norms that the attack supports; constructing it with another raises ValueError."""
+
+    sources: ClassVar[tuple[nn.Module, ...]] = ()
+    """Models beside the attacked one that the attack uses."""
 
     @classmethod
     def able(cls, norm: str) -> list[str]:
@@ -321,12 +316,12 @@ class Attack(metaclass=Settings):
         if rng is None:
             streams, inner = PerSample(seed, numbered(ids, n, x.device), self.stream), narrow(seed)
         else:
-            streams, inner = Batch(rng), seed_from(rng)
+            streams, inner = Batch(rng), seed_from(rng, x.device)
         if n == 0:
             counters = torch.zeros(2, 0, dtype=torch.int64, device=x.device)
             return x.clone(), torch.zeros(0, dtype=torch.bool, device=x.device), *counters
-        exact = rng is None and search_dtype is None
-        with guard(model, mode=mode, seed=inner), full_precision(x.device) if exact else nullcontext():
+        precise = full_precision(x.device) if rng is None and search_dtype is None else nullcontext()
+        with guard(model, mode=mode, seed=inner, also=self.sources), precise:
             counters, clean = torch.zeros(2, n, dtype=torch.int64, device=x.device), threat.clamp(x)
             seen = model if search_dtype is None else Lowered(model, search_dtype)
             last = channels_last and images_last(model, clean)

@@ -24,6 +24,9 @@ class EoT(Wrapper):
     that of the attack itself, bit for bit. The model uses the global generators, which are seeded at every call;
     evaluate it in a mode in which it is random.
 
+    `passes` counts per-class gradients (DeepFool, FAB) in one group. Those of a batch that exceed 2^24 numbers are
+    computed in groups of classes, each with ``samples`` forwards of its own, which are additional.
+
     Raises
     ------
     ValueError

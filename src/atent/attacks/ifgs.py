@@ -9,7 +9,7 @@ from torch import Tensor
 
 from atent.attacks.base import Attack, attack
 from atent.attacks.oracle import Oracle
-from atent.attacks.starts import check_step
+from atent.attacks.starts import check_step, report_path
 from atent.checks import check_number
 from atent.losses import cross_entropy
 from atent.rng import Streams
@@ -59,6 +59,7 @@ class IFGS(Attack):
         check_number("steps", self.steps, 1, whole=True)
         if self.step_size is not None:
             check_step(self.threat, self.step_size)
+            report_path(self.threat, "zero", self.steps, self.step_size)
 
     @property
     def resolved_step(self) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor
 from atent.attacks.base import Attack, attack
 from atent.attacks.loops import restarted, worst_of
 from atent.attacks.oracle import Oracle
-from atent.attacks.starts import Start, check_start, check_step, start
+from atent.attacks.starts import Start, check_start, check_step, report_path, start
 from atent.checks import check_choice, check_number
 from atent.docstrings import Documented
 from atent.losses import cross_entropy
@@ -87,6 +87,11 @@ class Sampler(metaclass=Documented):
     def effective_noise(self) -> float:
         """Standard deviation per pixel of the noise that one step adds."""
         return effective_noise(self.step_size, self.noise)
+
+    def report_path(self) -> None:
+        """`atent.attacks.starts.report_path`, for steps of a known length."""
+        if self.gradient != "raw":
+            report_path(self.threat, self.start, self.steps, self.step_size)
 
     def describe(self) -> dict[str, object]:
         """The settings in use, as plain values."""
@@ -278,6 +283,7 @@ class Langevin(Attack):
         some = self.threat.eps
         full = replace(self, threat=replace(self.threat, eps=max(some))) if isinstance(some, Radii) else self
         report_idle(self, "Langevin.", [("anchor", "set gamma above 0", full.sampler.anchor_weight > 0)])
+        full.sampler.report_path()
 
     @property
     def sampler(self) -> Sampler:

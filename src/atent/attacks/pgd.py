@@ -12,7 +12,7 @@ from torch import Tensor
 from atent.attacks.base import Attack, attack
 from atent.attacks.loops import restarted, worst_of
 from atent.attacks.oracle import Loss, Oracle
-from atent.attacks.starts import ALLOWED, Start, check_step, start
+from atent.attacks.starts import ALLOWED, Start, check_step, report_path, start
 from atent.checks import check_choice, check_number
 from atent.losses import LOSSES, kl
 from atent.rng import Streams
@@ -90,6 +90,7 @@ class PGD(Attack):
         check_number("restarts", self.restarts, 1, whole=True)
         if self.step_size is not None:
             check_step(self.threat, self.step_size)
+            report_path(self.threat, self.start, self.steps, self.step_size)
         check_choice(f"start (for {self.threat.norm})", self.start, (*ALLOWED[self.threat.norm], "gaussian"))
         check_number("momentum", self.momentum, 0)
         if self.momentum > _MOMENTUM:

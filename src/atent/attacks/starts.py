@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from atent.checks import check_choice, check_number
+from atent.messages import report_setting
 from atent.rng import Streams
 from atent.threat import COUNTS, Radii, Threat, per_sample, unit
 
@@ -22,6 +23,10 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "l0": ("zero", "uniform"),
     "patch": ("zero", "uniform"),
 }
+
+
+# Starts at the radius, within the cube around the ball or outside: no path of that length is needed.
+_ON_THE_BOUNDARY = ("corner", "sphere", "boundary", "cube")
 
 
 def check_start(threat: Threat, kind: str) -> None:
@@ -40,6 +45,20 @@ def check_step(threat: Threat, step_size: float) -> None:
         raise ValueError(
             f"linf step_size must be below the box width {threat.width:g}, got {step_size:g}: {guess}"
             " (--allow-large-eps to insist; in Python Threat(..., allow_large_eps=True))"
+        )
+
+
+def report_path(threat: Threat, kind: str, steps: int, step_size: float) -> None:
+    """Report, once, a path of ``steps`` that is shorter than the radius, from a start ``kind`` that is not there.
+
+    Published steps are rounded, such as 0.031 for 8/255.
+    """
+    eps, path = float(threat.eps), steps * step_size
+    if threat.norm not in COUNTS and kind not in _ON_THE_BOUNDARY and path < 0.95 * eps < math.inf:
+        # A share, which is the same while eps and the steps grow together.
+        report_setting(
+            f"{steps} step{'s' if steps > 1 else ''} of step_size reach {100 * path / eps:.3g} % of {threat.norm} eps:"
+            " increase steps or step_size, or omit step_size"
         )
 
 

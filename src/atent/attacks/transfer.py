@@ -10,7 +10,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from atent import trust
-from atent.attacks.base import attack
+from atent.attacks.base import Attack, attack
 from atent.attacks.oracle import Oracle
 from atent.attacks.wrapper import Wrapper
 from atent.guard import guard
@@ -65,6 +65,15 @@ class Transfer(Wrapper):
         if isinstance(self.source, str) and ":" in self.source and not Path(self.source).is_dir():
             trust.check(self.source)
         super().__post_init__()
+        if isinstance(self.source, nn.Module):
+            object.__setattr__(self, "sources", (*self.sources, self.source))
+
+    def of(self, rows: Tensor) -> Attack:
+        part = super().of(rows)
+        if part is not self:
+            # A source given as text is loaded once for all batches.
+            object.__setattr__(part, "model", self.model)
+        return part
 
     @property
     def passes(self) -> int:

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
+from torch import Tensor
+
 from atent.attacks.base import Attack
 from atent.attacks.spec import nested
 from atent.threat import NORMS, Threat
 
 # What is read of an attack before it runs and is a constant of most classes; not `Attack.needs_gradient`, since the
 # attacked model may be another than the one that is searched.
-_FACTS = ("minimum_norm", "aims")
+_FACTS = ("minimum_norm", "aims", "sources")
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,13 @@ class Wrapper(Attack):
     def inner(self) -> Attack:
         """The attack inside."""
         return nested(self.attack, self.threat)
+
+    def of(self, rows: Tensor) -> Attack:
+        part = super().of(rows)
+        if part is not self:
+            # What it has loaded or counted is that of all batches.
+            object.__setattr__(part, "inner", self.inner.of(rows))
+        return part
 
     @property
     def stream(self) -> str:

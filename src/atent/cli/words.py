@@ -140,7 +140,7 @@ def spelled(
 
 def _check_repeated(given: list[tuple[str, str]], known: dict[str, Any]) -> None:
     """UsageError for options (the word, the option that it means) of which the parser would ignore one: a flag and its
-    negation, two names of one option, and lists. Of a single value the last one counts, as in other programs."""
+    negation, two names of one option, and values. A flag that is given twice is one."""
     flags = {negated(option): option for option in known}
     seen: dict[str, list[tuple[str, str]]] = {}
     for word, option in given:
@@ -151,8 +151,10 @@ def _check_repeated(given: list[tuple[str, str]], known: dict[str, Any]) -> None
             raise UsageError(f"{options[0]} and {options[1]} contradict each other: omit one")
         if len(words) > 1:
             raise UsageError(f"{words[0]} and {words[1]} are the same option: omit one")
-        if len(found) > 1 and typing.get_origin(_optional(known.get(option))) is tuple:
-            raise UsageError(f"{option} is given {len(found)} times: write it once, followed by all its values")
+        if len(found) > 1 and known.get(option, bool) is not bool:
+            several = typing.get_origin(_optional(known[option])) is tuple
+            fix = "write it once, followed by all its values" if several else "omit one"
+            raise UsageError(f"{option} is given {len(found)} times: {fix}")
 
 
 def _option(head: str, renamed: dict[str, str], sections: bool) -> str:

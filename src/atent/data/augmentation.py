@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample, pad
 
 from atent.data.checks import lookup
+from atent.rng import check_rng
 
 PADDING = 4
 DEGREES = 5.0
@@ -30,7 +31,9 @@ class Augmentation(Protocol):
     def __call__(self, x: Tensor, generator: torch.Generator | None = None, *, within: Within = None) -> Tensor: ...
 
 
-def _images(x: Tensor) -> None:
+def _checked(x: Tensor, generator: torch.Generator | None) -> None:
+    if generator is not None:
+        check_rng(generator, x.device)
     if x.dim() != 4 or not x.is_floating_point():
         raise ValueError(f"augmentation got {x.dtype} {tuple(x.shape)}; wanted a float batch (n, c, h, w)")
 
@@ -54,7 +57,7 @@ def none(x: Tensor, generator: torch.Generator | None = None, *, within: Within 
 
 def flip(x: Tensor, generator: torch.Generator | None = None, *, within: Within = None) -> Tensor:
     """Each image mirrored left to right with probability 1/2."""
-    _images(x)
+    _checked(x, generator)
     return torch.where(_random_bits(x, generator, *_rows(x, within))[:, None, None, None], x.flip(3), x)
 
 
@@ -64,7 +67,7 @@ def crop_flip(x: Tensor, generator: torch.Generator | None = None, *, within: Wi
     The standard CIFAR augmentation (He et al., arXiv:1512.03385, section 4.2). Random numbers: offsets (n, 2), row then
     column, then one bit per image for the mirroring (n,).
     """
-    _images(x)
+    _checked(x, generator)
     n, c, h, w = x.shape
     of, total = _rows(x, within)
     offset = torch.randint(2 * PADDING + 1, (total, 2), generator=generator, device=x.device)[of]
@@ -82,7 +85,7 @@ def rotate_flip(x: Tensor, generator: torch.Generator | None = None, *, within: 
 
     Bilinear, with zeros outside. Random numbers: angles (n,), then one bit per image for the mirroring (n,).
     """
-    _images(x)
+    _checked(x, generator)
     n, _, h, w = x.shape
     rows, total = _rows(x, within)
     uniform = torch.rand(total, generator=generator, device=x.device, dtype=x.dtype)[rows]

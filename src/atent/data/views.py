@@ -12,6 +12,7 @@ from torch.nn.functional import affine_grid, grid_sample
 
 from atent.checks import Settings, check_number
 from atent.distributed.batch_rng import sampled
+from atent.rng import check_rng
 
 # Luma of ITU-R BT.601, as in torchvision and PIL.
 _LUMA = (0.299, 0.587, 0.114)
@@ -99,6 +100,8 @@ class Views(metaclass=Settings):
         ValueError
             Unless ``x`` is a float batch of images.
         """
+        if rng is not None:
+            check_rng(rng, x.device)
         if x.dim() != 4 or not x.is_floating_point():
             raise ValueError(
                 f"views are for images, a float batch (n, c, h, w), got {x.dtype} of shape {tuple(x.shape)}"

@@ -11,6 +11,13 @@ from atent.distributed.batch_shard import shared
 from atent.distributed.world import World
 
 
+def densify(parameters: Iterable[Tensor]) -> None:
+    """Replace sparse gradients, as of an embedding, by dense ones."""
+    for p in parameters:
+        if p.grad is not None and p.grad.layout != torch.strided:
+            p.grad = p.grad.to_dense()
+
+
 def add_gradients(parameters: Iterable[Tensor], world: World, more: Sequence[Tensor] = ()) -> None:
     """Replace each ``.grad`` by its sum over the ranks, and so each tensor of ``more``, in one message.
 
@@ -20,6 +27,7 @@ def add_gradients(parameters: Iterable[Tensor], world: World, more: Sequence[Ten
     if world.size == 1 or not leaves:
         world.add(more)
         return
+    densify(leaves)
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in leaves]
     known = grads[0].new_tensor([p.grad is not None for p in leaves])
     world.add([*grads, known, *more])

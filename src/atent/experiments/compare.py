@@ -7,6 +7,7 @@ them and resumes started ones.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 
 from atent import runs as folder
@@ -161,12 +162,21 @@ def _train(
         )  # fmt: skip
 
 
+def without(overrides: Sequence[str], names: Container[str]) -> Iterator[str]:
+    """The words without the options of some settings, such as train.precision, and their values."""
+    dropped = False
+    for word in overrides:
+        if word.startswith("--"):
+            dropped = word[2:].partition("=")[0].replace("-", "_") in names
+        if not dropped:
+            yield word
+
+
 def _task(plan: Plan, run: Run, stage: str, backend: Backend, chosen: dict[str, str]) -> Task:
-    overrides, threads = [*plan.overrides], backend.threads()
-    for name, value in chosen.items():
-        overrides += [f"--{name}", value]
+    threads = backend.threads()
     if threads is not None and run.job.train.threads is None:
-        overrides += ["--train.threads", str(threads)]
+        chosen = {**chosen, "train.threads": str(threads)}
+    overrides = [*without(plan.overrides, chosen), *(w for name in chosen for w in (f"--{name}", chosen[name]))]
     return train_task(
         run.path, run.log, run.given, run.job.train.seed, resume=stage == "started", overrides=overrides
     )  # fmt: skip

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from atent.attacks.starts import check_step, start
+from atent.attacks.starts import check_step, report_path, start
 from atent.checks import check_number
 from atent.data.views import Views
 from atent.distributed import gathered
@@ -114,6 +114,7 @@ class ACL(Method):
         check_number("temperature", self.temperature, 0, above=True)
         if self.step_size is not None:
             check_step(self.threat, self.step_size)
+            report_path(self.threat, "zero", self.steps, self.step_size)
         check_warmup(self.eps_warmup)
         check_budget(self.threat)
         check_reach(self.threat, self._step(1.0), f"with steps={self.steps} a step_size of")

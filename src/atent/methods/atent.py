@@ -168,9 +168,9 @@ class ATENT(Method):
             check_reach(self.threat, chain.step_size, f"with steps={self.steps} a step_size of")
         first = self.chain(0.0)
         report_idle(self, "ATENT.", uses(self, (chain, first)))
+        chain.report_path()
         if self.objective == "data-entropy":
-            samples = self.chains * (self.steps - self._skipped)
-            check_samples(chain, min(chain.noise, first.noise), samples)
+            check_samples(chain, min(chain.noise, first.noise), self.chains * (self.steps - self._skipped))
         if self.outer_loss == "kl" and chain.start == "zero" and (chain.noise == 0 or chain.gradient != "raw"):
             raise ValueError("outer_loss 'kl' has no gradient at the clean input: use a start other than 'zero'")
 
@@ -257,7 +257,7 @@ class ATENT(Method):
         clean, x, y = x, self._copies(x), self._copies(y)
         keep = self.objective == "data-entropy"
         # From a copy of the stream: `backward` must sample the same start and noise.
-        inner = seed_from(rng.clone_state())
+        inner = seed_from(rng, copied=True)
         found = Samples([], [])
         with guard(model, mode="eval" if self.mode == "eval" else "as-is", seed=inner):
             with torch.no_grad():

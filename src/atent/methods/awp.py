@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from atent.checks import Settings, check_number
 from atent.distributed import shared, summed
+from atent.distributed.gradients import densify
 from atent.guard import Buffers, explained
 from atent.methods.base import METHODS, Method, Metrics, State, begun, in_force
 from atent.methods.wrapper import Wrapper
@@ -120,8 +121,8 @@ class AWP(Wrapper):
         self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator | None = None, ids: Tensor | None = None,
         progress: float = 1.0, weight: float = 1.0, state: State | None = None,
     ) -> Metrics:  # fmt: skip
-        if rng is None:
-            x, y, rng = begun(self, model, x, y, descends=True)
+        if not isinstance(rng, torch.Generator):
+            x, y, rng = begun(self, model, x, y, rng, descends=True)
         if self.gamma == 0 or progress < self.warmup:
             return self.method.backward(
                 model, x, y, rng=rng, ids=ids, progress=progress, weight=weight, state=state
@@ -131,6 +132,7 @@ class AWP(Wrapper):
             aux, flat = self.method.attack_and_descend(
                 model, x, y, rng=rng, ids=ids, progress=progress, weight=weight if shared() else 1.0, state=state
             )  # fmt: skip
+            densify(layers)
             summed(layers)
             slopes = {p: p.grad for p in layers if p.grad is not None}
         with _ascended(list(slopes), list(slopes.values()), self.gamma):

@@ -17,7 +17,7 @@ from atent.methods.contract import LOSS, checked_loss, lacking
 from atent.methods.contract import Metrics as Metrics
 from atent.methods.contract import State as State
 from atent.registry import Registry
-from atent.rng import fresh
+from atent.rng import check_rng, fresh
 from atent.threat import Box, Threat
 
 if TYPE_CHECKING:
@@ -151,8 +151,8 @@ class Method(metaclass=Settings):
             raise ValueError(
                 f"{name} is not given by one loss at the current weights: call {name}(...).backward(model, x, y)"
             )
-        if rng is None:
-            x, y, rng = begun(self, model, x, y)
+        if not isinstance(rng, torch.Generator):
+            x, y, rng = begun(self, model, x, y, rng)
         with explained(model, x, y):
             aux = self.adversary(model, x, y, rng=rng, ids=ids, progress=progress, state=state)
             return checked_loss(self, self.loss(model, x, y, aux, progress=progress, state=state), x)
@@ -166,8 +166,8 @@ class Method(metaclass=Settings):
         Without ``rng`` the adversary uses a generator seeded from torch's global one, and the batch is checked, which
         synchronises with the device.
         """
-        if rng is None:
-            x, y, rng = begun(self, model, x, y, descends=True)
+        if not isinstance(rng, torch.Generator):
+            x, y, rng = begun(self, model, x, y, rng, descends=True)
         with explained(model, x, y):
             return self._backward(model, x, y, rng=rng, ids=ids, progress=progress, weight=weight, state=state)
 
@@ -226,14 +226,16 @@ _ANY: Box = (-LARGEST, LARGEST)
 
 
 def begun(
-    method: Method, model: nn.Module, x: Tensor, y: Tensor, *, descends: bool = False
+    method: Method, model: nn.Module, x: Tensor, y: Tensor, rng: None, *, descends: bool = False
 ) -> tuple[Tensor, Tensor, torch.Generator]:
     """The batch and the generator of a call without one.
 
     Such a call is from a training loop of the user's own, whose batch nobody has checked: outside the threat's box an
-    adversary would train on saturated images. ValueError, in one line, for such a batch, and where gradients are
-    disabled if the call ``descends``.
+    adversary would train on saturated images. ValueError, in one line, for such a batch, for an ``rng`` that is no
+    generator, and where gradients are disabled if the call ``descends``.
     """
+    if rng is not None:
+        check_rng(rng)
     if descends and not torch.is_grad_enabled():
         raise ValueError("gradients are disabled: call backward outside torch.no_grad and torch.inference_mode")
     x = as_inputs(x, model).detach()

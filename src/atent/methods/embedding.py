@@ -18,7 +18,7 @@ from atent.methods.awp import AWP, buffers_kept, may_perturb
 from atent.methods.base import Method, Metrics, State, warm
 from atent.methods.divergence import CHANCE, Discriminator, mmd, multiquadrics, rbf
 from atent.methods.wrapper import Wrapper
-from atent.rng import PerSample
+from atent.rng import PerSample, check_rng
 
 _DIVERGED = 1e4
 """Loss above which a discriminator has diverged; that of output one half everywhere is `CHANCE`, 1.39."""
@@ -318,6 +318,7 @@ def embed(model: nn.Module, x: Tensor, layer: str | None = None) -> Tensor:
 
 def _key(rng: torch.Generator) -> Tensor:
     """A key for the samples of the prior, a scalar on the device."""
+    check_rng(rng)
     return torch.randint(2**62, (), generator=rng, device=rng.device)
 
 

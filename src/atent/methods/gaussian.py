@@ -12,7 +12,7 @@ from atent.checks import check_number
 from atent.guard import ask
 from atent.losses import cross_entropy
 from atent.methods.base import Method, Metrics, State, correct, method
-from atent.rng import Batch
+from atent.rng import Batch, check_rng
 
 
 @method
@@ -67,4 +67,5 @@ class Gaussian(Method):
 
 def gaussian_noise(x: Tensor, sigma: float, rng: torch.Generator) -> Tensor | None:
     """sigma N(0, I) of the shape of ``x``; None, without using ``rng``, if sigma is 0."""
+    check_rng(rng, x.device)
     return sigma * Batch(rng).normal(x) if sigma > 0 else None

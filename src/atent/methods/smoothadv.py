@@ -20,7 +20,8 @@ from atent.distributed import adjacent
 from atent.guard import ask
 from atent.losses import cross_entropy
 from atent.methods.base import Method, Metrics, State, check_budget, check_reach, check_warmup, correct, method, warm
-from atent.rng import Batch, Streams
+from atent.methods.gaussian import gaussian_noise
+from atent.rng import Streams
 from atent.threat import Threat
 
 
@@ -157,7 +158,8 @@ class SmoothAdv(Method):
         """[adversarial inputs (n, ...), noise (n m, ...)]; the noise is sampled first, and only if sigma > 0."""
         noise = x.detach().repeat_interleave(self.samples, 0)
         with adjacent():
-            noise = self.sigma * Batch(rng).normal(noise) if self.sigma > 0 else torch.zeros_like(noise)
+            sampled = gaussian_noise(noise, self.sigma, rng)
+            noise = torch.zeros_like(noise) if sampled is None else sampled
             return [self.adversary_at(progress)(Averaged(model, noise), x, y, rng=rng), noise]
 
     def points(self, x: Tensor, aux: Any) -> Tensor | None:

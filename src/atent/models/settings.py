@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from atent.checks import Settings
+from atent.checks import Settings, check_seed
 from atent.models.builder import build
 from atent.models.contrastive import Contrastive, Frozen
 from atent.models.dual import Branch
@@ -85,6 +85,7 @@ def make(settings: ModelSettings, *, classes: int, shape: tuple[int, ...], seed:
     >>> all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters()))
     True
     """
+    seed = check_seed(seed)
     if (settings.mean is None) != (settings.std is None):
         raise ValueError("model.mean and model.std go together: give both or neither")
     with torch.random.fork_rng():

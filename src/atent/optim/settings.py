@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -133,6 +134,20 @@ class Optimizer(metaclass=Settings):
         report_idle(self.walk, "optimizer.walk.", [("momentum_start", "set momentum above 0", self.momentum > 0)])
         # Errors of the optimizer itself are raised here, before the training begins.
         _made(build_one, self, [nn.Parameter(torch.zeros(1))], 0)
+
+    @cached_property
+    def takes_sparse(self) -> bool:
+        """Whether its steps support sparse gradients; two are tried."""
+        p = nn.Parameter(torch.zeros(2, 1))
+        try:
+            with torch.random.fork_rng(devices=[]):
+                made = _made(OPTIMIZERS.find(self.name), self, [p], 0)
+                for _ in range(2):
+                    p.grad = torch.sparse_coo_tensor(torch.tensor([[0]]), torch.ones(1, 1), (2, 1))
+                    made.step(lambda: torch.zeros(()))
+        except Exception:  # the code of a custom optimizer may raise anything
+            return False
+        return True
 
 
 def _of_torch() -> list[str]:

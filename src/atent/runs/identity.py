@@ -13,12 +13,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.nn.parameter import is_lazy
 
-from atent.origins import code_of
+from atent.origins import code_of, source_of
 
 LENGTH = 16
 """Number of characters of a hash."""
+# The settings of a layer that are longer are recorded by a hash.
+_LONGEST = 160
 
 
 def identity_of(model: nn.Module) -> str:
@@ -42,6 +45,25 @@ def digest(*parts: str | Tensor) -> str:
     return found.hexdigest()[:LENGTH]
 
 
+def layers_of(model: nn.Module, *, named: bool = False) -> dict[str, str]:
+    """What the outputs of a network depend on beside its state and the code of the user: the type of each module and
+    its settings, as text by its name. Of a built-in one that is ``named`` in the settings, hooks and replaced forward
+    passes."""
+    found = {}
+    for name, module in model.named_modules():
+        text = _settings(module, built_in=named)[0].replace(" []", "")
+        if not named:
+            text = f"{type(module).__qualname__} {text}".strip()
+        if text:
+            found[name] = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}... {digest(text)}"
+    return found
+
+
+def functions_of(model: nn.Module) -> list[Any]:
+    """The functions and objects that a network calls: its hooks, and attributes of its modules."""
+    return [call for module in model.modules() for call in _settings(module)[1]]
+
+
 def _contents(model: nn.Module) -> Iterator[str | Tensor]:
     for name, module in model.named_modules():
         yield f"{name} {type(module).__qualname__}"
@@ -49,62 +71,95 @@ def _contents(model: nn.Module) -> Iterator[str | Tensor]:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         yield name
         yield tensor
-    yield from _settings_of(model)
-
-
-def _settings_of(model: nn.Module) -> Iterator[str]:
-    """What the parameters and the code of a network do not show: the settings of its layers, numbers, strings and
-    functions that its modules have as attributes, and its hooks. Of the built-in models, which are identified by their
-    names, only hooks and replaced forward passes."""
-    packages = {type(module).__module__.partition(".")[0] for module in model.modules()}
-    built_in = "atent" in packages and packages <= {"atent", "torch"}
+    built_in = is_built_in(model)
     for name, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            continue
-        given = {key: value for key, value in vars(module).items() if key != "training" and not key.startswith("_")}
-        if built_in:
-            given = {key: value for key, value in given.items() if key == "forward"}
-        calls: list[Any] = []
-        # None may be a cache before the first pass, whose tensor is no setting.
-        own = _known({key: _written(value, calls) for key, value in given.items() if value is not None})
-        hooks = [getattr(h, "__qualname__", "") for each in _HOOKS for h in getattr(module, each).values()]
-        layer = "" if built_in else module.extra_repr()
-        if own or hooks or layer:
-            # Another process has the same objects at other addresses.
-            yield _ADDRESS.sub("", f"{name} {layer} {sorted(own.items())} {hooks}")
+        text, calls = _settings(module, built_in=built_in)
+        if text:
+            yield f"{name} {text}"
         yield from code_of(calls)
 
 
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
+def is_built_in(model: nn.Module) -> bool:
+    """Whether all code of a network is of this package, so that its name in a recipe or a file identifies it."""
+    packages = {type(module).__module__.partition(".")[0] for module in model.modules()}
+    return "atent" in packages and packages <= {"atent", "torch"}
+
+
+def _settings(module: nn.Module, *, built_in: bool = False) -> tuple[str, list[Any]]:
+    """What the parameters and the code of a module do not show: the settings of a layer, numbers, strings and functions
+    that it has as attributes, its hooks, and the program of a compiled one; with the functions. Of a ``built_in`` one
+    only hooks and a replaced forward pass. "" if there is nothing."""
+    calls: list[Any] = []
+    if isinstance(module, torch.jit.ScriptModule):
+        return _program(module), calls
+    given = {key: value for key, value in vars(module).items() if key != "training" and not key.startswith("_")}
+    if built_in:
+        given = {key: value for key, value in given.items() if key == "forward"}
+    # None may be a cache before the first pass, whose tensor is no setting.
+    own = _known({key: _written(value, calls) for key, value in given.items() if value is not None})
+    hooks = [_written(h, calls, hook=True) for each in _HOOKS for h in getattr(module, each, {}).values()]
+    layer = "" if built_in else module.extra_repr()
+    if isinstance(module, GraphModule):
+        layer += module.code
+    if not (own or hooks or layer):
+        return "", calls
+    # Another process has the same objects at other addresses.
+    return _ADDRESS.sub("", f"{layer} {sorted(own.items())} {hooks}"), calls
+
+
+def _program(module: torch.jit.ScriptModule) -> str:
+    """The code of a compiled module, with its constants, such as the weights of a frozen one."""
+    try:
+        code, constants = module.code_with_constants
+    except (AttributeError, RuntimeError):  # a container
+        return ""
+    values = {name: getattr(module, name, None) for name in dict.fromkeys(_OF_SELF.findall(code))}
+    own = _known({name: _written(value, []) for name, value in values.items()})
+    tensors = [digest(tensor) for _, tensor in sorted(constants.const_mapping.items())]
+    # Names of types are numbered in the order in which a process compiled them.
+    return f"{_MANGLED.sub('', code)} {sorted(own.items())} {tensors}"
+
+
+# A backward hook changes the gradient that an attack follows.
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _FUNCTIONS = (FunctionType, BuiltinFunctionType, MethodType, functools.partial)
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+_MANGLED = re.compile(r"\.?___torch_mangle_\d+")
+_OF_SELF = re.compile(r"\bself\.(\w+)")
 _UNKNOWN = object()
 """What `_written` gives for a value that is not a setting."""
 
 
-def _written(value: Any, calls: list[Any], inside: tuple[int, ...] = (), *, fixed: bool = False) -> Any:
+def _written(
+    value: Any, calls: list[Any], inside: tuple[int, ...] = (), *, fixed: bool = False, hook: bool = False
+) -> Any:
     """An attribute as plain values if it is a setting: a float, word, switch, None or function, or a sequence or a
     mapping of these; else `_UNKNOWN`. The functions are appended to ``calls``.
 
     Integers are counters of calls and limits as well, which a repeated call may have at other values, unless they are
-    ``fixed``; and tensors are caches. ``inside``: the ids of the values that contain this one.
+    ``fixed``; and tensors are caches. A ``hook`` records into lists and mappings. ``inside``: the ids of the values
+    that contain this one.
     """
     if id(value) in inside:
         return _UNKNOWN
     inside = (*inside, id(value))
-    if isinstance(value, _FUNCTIONS):
+    if isinstance(value, _FUNCTIONS) or _is_called(value):
         calls.append(value)
         given = ((name, part, kept) for name, part, kept in _bound(value) if kept or part is not None)
-        bound = _known({name: _written(part, calls, inside, fixed=kept) for name, part, kept in given})
-        return f"function {_name(value)}" + (f" {bound}" if bound else "")
+        bound = _known({name: _written(part, calls, inside, fixed=kept, hook=hook) for name, part, kept in given})
+        source = source_of(value)
+        named = _name(value) if source is None else f"{_name(value)} {digest(source)}"
+        return f"function {named}" + (f" {bound}" if bound else "")
+    if isinstance(value, dict | list) and hook and not fixed:
+        return _UNKNOWN
     if isinstance(value, dict):
         # In the order of the keys: that of a mapping made from a set differs between processes.
         plain = all(isinstance(key, str | int | float | None) for key in value)
         ordered = sorted(value.items(), key=lambda item: str(item[0])) if plain else []
-        found = {key: _written(part, calls, inside, fixed=fixed) for key, part in ordered}
+        found = {key: _written(part, calls, inside, fixed=fixed, hook=hook) for key, part in ordered}
         return found if found and len(found) == len(_known(found)) else _UNKNOWN
     if isinstance(value, tuple | list):
-        parts = [_written(part, calls, inside, fixed=fixed) for part in value]
+        parts = [_written(part, calls, inside, fixed=fixed, hook=hook) for part in value]
         if not parts or any(part is _UNKNOWN for part in parts):
             return _UNKNOWN
         return tuple(parts) if isinstance(value, tuple) else parts
@@ -116,8 +171,13 @@ def _known(found: dict[Any, Any]) -> dict[Any, Any]:
     return {key: value for key, value in found.items() if value is not _UNKNOWN}
 
 
+def _is_called(value: Any) -> bool:
+    """Whether a value is an object that is called like a function; modules are compared by themselves."""
+    return callable(value) and not isinstance(value, type | nn.Module) and hasattr(value, "__dict__")
+
+
 def _name(function: Any) -> str:
-    """The name of a function, of a partial that of its function."""
+    """The name of a function, of a partial that of its function, of another object that of its type."""
     function = function.func if isinstance(function, functools.partial) else function
     function = function if hasattr(function, "__qualname__") else type(function)
     return f"{function.__module__}.{function.__qualname__}"
@@ -125,11 +185,15 @@ def _name(function: Any) -> str:
 
 def _bound(function: Any) -> Iterator[tuple[str, Any, bool]]:
     """The values that a function has beside its code, with their names: the arguments of a partial and defaults, which
-    are fixed, and variables of the function in which it was defined."""
+    are fixed, attributes of an object, and variables of the function in which it was defined."""
     if isinstance(function, functools.partial):
         yield "func", function.func, False
         yield from ((str(place), part, True) for place, part in enumerate(function.args))
         yield from ((name, part, True) for name, part in function.keywords.items())
+    elif not isinstance(function, _FUNCTIONS):
+        yield from _attributes(function)
+    if isinstance(function, MethodType) and not isinstance(function.__self__, type | nn.Module):
+        yield from _attributes(function.__self__)
     function = getattr(function, "__func__", function)
     # Those of torch's own functions are of its implementation.
     if isinstance(function, FunctionType) and not f"{function.__module__}.".startswith("torch."):
@@ -138,3 +202,9 @@ def _bound(function: Any) -> Iterator[tuple[str, Any, bool]]:
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or ()):
             with contextlib.suppress(ValueError):  # a variable without a value yet
                 yield name, cell.cell_contents, False
+
+
+def _attributes(value: Any) -> Iterator[tuple[str, Any, bool]]:
+    """The attributes of an object that are not private."""
+    given = getattr(value, "__dict__", {})
+    yield from ((name, part, False) for name, part in given.items() if not name.startswith("_"))

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from atent import runs as folder
+from atent.contracts import check_default_device
 from atent.data import Data
 from atent.data.builder import built as built_data
 from atent.models import check_output
@@ -36,7 +37,8 @@ class Builders:
 
     def check(self, model: nn.Module, data: Data) -> None:
         """ValueError, in one line, unless the builders give the architecture of ``model`` and the samples of
-        ``data``."""
+        ``data``, and if torch creates tensors without values."""
+        check_default_device()
         if self.model is not None:
             with torch.random.fork_rng():
                 made = built_model(self.model, self.model_args, classes=data.classes, shape=data.shape)

@@ -22,7 +22,9 @@ from atent.models import ModelSettings
 from atent.optim import Optimizer, Schedule
 from atent.origins import sources_of
 from atent.runs.folder import BUILDER_KEYS
+from atent.runs.identity import functions_of, is_built_in, layers_of
 from atent.runs.manifest import read_json
+from atent.runs.weights import unwrapped
 from atent.threat import EXTRA
 from atent.train.settings import TrainSettings
 
@@ -61,13 +63,18 @@ def fingerprint(config: dict[str, Any]) -> str:
 def started(
     config: dict[str, Any], data: Data, method: Method, model: nn.Module, optimizer: Any, attacks: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The position before the first step, with what a resumed run must share: the settings, and the source of the
-    user's own method, network, ``optimizer`` and ``attacks``, by module. Of the data the samples count."""
+    """The position before the first step, with what a resumed run must share: the settings, the layers of the network,
+    and the source of the user's own method, network, ``optimizer`` and ``attacks``, by module. Of the data the samples
+    count."""
     kinds = {type(each) for each in (method, *model.modules(), optimizer, *attacks.values())}
     # Functions that build the network or the optimizer.
     named = [(config[part].get("name") or "").partition(":") for part in ("model", "optimizer")]
     builders = [_known(module, path) for module, _, path in named if path and module in sys.modules]
-    shared = {"config": fingerprint(config), "code": sources_of([*kinds, *builders])}
+    net, name = unwrapped(model), config["model"].get("name")
+    code = sources_of([*kinds, *builders, *functions_of(net)])
+    # A later version may build the layers of a network that the settings name in another way.
+    layers = layers_of(net, named=name is not None and is_built_in(net))
+    shared = {"config": fingerprint(config), "code": code, "layers": layers}
     frozen = sorted(name for name, p in model.named_parameters() if not p.requires_grad)
     shared |= {"frozen": frozen, "samples": config["about"]["data"].get("digest"), "split": _split(data)}
     return {**shared, "epoch": 0, "step": 0}
@@ -92,8 +99,8 @@ def _known(module: str, path: str) -> Any:
 def difference(before: Mapping[str, Any], now: Mapping[str, Any], method: Method) -> str | None:
     """The difference that prevents resuming a run from the saved position ``before``, as text; None if there is none.
 
-    Runs of earlier versions have no record of the code, of frozen parameters, of samples without files and of the
-    split."""
+    Runs of earlier versions have no record of the code, of layers, of frozen parameters, of samples without files and
+    of the split."""
     if changed := edited(before.get("code") or {}, now["code"]):
         return (
             f"code: {changed} since then; restore it, or train with the new code under another --name, from the"
@@ -105,7 +112,7 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any], method: Method
     if other is not None:
         how = "was frozen, and is not" if other in was else "was trained, and is frozen"
         return f"parameters: {other} {how}; set its requires_grad as then"
-    changed = _changed(before["config"], now["config"], method)
+    changed = _changed(before["config"], now["config"], method) or _rebuilt(before.get("layers"), now["layers"])
     for part, line in (
         ("samples", "its samples have changed, use those of its training"),
         ("split", "other samples are in its training or its validation set, use its limit, validation and split_seed"),
@@ -113,6 +120,18 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any], method: Method
         if changed is None and None not in (before.get(part), now[part]) and before[part] != now[part]:
             changed = f"data: {line}"
     return changed
+
+
+def _rebuilt(before: Mapping[str, str] | None, now: Mapping[str, str]) -> str | None:
+    """The first layer that is another one ``now``; None if there is none, or no record."""
+    names = [] if before is None else [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    if before is None or not names:
+        return None
+    # A container is named by its type and its own settings; the layers in it tell more.
+    name = next((each for each in names if each), "")
+    was, present = (layers.get(name, "not there") for layers in (before, now))
+    more = f" and {len(names) - 1} others" if len(names) > 1 else ""
+    return f"layers: {name or 'the network'} was {was}, and is {present}{more}; build the network as it was then"
 
 
 def edited(before: Mapping[str, str], now: Mapping[str, str]) -> str | None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from torch import nn
 
+from atent.distributed.gradients import densify
 from atent.methods import Method, awp, embedding
 from atent.methods.inner import InnerPrecision, lowered
+from atent.optim import Optimizer
 from atent.train.settings import TrainSettings
 
 
@@ -34,6 +37,16 @@ def title(method: Method, settings: TrainSettings) -> str:
     """The name of the method with its additions, for tables: TRADES, TRADES-ER, TRADES-AWP, TRADES-ER-AWP."""
     er, perturbed = "-ER" if settings.embedding.weight else "", "-AWP" if settings.awp.gamma else ""
     return f"{type(method).__name__}{er}{perturbed}"
+
+
+def finish_gradient(model: nn.Module, optimizer: Optimizer) -> None:
+    """Clip the gradient of a step if so set; sparse gradients that the optimizer or the clipping does not support
+    become dense."""
+    sparse = [p for p in model.parameters() if p.grad is not None and p.grad.layout != torch.strided]
+    if sparse and (optimizer.clip_norm is not None or not optimizer.takes_sparse):
+        densify(sparse)
+    if optimizer.clip_norm is not None:
+        nn.utils.clip_grad_norm_(model.parameters(), optimizer.clip_norm)
 
 
 def rates(optimizer: torch.optim.Optimizer, lr: float) -> list[float]:

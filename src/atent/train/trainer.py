@@ -40,7 +40,7 @@ from atent.train.result import Diverged, Fitted
 from atent.train.rows import parts_of, row_of
 from atent.train.run_files import Keeper, identified
 from atent.train.settings import TrainSettings, pick_device
-from atent.train.step import around, rates
+from atent.train.step import around, finish_gradient, rates
 from atent.train.validation import Validation
 from atent.train.watch import STOP, watch
 
@@ -275,8 +275,7 @@ class Trainer:
 
             found = self.micro.accumulate(len(y), self.position, self.state, self.optimizer.zero_grad, descend)
             self.finite.see(now, [metrics["loss"] for metrics, _ in found])
-            if self.optimizer_settings.clip_norm is not None:
-                nn.utils.clip_grad_norm_(self.model.parameters(), self.optimizer_settings.clip_norm)
+            finish_gradient(self.model, self.optimizer_settings)
             self.micro.agree(self.state)
             for metrics, n in found:
                 self.meter.add(metrics, n)
@@ -379,7 +378,7 @@ class Trainer:
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Restore a `state_dict`."""
-        self.position = {"code": self.position["code"], **saved["mark"]}
+        self.position = {name: self.position[name] for name in ("code", "layers")} | saved["mark"]
         put(self.model, saved["model"], saved.get("own", ()))
         self.optimizer.load_state_dict(saved["optimizer"])
         self.state, self.meter = saved["method"], Meter.restore(folder.with_present_keys(saved["meter"]))
