@@ -226,7 +226,7 @@ _ANY: Box = (-LARGEST, LARGEST)
 
 
 def begun(
-    method: Method, model: nn.Module, x: Tensor, y: Tensor, rng: None, *, descends: bool = False
+    method: Method, model: nn.Module, x: Tensor, y: Tensor, rng: object, *, descends: bool = False
 ) -> tuple[Tensor, Tensor, torch.Generator]:
     """The batch and the generator of a call without one.
 
