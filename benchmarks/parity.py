@@ -56,7 +56,7 @@ def versus(threat: Threat) -> list[tuple[Attack, str, Peer]]:
              loss_type="cross_entropy")),
         (FAB(threat, steps=100), "pyautoattack FAB", autoattack("fab")),
         (FAB(threat, steps=100, targets=9), "pyautoattack FAB-T", autoattack("fab-targeted")),
-        (Square(threat, queries=5000), "pyautoattack Square", autoattack("square")),
+        (Square(threat, queries=5000, schedule="absolute"), "pyautoattack Square", autoattack("square")),
         (Square(threat, queries=5000), "ART Square", art("SquareAttack", max_iter=5000, nb_restarts=1)),
         (AutoAttack(threat), "pyautoattack AutoAttack", autoattack("whole")),
         (DeepFool(endless, steps=50), "foolbox DeepFool",

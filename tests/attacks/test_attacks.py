@@ -54,7 +54,7 @@ SETTINGS = {
     ],
     "Square": lambda norm: [
         {"queries": 15, "loss": "ce", "restarts": 2},
-        {"queries": 70, "p_init": 0.3},
+        {"queries": 70, "p_init": 0.3, "schedule": "absolute"},
     ],
     "APGD": lambda norm: [
         *starts(norm, steps=3),

@@ -28,7 +28,7 @@ def test_the_parts_are_the_published_ones(norm):
         "APGD-CE": APGD(threat, 100, 1, "ce"),
         "APGD-T": APGD(threat, 100, 1, "dlr-targeted", targets=9),
         "FAB-T": FAB(threat, 100, 1, targets=9, stop_at_eps=True),
-        "Square": Square(threat, 5000, p_init=0.8, restarts=1),
+        "Square": Square(threat, 5000, p_init=0.8, schedule="absolute", restarts=1),
     }
     assert list(AutoAttack(threat).parts()) == ["APGD-CE", "APGD-T", "FAB-T", "Square"]
     assert AutoAttack(threat, "rand").parts() == {
@@ -42,7 +42,7 @@ def test_the_parts_are_the_published_ones(norm):
         "APGD-CE": APGD(sparse, 100, 5, "ce", radii="shrinking"),
         "APGD-T": APGD(sparse, 100, 1, "dlr-targeted", targets=5, radii="shrinking"),
         "FAB-T": FAB(sparse, 100, 1, targets=9, stop_at_eps=True),
-        "Square": Square(sparse, 5000, p_init=0.8, restarts=1),
+        "Square": Square(sparse, 5000, p_init=0.8, schedule="absolute", restarts=1),
     }
     assert [label(AutoAttack(threat)), label(AutoAttack(threat, "rand"))] == ["AutoAttack", "AutoAttack rand"]
 

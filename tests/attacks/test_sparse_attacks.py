@@ -191,7 +191,7 @@ def test_autoattack_in_l1_is_the_published_ensemble():
     assert (ce.restarts, ce.radii, ce.steps) == (5, "shrinking", 100)
     assert (targeted.targets, targeted.radii, targeted.loss) == (5, "shrinking", "dlr-targeted")
     assert parts["FAB-T"].targets == 9
-    assert parts["Square"].queries == 5000
+    assert (parts["Square"].queries, parts["Square"].schedule) == (5000, "absolute")
 
 
 # ---- norms that an attack or method does not have, and threats as text -----------------------------------

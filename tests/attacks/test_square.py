@@ -44,6 +44,15 @@ def test_the_schedule_is_the_published_one(queries):
         ]  # fmt: skip
 
 
+@pytest.mark.parametrize("queries", [5000, 250])
+def test_an_absolute_schedule_is_that_of_10000_queries(queries):
+    """As in AutoAttack: after 5,000 queries p is p_init / 128, not p_init / 512."""
+    attack = Square(Threat("linf", 0.1), queries=queries, schedule="absolute")
+    shares = [attack.share(query) for query in range(queries)]
+    assert shares == [published_share(query, 10_000, 0.8) for query in range(queries)]
+    assert shares[-1] == 0.8 / (128 if queries == 5000 else 8)
+
+
 def test_windows_have_the_published_sides():
     assert [window_side(0.8 / 2**k, 32, 32, 1) for k in range(10)] == [29, 20, 14, 10, 7, 5, 4, 3, 2, 1]
     assert [window_side(0.8 / 2**k, 8, 8, 3) for k in range(5)] == [7, 5, 4, 3, 3]

@@ -31,7 +31,8 @@ class AutoAttack(Attack):
 
     Misclassified samples are not attacked, and each part attacks only the samples that remain correctly classified
     after the previous ones, which takes one forward per part. FAB stops searching for a sample once it finds a point
-    within eps. With fewer than 10 classes the targeted parts use all wrong classes, and with fewer classes than a DLR
+    within eps. Square's windows shrink after the published numbers of queries, also where ``queries`` is another
+    number. With fewer than 10 classes the targeted parts use all wrong classes, and with fewer classes than a DLR
     loss needs (4; rand: 3) `APGD` maximises the difference of logits in its place, as `remarks` reports.
 
     References
@@ -89,7 +90,7 @@ class AutoAttack(Attack):
             "APGD-CE": APGD(threat, steps, 5 if sparse else 1, radii=radii),
             "APGD-T": APGD(threat, steps, loss="dlr-targeted", targets=few, radii=radii),
             "FAB-T": FAB(threat, steps, targets=targets, stop_at_eps=True),
-            "Square": Square(threat, self.queries),
+            "Square": Square(threat, self.queries, schedule="absolute"),
         }
 
     def remarks(self, classes: int) -> list[str]:
