@@ -29,6 +29,7 @@ class Net(nn.Module):
         self.conv, self.mix, self.up = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 1), nn.ConvTranspose2d(4, 4, 1)
         self.block, self.relu, self.fc = Block(), nn.ReLU(inplace=True), nn.LazyLinear(3)
         self.square, self.kernel = nn.Parameter(torch.zeros(4, 4)), nn.Parameter(torch.zeros(4, 4, 1, 1))
+        self.gain = nn.Parameter(torch.ones(4))
         self.register_buffer("shift", torch.full((4, 1, 1), 0.3))
 
     def forward(self, x):
@@ -58,6 +59,10 @@ NAMED = {
     "an absolute value": (lambda m, z: torch.abs(input=torch.neg(input=z)), lambda m, z: abs(-z)),
     "a clamp": (lambda m, z: torch.clamp(max=0.5, input=z, min=-1), lambda m, z: z.clamp(-1, 0.5)),
     "a mean": (lambda m, z: torch.mean(dim=(2, 3), input=z), lambda m, z: z.mean((2, 3))),
+    "a mean by the names of numpy": (
+        lambda m, z: z.mean(axis=(2, 3), keepdims=True),
+        lambda m, z: z.mean((2, 3), keepdim=True),
+    ),
     "pooling": (lambda m, z: F.avg_pool2d(kernel_size=2, input=z), lambda m, z: F.avg_pool2d(z, 2)),
     "a new shape": (lambda m, z: torch.reshape(shape=(-1, 64), input=z), lambda m, z: z.reshape(-1, 64)),
     "a view": (lambda m, z: z.view(size=(-1, 8, 8)), lambda m, z: z.view(-1, 8, 8)),
@@ -73,6 +78,26 @@ def test_a_named_argument_is_read_as_one_in_its_place(name):
     x, threat = inputs((1, 4, 4)), Threat("linf", 0.03)
     for one, other in zip(bounds(named, x, threat), bounds(placed, x, threat), strict=True):
         assert torch.equal(one, other)
+
+
+SHAPED = {
+    "view": lambda m, z: z * m.gain.view(1, 4, 1, 1),
+    "index": lambda m, z: (z - m.gain[:, None, None]) / m.square[0][None, :, None, None],
+    "names": lambda m, z: torch.add(input=z, other=torch.reshape(input=m.gain, shape=(4, 1)).unsqueeze(dim=-1)),
+}
+
+
+@pytest.mark.parametrize("name", SHAPED)
+def test_a_parameter_is_read_in_another_shape(name):
+    """Before: refused, as a view or an index of the input that bounds cannot read."""
+    net = net_of(SHAPED[name])
+    graph, x = read(net), inputs((1, 4, 4))
+    encloses(net, x, Threat("linf", 0.03), "crown", 20)
+    before = bounds(graph, x, Threat("linf", 0.0))[0]
+    with torch.no_grad():
+        net.gain.mul_(2)
+        torch.testing.assert_close(bounds(graph, x, Threat("linf", 0.0))[0], net(x), rtol=0, atol=1e-10)
+        assert not torch.allclose(before, net(x))
 
 
 MULTIPLES = {
@@ -95,6 +120,7 @@ EVAL = {
         lambda m, z: F.feature_alpha_dropout(z, training=m.training),
         (4, 1),
     ),
+    "no elements": (nn.Dropout(0.0), lambda m, z: F.dropout(input=z, p=0.0), (4,)),
     "elements": (nn.Dropout(), lambda m, z: torch.dropout(input=z, p=0.5, train=m.training), (4,)),
     "channels of one dimension": (nn.Dropout1d(), lambda m, z: F.dropout1d(z, 0.5, m.training), (4, 1)),
     "channels of two dimensions": (nn.Dropout2d(), lambda m, z: F.dropout2d(z, 0.5, m.training), (4, 1, 1)),
@@ -137,6 +163,9 @@ def test_what_stays_random_in_eval_mode_is_refused_by_that():
         (lambda m, z: m.mix(z=z), ["mix (Conv2d)", "other arguments than its own"]),
         (lambda m, z: torch.div(z, 2, rounding_mode="floor"), ["div", "rounding_mode"]),
         (lambda m, z: torch.add(z, z, out=z), ["add", "out"]),
+        (lambda m, z: z * m.gain.exp().view(4, 1, 1), ["exp", "weights or buffers alone", "__init__"]),
+        (lambda m, z: z.flatten(2), ["flatten", "arguments", "use flatten(1)"]),
+        (lambda m, z: z.mean(1), ["mean", "arguments", "height and width"]),
         (lambda m, z: torch.clamp(z, min=m.mix(z)), ["clamp", "limits that are not numbers"]),
         (lambda m, z: F.linear(input=z, weight=z), ["linear", "weights that depend on the input"]),
         (lambda m, z: m.relu(input=m.block(z)) + m.block.conv(z), None),

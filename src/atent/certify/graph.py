@@ -5,13 +5,13 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 
 from atent.certify import affine, arguments, copies
-from atent.certify.arguments import option
+from atent.certify.arguments import dims, option
 from atent.certify.operators import DROPOUTS, LAYERS, NORMS, Fork, Kind, Known, function, times
 from atent.certify.tracing import AUGMENTED, Tracer, check_readable, known_layer, owner
 from atent.docstrings import Documented
@@ -208,7 +208,7 @@ _PRODUCTS = ("mul", "imul", "div", "truediv", "itruediv")
 
 def _translate(
     step: fx.Node, root: nn.Module, nodes: list[Node], found: Found, shared: dict[fx.Node, list[fx.Node]]
-) -> int | _Shape:
+) -> int | _Shape | _Constant:
     if step.op == "call_module":
         module = root.get_submodule(str(step.target))
         name = f"{str(step.target).partition('.')[2] or 'the model'} ({type(module).__name__})"
@@ -237,6 +237,9 @@ def _translate(
         if name in ("cat", "concat", "concatenate"):
             nodes.append(_joined(name, step, found))
             return len(nodes) - 1
+        sources = [found[source] for source in step.all_input_nodes]
+        if sources and all(isinstance(source, _Constant) for source in sources):
+            return _Constant(arguments.copied(step, lambda source: cast(_Constant, found[source]).get))
         known = _operation(name, operands, step, found)
     # Arithmetic may have its constant first.
     before = next((operand for operand in operands if type(operand) is int), None)
@@ -251,7 +254,7 @@ def _joined(name: str, step: fx.Node, found: Found) -> Node:
     """The node of a `torch.cat`."""
     tensors: Any = option(step, 0, "tensors", ())
     places = [_seen(part, found) for part in (() if isinstance(tensors, fx.Node) else tensors)]
-    dim = option(step, 1, "dim", step.kwargs.get("axis", 0))
+    dim = option(step, 1, "dim", 0)
     if not places or not all(type(place) is int for place in places) or not isinstance(dim, int):
         raise ValueError(
             f"{name} in the code of {owner(step)} joins other things than activations, which bounds cannot read"
@@ -340,16 +343,20 @@ def _operation(name: str, operands: list[Any], step: fx.Node, found: Found) -> K
         fixed = len(sizes) > 2 and all(isinstance(side, int) for side in sizes[1:])
         if fixed and (isinstance(_seen(sizes[0], found), _Shape) or (sizes[0] == -1 and min(sizes[1:]) > 0)):
             return [("affine", copies.reshaped(sizes[1:]))]
-    if name == "mean" and _dims(option(step, 1, "dim", ())) in ((2,), (-1,)):
+    if name == "mean" and dims(option(step, 1, "dim", ())) in ((2,), (-1,)):
         return [("affine", affine.mean(bool(option(step, 2, "keepdim", False)), over=1))]
-    if name == "mean" and sorted(d % 4 for d in _dims(option(step, 1, "dim", ()))) == [2, 3]:
+    if name == "mean" and sorted(d % 4 for d in dims(option(step, 1, "dim", ()))) == [2, 3]:
         return [("affine", affine.mean(bool(option(step, 2, "keepdim", False))))]
     if name == "adaptive_avg_pool2d" and option(step, 1, "output_size", None) in (1, (1, 1), [1, 1]):
         return [("affine", affine.mean(True))]
     if name in ("avg_pool2d", "max_pool2d"):
         layer: Any = nn.AvgPool2d if name == "avg_pool2d" else nn.MaxPool2d
         return _layer(layer(*rest, **options), name)
-    raise ValueError(f"{name} in the code of {owner(step)} is not supported by bounds: use {SUPPORTED}")
+    form = arguments.READ.get(name)
+    why = (
+        f"has arguments that bounds cannot read: use {form}" if form else f"is not supported by bounds: use {SUPPORTED}"
+    )
+    raise ValueError(f"{name} in the code of {owner(step)} {why}")
 
 
 def _arithmetic(name: str, constant: Callable[[], Tensor], factor: float, *, constant_first: bool) -> Known | None:
@@ -387,7 +394,3 @@ def _position(argument: Any, found: Found, name: str) -> int:
     if type(place) is not int:
         raise ValueError(f"{name} must be one tensor of logits that depends on the input, got {argument}")
     return place
-
-
-def _dims(dim: Any) -> tuple[int, ...]:
-    return (dim,) if isinstance(dim, int) else tuple(dim)

@@ -64,13 +64,12 @@ def _defined(boxes: list[Box], logits: Box) -> Box:
 
     Layers after such a value may hide it: the interval of its sigmoid is finite, and the network's own is NaN.
     """
-    lost = torch.stack([(box.lower.isneginf() & box.upper.isposinf()).flatten(1).any(1) for box in boxes]).any(0)
+    lost = torch.stack([(box.lower.isneginf() & box.upper.isposinf()).flatten(1).any(1) for box in boxes]).any(0)[
+        :, None
+    ]
     slack = torch.zeros_like(logits.lower) if logits.slack is None else logits.slack
-    infinite = {
-        side: value.masked_fill(lost[:, None], sign * torch.inf)
-        for side, value, sign in (("lower", logits.lower, -1), ("upper", logits.upper, 1), ("slack", slack, 1))
-    }
-    return replace(logits, **infinite)
+    lower, upper = logits.lower.masked_fill(lost, -torch.inf), logits.upper.masked_fill(lost, torch.inf)
+    return replace(logits, lower=lower, upper=upper, slack=slack.masked_fill(lost, torch.inf))
 
 
 def _improvable(graph: Graph, number: int, boxes: list[Box], place: Region, keep: bool) -> bool:

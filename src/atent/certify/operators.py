@@ -60,7 +60,8 @@ def _randomized(
 
 def _dropout(trains: bool) -> Callable[..., Known]:
     def known(z: Any, p: Any = 0.5, training: Any = trains, inplace: Any = False, *, train: Any = None) -> Known:
-        _refuse_random(training if train is None else train)
+        if p != 0:
+            _refuse_random(training if train is None else train)
         return []
 
     return known
