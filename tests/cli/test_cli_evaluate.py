@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from command_line import QUICK, refused, said
+from command_line import QUICK, refused, replaced, said
 
 import atent
 from atent import runs as folder
@@ -18,7 +18,7 @@ from atent.cli import main
 def trained(tmp_path_factory):
     """A run folder of a short training."""
     root = tmp_path_factory.mktemp("trained")
-    args = [*QUICK, "--data.limit", "1000", "--train.epochs", "5"]
+    args = replaced(QUICK, "--data.limit", "1000", "--train.epochs", "5")
     assert main(["train", "digits-linf-pgdat", "--runs", str(root), "--name", "run", *args]) == 0
     return root / "run"
 
@@ -175,7 +175,7 @@ def test_evaluate_your_own_network_and_a_file(run_of, capsys):
         for p in ("run/evaluation.json", "outside-robust-evaluation.json", "run/best-evaluation.json")
     )
     assert first["outcomes"] == second["outcomes"] == third["outcomes"]
-    status, out, err = said(capsys, "evaluate", "outside:Wants", *about, "--limit", "500")
+    status, out, err = said(capsys, "evaluate", "outside:Wants", *replaced(about, "--limit", "500"))
     assert status == 0, err
     assert "hint: the model seems to expect normalised inputs" in out
 

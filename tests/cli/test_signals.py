@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from command_line import replaced
 from processes import environment, is_alive, script, started, status_of, stopped, until
 
 from atent import signals
@@ -324,8 +325,10 @@ def grid(place, name):
     return {
         "train": ["train", "digits-linf-atent", "--no_baseline", "--name", "t", *new],
         "test set": [
-            "train", "digits-linf-standard", "--no_baseline", "--name", "t", "--runs", "runs", *TINY, "--train.epochs",
-            "1", "--evaluate.norm", "linf", "--evaluate.eps", "0.001", "--evaluate.attacks", heavy,
+            "train", "digits-linf-standard", "--no_baseline", "--name", "t", "--runs", "runs", *replaced(
+                TINY, "--train.epochs", "1", "--evaluate.norm", "linf", "--evaluate.eps", "0.001",
+                "--evaluate.attacks", heavy,
+            ),
         ],
         "pretrain": ["pretrain", "digits-acl", "--name", "t", *new],
         "compare": ["compare", "digits-linf-standard", "digits-linf-pgdat", "--name", "t", "--seeds", "1", *new],

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import replaced
 from processes import environment, status_of, until
 from safetensors.torch import load_file
 from torch.distributed.run import get_args_parser
@@ -506,7 +507,7 @@ def rows(run):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_a_signal_to_torchrun_saves_once_and_is_resumed(tmp_path, name):
-    words = ("train", "digits-linf-atent", *TINY, "--train.epochs", "300", "--name", "one")
+    words = ("train", "digits-linf-atent", *replaced(TINY, "--train.epochs", "300"), "--name", "one")
     process = torchrun(tmp_path, *words, master_port=free_port())
     run = tmp_path / "runs" / "one"
     assert until(lambda: rows(run) > 1, process)
@@ -532,7 +533,7 @@ def test_ranks_that_are_killed_are_started_again_and_lose_no_epoch(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_rank_that_dies_ends_the_others_in_seconds(tmp_path, killed):
-    words = ["-m", "atent", "train", "digits-linf-atent", *TINY, "--train.epochs", "500"]
+    words = ["-m", "atent", "train", "digits-linf-atent", *replaced(TINY, "--train.epochs", "500")]
     processes = ranks([*words, "--runs", tmp_path, "--name", "one"])
     try:
         assert until(lambda: rows(tmp_path / "one") > 1, processes[0])

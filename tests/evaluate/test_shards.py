@@ -9,7 +9,7 @@ import sys
 import numpy
 import pytest
 import torch
-from command_line import gaussian_run
+from command_line import gaussian_run, replaced
 from processes import environment, until
 from torch import nn
 
@@ -48,12 +48,8 @@ def untimed(content):
 
 
 def evaluate_words(run, out, *more):
-    """The words of an evaluation; an option of ``more`` replaces that of `EVALUATE`, since none may be given twice."""
-    words, keep = [], True
-    for word in EVALUATE:
-        keep = word not in more if word.startswith("--") else keep
-        words += [word] * keep
-    return ["evaluate", str(run), *words, *more, "--out", str(out)]
+    """The words of an evaluation; an option of ``more`` replaces that of `EVALUATE`."""
+    return ["evaluate", str(run), *replaced(EVALUATE, *more), "--out", str(out)]
 
 
 def evaluated(run, out, *more):

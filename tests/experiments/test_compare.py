@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import replaced
 from processes import held_elsewhere
 from tiny_recipes import METHODS, jobs, recipe, refused, said, times
 
@@ -119,7 +120,7 @@ def test_compare_trains_once_and_reuses(here, capsys, monkeypatch):
     assert "optimizer.lr" in err
     assert "0.5" in err
     assert "another --name" in err
-    assert "seed 1" in refused(capsys, *named, "--seeds", "1")
+    assert "seed 1" in refused(capsys, *replaced(named, "--seeds", "1"))
     assert "not a comparison" in refused(capsys, *named[:3], "plain-seed0", *named[4:], "--runs", str(path))
     saved = run.read_json(path / "pgd-seed1" / "config.json")
     saved["method"]["steps"] = 7

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from command_line import replaced
 from scipy.integrate import quad
 from torch import nn
 
@@ -572,7 +573,7 @@ def test_kinks_warn_and_the_report_shows_the_table(here, capsys):
     ],
 )
 def test_mistakes_are_one_line(here, capsys, args, reported):
-    assert main(["theory", "own:smooth", "--data", "digits", *SMALL, *args]) == 2
+    assert main(["theory", "own:smooth", "--data", "digits", *replaced(SMALL, *args)]) == 2
     err = capsys.readouterr().err.strip().splitlines()
     assert len(err) == 1
     assert reported in err[0]

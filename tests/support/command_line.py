@@ -15,6 +15,16 @@ def said(capsys, *args):
     return status, out, err
 
 
+def replaced(words, *more):
+    """The words with those of ``more``, whose options replace others of the same name, since none may be given
+    twice."""
+    kept, keep = [], True
+    for word in words:
+        keep = word not in more if word.startswith("--") else keep
+        kept += [word] * keep
+    return [*kept, *more]
+
+
 def refused(capsys, *args, status=2, lines=1):
     """The error of a command that must fail: so many lines, no traceback."""
     got, _, err = said(capsys, *args)

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from command_line import replaced
 from kit import unsealed
 
 from atent import Threat
@@ -143,7 +144,7 @@ def test_a_finished_run_is_not_evaluated_again(here, capsys, monkeypatch):
 
 def test_an_evaluation_under_other_settings_is_made_again(here, capsys):
     """The settings of the evaluation are in config.json, and may be edited there after the training."""
-    words = [*QUICK, "--train.epochs", "2", "--train.select", "clean", "--optimizer.lr", "1e-9"]
+    words = replaced(QUICK, "--train.epochs", "2", "--train.select", "clean", "--optimizer.lr", "1e-9")
     said(capsys, "train", "digits-linf-standard", "--name", "one", *words, "--quiet")
     run, resume = Path("runs/one"), ["train", "--resume", "runs/one", "--quiet"]
     made = json.loads((run / "evaluation.json").read_text())
@@ -168,7 +169,7 @@ def test_an_evaluation_under_other_settings_is_made_again(here, capsys):
 
 
 def test_a_new_training_reports_the_interrupted_one_beside_it(here, capsys, monkeypatch):
-    words = ["train", "digits-linf-standard", *QUICK, "--train.epochs", "2", "--quiet"]
+    words = ["train", "digits-linf-standard", *replaced(QUICK, "--train.epochs", "2"), "--quiet"]
     train_epoch, epochs = Trainer._train_epoch, iter((1, 2))
 
     def interrupted(self, *args, **how):
