@@ -114,7 +114,7 @@ def _folded(model: nn.Module, x: Tensor) -> tuple[fx.GraphModule, int]:
             continue
         norm, other = (after, before) if type(second) in _NORMS else (before, after)
         _replace(traced, str(other.target), made)
-        norm.replace_all_uses_with(cast(fx.Node, norm.args[0]))
+        norm.replace_all_uses_with(norm.all_input_nodes[0])
         traced.graph.erase_node(norm)
         single -= {norm.target}
         done += 1
@@ -141,9 +141,10 @@ def _single(traced: fx.GraphModule) -> set[str]:
 def _pairs(traced: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.Node]]:
     """Calls of two modules in which only the second reads the output of the first."""
     for node in traced.graph.nodes:
-        if node.op == "call_module" and len(node.args) == 1 and not node.kwargs:
-            before = node.args[0]
-            if isinstance(before, fx.Node) and len(before.users) == 1:
+        # The code may name the argument, as in `self.norm(input=z)`.
+        if node.op == "call_module" and len(node.args) + len(node.kwargs) == 1 and node.all_input_nodes:
+            before = node.all_input_nodes[0]
+            if len(before.users) == 1:
                 yield before, node
 
 

@@ -48,6 +48,13 @@ class Small(nn.Module):
         return self.last(torch.relu(self.third(self.fc(x))))
 
 
+class Named(Small):
+    def forward(self, x):
+        x = self.conv(input=self.first(input=x))
+        x = torch.relu(self.second(input=self.grouped(x))).mean((2, 3))
+        return self.last(torch.relu(self.third(self.fc(input=x))))
+
+
 def answers(net, x):
     leaf = x.clone().requires_grad_()
     logits = net(leaf)
@@ -58,6 +65,7 @@ def answers(net, x):
     ("make", "shape", "layers"),
     [
         (Small, (4, 9, 9), 3),
+        (Named, (4, 9, 9), 3),
         (lambda: build("resnet8", classes=4, shape=(3, 16, 16)), (3, 16, 16), 9),
         # Of the two norms of a block, that behind its first convolution; those before a ReLU stay.
         (lambda: build("wrn_28_4", classes=4, shape=(3, 8, 8)), (3, 8, 8), 13),
