@@ -312,7 +312,8 @@ def numbered(ids: Tensor | None, n: int, device: torch.device | str) -> Tensor:
     """Sample numbers (n,) on ``device``, default 0 .. n-1; ValueError as `check_ids`."""
     if ids is None:
         return torch.arange(n, device=device)
-    numbers: Tensor = ids if isinstance(ids, Tensor) else as_tensor("ids", ids)
+    usual = isinstance(ids, Tensor) and ids.layout == torch.strided and not (ids.is_nested or ids.is_meta)
+    numbers: Tensor = cast(Tensor, ids) if usual else as_tensor("ids", ids)
     if not isinstance(ids, Tensor) and not numbers.is_floating_point() and numbers.dtype != torch.bool:
         numbers = numbers.long()
     check_ids(numbers.to(device), n)
