@@ -12,7 +12,7 @@ from typing import Any
 from atent import trust
 from atent.attacks.base import ATTACKS, Attack
 from atent.fields import shown, with_norms
-from atent.messages import unknown
+from atent.messages import shared_settings, unknown
 from atent.origins import defined_here
 from atent.registry import Registry
 from atent.threat import COUNTS, EXTRA, NORMS, Radii, Threat
@@ -289,7 +289,7 @@ def relabelled(attacks: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any
     """The ``attacks`` of a stored evaluation by their present labels; unchanged if one is not a valid text of an
     attack, or refers to code that the file is not trusted to run."""
     try:
-        with trust.fenced():
+        with trust.fenced(), shared_settings():
             made = [parse(entry["attack"], Threat(**entry["threat"]), ATTACKS) for entry in attacks.values()]
         return dict(zip(labelled(made), attacks.values()))
     except (KeyError, TypeError, ValueError):
