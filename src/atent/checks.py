@@ -163,9 +163,11 @@ def as_inputs(x: Any, model: nn.Module | None = None) -> Tensor:
 
     ValueError for a loader, for values that are not numeric, and for half precision with a model in half precision.
     """
-    usual = isinstance(x, Tensor) and x.dtype not in _NARROW and x.layout == torch.strided
-    if usual and not (x.is_nested or x.is_quantized or x.is_meta or torch.get_default_device().type == "meta"):
-        return cast(Tensor, x)
+    without_values = torch.get_default_device().type == "meta"
+    if isinstance(x, Tensor) and not (
+        without_values or x.dtype in _NARROW or x.layout != torch.strided or x.is_nested or x.is_quantized or x.is_meta
+    ):
+        return x
     check_dense("x", x)
     own = None if model is None else next((p for p in check_module(model).parameters() if p.is_floating_point()), None)
     wide = torch.float32 if own is None else own.dtype
@@ -312,7 +314,8 @@ def numbered(ids: Tensor | None, n: int, device: torch.device | str) -> Tensor:
     """Sample numbers (n,) on ``device``, default 0 .. n-1; ValueError as `check_ids`."""
     if ids is None:
         return torch.arange(n, device=device)
-    numbers: Tensor = ids if isinstance(ids, Tensor) else as_tensor("ids", ids)
+    usual = isinstance(ids, Tensor) and ids.layout == torch.strided and not (ids.is_nested or ids.is_meta)
+    numbers: Tensor = ids if usual else as_tensor("ids", ids)
     if not isinstance(ids, Tensor) and not numbers.is_floating_point() and numbers.dtype != torch.bool:
         numbers = numbers.long()
     check_ids(numbers.to(device), n)

@@ -66,7 +66,8 @@ _SHARED = ContextVar("shared", default=False)
 
 @contextmanager
 def shared_settings() -> Iterator[None]:
-    """Inside, `report_setting` is silent: for settings that several trainings share, not all of which use each."""
+    """Inside, `report_setting` is silent: for settings that several trainings share, not all of which use each, and for
+    those of stored results, which are read."""
     token = _SHARED.set(True)
     try:
         yield

@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from types import MethodType
 
@@ -277,6 +279,33 @@ def test_the_program_of_a_compiled_network_counts(made):
     names = [identity_of(program(*given)) for given in nets]
     assert len(set(names)) == len(names)
     assert identity_of(program(nn.ReLU())) == names[0]
+
+
+@dataclass(frozen=True)
+class Moved(Attack):
+    """An attack with a function as a setting."""
+
+    threat: Threat
+    by: Callable = torch.sign
+
+    passes = 1
+    needs_gradient = False
+
+    def search(self, oracle, x, y, streams):
+        return self.threat.project(x + self.by(x), x)
+
+
+def test_the_function_of_an_attack_counts_and_its_address_does_not(tmp_path):
+    """Another process had another address, and another function may have the same one."""
+    x, y, threat = torch.rand(12, 16), torch.arange(12) % 3, Threat("linf", 0.05)
+    first = evaluate(Scaled(), x, y, [Moved(threat, leaky(0.1))], resume=tmp_path / "rows")
+    assert "0x" not in (tmp_path / "rows").read_text()
+    assert "0x" not in "".join(first.attacks)
+    again = evaluate(Scaled(), x, y, [Moved(threat, leaky(0.1))], resume=tmp_path / "rows")
+    assert again.outcomes == first.outcomes
+    for other in (leaky(0.2), torch.sin):
+        with pytest.raises(ValueError, match="an evaluation with other attacks"):
+            evaluate(Scaled(), x, y, [Moved(threat, other)], resume=tmp_path / "rows")
 
 
 IDENTITY = """

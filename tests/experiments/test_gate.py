@@ -8,6 +8,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from command_line import replaced
 from commands import given
 
 from atent.cli import main
@@ -342,7 +343,7 @@ def test_the_page_runs(short_run, capsys):
     few = {"evaluate": ["--limit", "20", "--quiet"], "certify": ["--limit", "5"], "gate": []}
     for words in commands:
         # The network of the test is trained for a moment.
-        assert main([*words, *few[words[0]]]) in (0, 1), capsys.readouterr().err
+        assert main(replaced(words, *few[words[0]])) in (0, 1), capsys.readouterr().err
     assert ElementTree.parse("gate.xml").getroot().get("tests") == "2"
     workflow = re.findall(r"- run: (atent .*)", PAGE)
     assert workflow

@@ -9,8 +9,9 @@ from atent import Threat
 from atent.attacks import FGSM, PGD, AutoAttack
 from atent.certify import Sampling, Smoothed, certify_run, linf_radius, verified
 from atent.data import DataSettings, collect, from_tensors, load
+from atent.data.corruptions import corrupt
 from atent.evaluate import evaluate, predict, sweep
-from atent.methods import PGDAT
+from atent.methods import ATENT, PGDAT
 from atent.train import TrainSettings, fit
 
 X, Y = torch.rand(12, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 3
@@ -384,6 +385,25 @@ def test_inputs_and_labels_of_every_kind_of_tensor_are_refused_in_one_line(call)
     ]  # fmt: skip
     for y in labels:
         refused(lambda y=y: call(X, y))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", [torch.Tensor.to_sparse, lambda t: t.to("meta"), lambda t: torch.nested.nested_tensor(
+    list(t.view(4, 3))
+)], ids=["sparse", "meta", "nested"])  # fmt: skip
+def test_numbers_and_radii_of_every_kind_of_tensor_are_refused_in_one_line(kind):
+    ids, eps = kind(torch.arange(12)), kind(torch.linspace(0.01, 0.1, 12))
+    refused(lambda: evaluate(net(), X, Y, ATTACKS, ids=ids), "ids is ")
+    refused(lambda: Smoothed(net(), 0.25).certify(X, n0=10, n=100, alpha=0.05, ids=ids), "ids is ")
+    refused(lambda: Threat("linf", eps), "eps is ")
+
+
+def test_what_is_no_image_is_refused_by_corruptions_and_calibrations():
+    for x in (X > 0.5, X + 0j):
+        refused(lambda x=x: corrupt(x.repeat(1, 1, 8, 8), "gaussian_noise", 1), "use x.")
+        refused(lambda x=x: ATENT(Threat("l2", 1.0)).calibrate(net(), x, Y), "inputs must be floats")
+    flat = X.flatten(1).to_sparse_csr()
+    refused(lambda: Smoothed(net(), 0.25).predict(flat, n=20), "sparse")
 
 
 def test_inputs_that_are_no_floats_have_the_remedy_of_their_kind():

@@ -180,6 +180,7 @@ SHORT = {"steps": 3, "step_size": 0.01}
         (partial(PGD, LINF, start="zero", momentum=1.0), SHORT, {"step_size": None}),
         (partial(PGD, LINF), SHORT, {"start": "corner"}),
         (partial(PGD, Threat("l2", 0.1)), SHORT, {"step_size": 0.04}),
+        (partial(PGD, Threat("linf", [0.05, 0.1])), SHORT, {"steps": 10}),
         (partial(IFGS, LINF), SHORT, {"step_size": 0.034}),
         (partial(EoT, LINF), {"attack": "PGD(steps=3, step_size=0.01)"}, {"attack": "PGD(steps=3)"}),
         (partial(Langevin, LINF, start="uniform"), SHORT, {"start": "corner"}),
@@ -410,7 +411,7 @@ def test_a_training_resumes_with_the_same_layers(digits, tmp_path):
     for layer, says in (
         (nn.Tanh(), "2 was ReLU .*, and is Tanh"),
         (nn.LeakyReLU(0.1), "2 was ReLU .*, and is LeakyReLU negative_slope=0.1"),
-        (nn.Sequential(nn.ReLU()), "2 was ReLU .*, and is Sequential and 1 others"),
+        (nn.Sequential(nn.ReLU()), "2 was ReLU .*, and is Sequential and 1 other;"),
         (negated(nn.ReLU()), "2 was ReLU .*, and is ReLU .*negated"),
         (replaced(nn.ReLU()), "2 was ReLU .*, and is ReLU .*forward.*replaced"),
     ):

@@ -12,7 +12,7 @@ from typing import Any
 from atent import trust
 from atent.attacks.base import ATTACKS, Attack
 from atent.fields import shown, with_norms
-from atent.messages import unknown
+from atent.messages import shared_settings, unknown
 from atent.origins import defined_here
 from atent.registry import Registry
 from atent.threat import COUNTS, EXTRA, NORMS, Radii, Threat
@@ -22,6 +22,7 @@ _SYNTAX = "write it as a call, such as PGD(steps=40, step_size=0.01, restarts=5)
 
 # Names such as "auto-attack standard" and "AutoAttack (linf)", in lower case without punctuation and spaces.
 _STANDARD = re.compile(r"(standard|full)?autoattack(standard|full|linf|l2|l1)*")
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _APGD = {"ce": "APGD-CE", "dlr": "APGD-DLR", "dlr-targeted": "APGD-T", "margin": "APGD-margin"}
 
 
@@ -145,7 +146,15 @@ def _written(value: Any) -> str:
     """A value as `_value` parses it; a module, which text cannot express, by the name of its class."""
     if isinstance(value, str):
         return value if value.isidentifier() else repr(value)
-    return type(value).__name__ if hasattr(value, "forward") else str(value)
+    return _named_value(value)
+
+
+def _named_value(value: Any) -> str:
+    """A value without the address of an object: a module by its class, a function by its name."""
+    if hasattr(value, "forward"):
+        return type(value).__name__
+    named = callable(value) and hasattr(value, "__qualname__")
+    return str(value.__qualname__) if named else _ADDRESS.sub("", str(value))
 
 
 def plain(attack: Attack) -> dict[str, Any]:
@@ -233,7 +242,7 @@ def _shown(value: Any) -> str:
     """A value for display."""
     if isinstance(value, float):
         return f"{value:.6g}"
-    return type(value).__name__ if hasattr(value, "forward") else str(value)
+    return _named_value(value)
 
 
 def is_standard(text: str) -> bool:
@@ -280,7 +289,7 @@ def relabelled(attacks: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any
     """The ``attacks`` of a stored evaluation by their present labels; unchanged if one is not a valid text of an
     attack, or refers to code that the file is not trusted to run."""
     try:
-        with trust.fenced():
+        with trust.fenced(), shared_settings():
             made = [parse(entry["attack"], Threat(**entry["threat"]), ATTACKS) for entry in attacks.values()]
         return dict(zip(labelled(made), attacks.values()))
     except (KeyError, TypeError, ValueError):

@@ -38,7 +38,7 @@ def check_step(threat: Threat, step_size: float) -> None:
     """ValueError for a negative length, and for one of a signed step that crosses the box and, four times, the ball: it
     ends in a corner of the ball wherever it begins, usually because 2 was written for 2/255."""
     check_number("step_size", step_size, 0)
-    eps = max(threat.eps, default=0.0) if isinstance(threat.eps, Radii) else float(threat.eps)
+    eps = _largest(threat)
     if threat.norm == "linf" and step_size >= max(threat.width, 4 * eps) and not threat.allow_large_eps:
         levels = step_size * threat.width
         guess = f"did you mean {levels:g}/255?" if levels / 255 < threat.width else "give a smaller one"
@@ -48,12 +48,17 @@ def check_step(threat: Threat, step_size: float) -> None:
         )
 
 
+def _largest(threat: Threat) -> float:
+    """The radius, or the largest of those per sample."""
+    return max(threat.eps, default=0.0) if isinstance(threat.eps, Radii) else float(threat.eps)
+
+
 def report_path(threat: Threat, kind: str, steps: int, step_size: float) -> None:
     """Report, once, a path of ``steps`` that is shorter than the radius, from a start ``kind`` that is not there.
 
     Published steps are rounded, such as 0.031 for 8/255.
     """
-    eps, path = float(threat.eps), steps * step_size
+    eps, path = _largest(threat), steps * step_size
     if threat.norm not in COUNTS and kind not in _ON_THE_BOUNDARY and path < 0.95 * eps < math.inf:
         # A share, which is the same while eps and the steps grow together.
         report_setting(

@@ -247,7 +247,7 @@ class Smoothed(metaclass=Settings):
                 f"n = {n} noise samples always abstain at alpha {alpha:g}: where all agree their two-sided p is"
                 f" 2^{1 - n} = {2.0 ** (1 - n):.3g}; give n >= {math.ceil(1 - math.log2(alpha))}"
             )
-        seed = check_seed(seed)
+        x, seed = as_inputs(x, self.model), check_seed(seed)
         self._warn(x, seed, n, batch)
         return predictions(self.votes(x, n, seed=seed, ids=ids, batch=batch, advance=advance), alpha)
 

@@ -22,7 +22,7 @@ from atent.distributed import SINGLE, World
 from atent.evaluate.lines import Lines, Values
 from atent.evaluate.outcomes import bits
 from atent.origins import code_of
-from atent.runs.identity import digest, identity_of
+from atent.runs.identity import digest, function_of, identity_of
 from atent.threat import Box
 
 
@@ -196,9 +196,11 @@ def fingerprint(
 
 
 def _settings(attack: Attack) -> list[Any]:
-    """All that the results of an attack depend on; it may contain a model, such as the source of a transfer."""
+    """All that the results of an attack depend on; it may contain a model, such as the source of a transfer,
+    or a function."""
     models = [identity_of(model) for model in _models(attack)]
-    return [spell(attack, threat=True), list(_box(attack)), *models, *code_of_attack(attack)]
+    functions = [text for f in dataclasses.fields(attack) for text in function_of(getattr(attack, f.name))]
+    return [spell(attack, threat=True), list(_box(attack)), *models, *functions, *code_of_attack(attack)]
 
 
 def code_of_attack(attack: Attack) -> list[str]:

@@ -19,7 +19,7 @@ from atent.experiments import migrate
 from atent.experiments.comparison import against, caveat
 from atent.experiments.results import BoundsFile, CertificateFile, EvaluationFile, SequentialFile, Share, SmoothingFile
 from atent.experiments.target import Target
-from atent.messages import unknown
+from atent.messages import shared_settings, unknown
 from atent.runs.manifest import read_json
 from atent.runs.names import results_in
 from atent.runs.weights import fingerprint
@@ -167,12 +167,13 @@ def _is_required(required: str, name: str, attack: Mapping[str, Any]) -> bool:
         return True
     if wanted.partition("(")[0] != _bare(kind):
         return False
-    # The recorded text omits defaults, and orders and writes settings in its own way.
-    found = spell(parse(kind + required.strip()[len(kind) :], threat, ATTACKS), threat=True)
-    try:
-        return found == spell(parse(text, threat, ATTACKS), threat=True)
-    except ValueError:  # recorded by another version, or with a package that is not installed here
-        return False
+    # The recorded text omits defaults, and orders and writes settings in its own way. Neither is run here.
+    with shared_settings():
+        found = spell(parse(kind + required.strip()[len(kind) :], threat, ATTACKS), threat=True)
+        try:
+            return found == spell(parse(text, threat, ATTACKS), threat=True)
+        except ValueError:  # recorded by another version, or with a package that is not installed here
+            return False
 
 
 def _bare(text: str) -> str:

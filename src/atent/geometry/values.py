@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor
 
+from atent.contracts import check_dense
 from atent.fields import LARGEST, shown
 
 
@@ -134,6 +135,8 @@ def as_eps(value: Any) -> float | Radii:
         return value
     if isinstance(value, str):
         return math.inf if value == "inf" else radius(value)
+    if isinstance(value, Tensor):
+        check_dense("eps", value)
     if hasattr(value, "ndim") and value.ndim > 1:
         raise ValueError(f"eps must be a number or one for each sample, (n,), got {shown(value)}")
     if isinstance(value, list | tuple) or getattr(value, "ndim", 0) == 1:

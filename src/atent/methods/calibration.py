@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from atent.attacks.langevin import Sampler
-from atent.checks import as_samples, check_choice, check_number, check_seed
+from atent.checks import as_samples, check_batch, check_choice, check_number, check_seed
 from atent.sgld import noise_for
 from atent.threat import Threat
 
@@ -86,6 +86,7 @@ def calibrate(
     target = check_number("target", float(method.threat.eps) if target is None else target, 0, above=True)
     if len(x) == 0:
         raise ValueError("calibration needs inputs, got none: give x of shape (n, ...) with n at least 1")
+    check_batch(x, y, method.threat.box)
     method = replace(method, calibrated=False)
     chain = _movable(method, setting, target)
 

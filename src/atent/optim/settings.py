@@ -144,7 +144,7 @@ class Optimizer(metaclass=Settings):
                 made = _made(OPTIMIZERS.find(self.name), self, [p], 0)
                 for _ in range(2):
                     p.grad = torch.sparse_coo_tensor(torch.tensor([[0]]), torch.ones(1, 1), (2, 1))
-                    made.step(lambda: torch.zeros(()))
+                    made.step(lambda: torch.zeros(()))  # type: ignore[arg-type,return-value]
         except Exception:  # the code of a custom optimizer may raise anything
             return False
         return True

@@ -79,6 +79,14 @@ def _contents(model: nn.Module) -> Iterator[str | Tensor]:
         yield from code_of(calls)
 
 
+def function_of(value: Any) -> list[str]:
+    """What identifies a function, or an object that is called like one; [] for other values."""
+    if not (isinstance(value, _FUNCTIONS) or _is_called(value)):
+        return []
+    calls: list[Any] = []
+    return [_ADDRESS.sub("", str(_written(value, calls))), *code_of(calls)]
+
+
 def is_built_in(model: nn.Module) -> bool:
     """Whether all code of a network is of this package, so that its name in a recipe or a file identifies it."""
     packages = {type(module).__module__.partition(".")[0] for module in model.modules()}

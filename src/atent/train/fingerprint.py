@@ -112,7 +112,7 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any], method: Method
     if other is not None:
         how = "was frozen, and is not" if other in was else "was trained, and is frozen"
         return f"parameters: {other} {how}; set its requires_grad as then"
-    changed = _changed(before["config"], now["config"], method) or _rebuilt(before.get("layers"), now["layers"])
+    changed = _changed(before["config"], now["config"], method) or _rebuilt(before.get("layers"), now.get("layers"))
     for part, line in (
         ("samples", "its samples have changed, use those of its training"),
         ("split", "other samples are in its training or its validation set, use its limit, validation and split_seed"),
@@ -122,15 +122,16 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any], method: Method
     return changed
 
 
-def _rebuilt(before: Mapping[str, str] | None, now: Mapping[str, str]) -> str | None:
+def _rebuilt(before: Mapping[str, str] | None, now: Mapping[str, str] | None) -> str | None:
     """The first layer that is another one ``now``; None if there is none, or no record."""
-    names = [] if before is None else [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    if before is None or not names:
+    if before is None or now is None or before == now:
         return None
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     # A container is named by its type and its own settings; the layers in it tell more.
     name = next((each for each in names if each), "")
     was, present = (layers.get(name, "not there") for layers in (before, now))
-    more = f" and {len(names) - 1} others" if len(names) > 1 else ""
+    left = len(names) - 1
+    more = f" and {left} other{'s' if left > 1 else ''}" if left else ""
     return f"layers: {name or 'the network'} was {was}, and is {present}{more}; build the network as it was then"
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from atent.checks import as_inputs, check_choice, check_seed, numbered
+from atent.contracts import float_remedy
 from atent.data.corruptions import blur, digital, noise, registry, weather
 from atent.data.corruptions.registry import SEVERITIES, Corruption
 from atent.rng import PerSample
@@ -77,6 +78,8 @@ def corrupt(
     (torch.Size([4, 3, 32, 32]), True)
     """
     x = as_inputs(x)
+    if x.is_complex() or x.dtype == torch.bool:
+        raise ValueError(f"images must be numbers, got {x.dtype}: {float_remedy(str(x.dtype))}")
     check_images(x.shape[1:])
     check_choice("corruption", name, tuple(CORRUPTIONS))
     if severity not in SEVERITIES:
