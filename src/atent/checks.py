@@ -186,7 +186,8 @@ def as_labels(y: Any) -> Tensor:
     if isinstance(y, Tensor):
         if y.is_complex():
             raise ValueError(f"labels must be integers, got {y.dtype}: use y.real.long()")
-        y = y.float() if y.dtype in _NARROW else y
+        if y.dtype in _NARROW:
+            return y.float()
         return y.long() if y.dtype in (torch.uint16, torch.uint32, torch.uint64) else y
     if y is None:
         raise ValueError("labels are missing: give y, one integer per input")

@@ -411,7 +411,7 @@ def test_a_training_resumes_with_the_same_layers(digits, tmp_path):
     for layer, says in (
         (nn.Tanh(), "2 was ReLU .*, and is Tanh"),
         (nn.LeakyReLU(0.1), "2 was ReLU .*, and is LeakyReLU negative_slope=0.1"),
-        (nn.Sequential(nn.ReLU()), "2 was ReLU .*, and is Sequential and 1 other;"),
+        (nn.Sequential(nn.ReLU()), "2 was ReLU .*, and is Sequential and 1 other"),
         (negated(nn.ReLU()), "2 was ReLU .*, and is ReLU .*negated"),
         (replaced(nn.ReLU()), "2 was ReLU .*, and is ReLU .*forward.*replaced"),
     ):

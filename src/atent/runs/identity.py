@@ -53,7 +53,8 @@ def layers_of(model: nn.Module, *, named: bool = False) -> dict[str, str]:
     for name, module in model.named_modules():
         text = _settings(module, built_in=named)[0].replace(" []", "")
         if not named:
-            text = f"{type(module).__qualname__} {text}".strip()
+            text = f"{type(module).__qualname__} {text}"
+        text = " ".join(text.split())
         if text:
             found[name] = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}... {digest(text)}"
     return found
