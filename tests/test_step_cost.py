@@ -66,7 +66,7 @@ def on_a_gpu(monkeypatch):
     drawn = sys.modules["atent.rng"].seed_from
     for module in [m for n, m in list(sys.modules.items()) if n.startswith("atent") and hasattr(m, "seed_from")]:
         if module.seed_from is drawn:
-            monkeypatch.setattr(module, "seed_from", lambda rng: 7)
+            monkeypatch.setattr(module, "seed_from", lambda rng, *given, **named: 7)
 
 
 CASES = [
