@@ -99,7 +99,7 @@ def test_no_step_of_an_epoch_waits_for_the_device(digits, on_a_gpu, name, given)
 
 
 def test_a_gpus_seed_comes_from_what_the_host_knows():
-    class OnGpu:
+    class OnGpu(torch.Generator):
         device, at = torch.device("cuda"), 8
 
         def initial_seed(self):
