@@ -66,7 +66,7 @@ def on_a_gpu(monkeypatch):
     drawn = sys.modules["atent.rng"].seed_from
     for module in [m for n, m in list(sys.modules.items()) if n.startswith("atent") and hasattr(m, "seed_from")]:
         if module.seed_from is drawn:
-            monkeypatch.setattr(module, "seed_from", lambda rng: 7)
+            monkeypatch.setattr(module, "seed_from", lambda rng, *given, **named: 7)
 
 
 CASES = [
@@ -99,7 +99,7 @@ def test_no_step_of_an_epoch_waits_for_the_device(digits, on_a_gpu, name, given)
 
 
 def test_a_gpus_seed_comes_from_what_the_host_knows():
-    class OnGpu:
+    class OnGpu(torch.Generator):
         device, at = torch.device("cuda"), 8
 
         def initial_seed(self):
