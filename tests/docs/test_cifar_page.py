@@ -90,3 +90,21 @@ def test_the_ratios_of_table_s4():
     ]
     passage = r"takes ([\d.]+) times as long as PGD-AT and ([\d.]+) times as long as TRADES in l2 \((\S+) and (\S+) in"
     assert figures(passage) == ratios
+
+
+def test_the_certificate_of_gaussian_noise():
+    found = migrate.read(PLACE / "cifar10-l2-gaussian" / "certificate.json", CertificateFile)
+    assert [found.sampling[key] for key in ("sigma", "n", "alpha", "radius")] == [0.12, 100_000, 0.001, 0.25]
+    passage = r"at l2 0\.25 on (\S+ % \[\S+ \S+\]) of (\d+) test images: .* the median image takes (\d+)\."
+    share = found.certified[0].share
+    assert figures(passage) == [share.text, str(share.n), str(found.samples_median)]
+
+
+@pytest.mark.parametrize("name", ["pgdat", "atent"])
+def test_square_adds_nothing_to_the_evaluations_of_1000_images(name):
+    """The text says so, since Square had another schedule than the published one."""
+    assert "In the two evaluations of 1,000 images it succeeds on none" in TEXT
+    found = migrate.read(PLACE / f"cifar10-l2-{name}" / "evaluation-autoattack.json", EvaluationFile)
+    parts = found.attacks["AutoAttack"].parts
+    assert parts["Square"].robust == parts["FAB-T"].robust
+    assert parts["Square"].robust.n == 1000
