@@ -375,26 +375,26 @@ class Threat(metaclass=Documented):
 
         Tolerance, computed in float64, for a box within [-1, 1]: 6e-8 per pixel (linf), a relative 1e-6 plus 6e-8
         sqrt(dim) (l2), a relative 1e-6 plus 6e-8 for each element that differs (l1), 6e-8 for an element inside a
-        patch; none for a count. In another box 6e-8 is multiplied by its largest absolute value, above 1 by at most
-        that of the sample.
+        patch; none for a count. In another box 6e-8 is multiplied by its largest absolute value. If that is above 1,
+        the factor is the largest of the sample, at least 1, and a radius per pixel has a relative 6e-8 too.
         """
         low, high = self.edges(x_adv)
         inside = ((x_adv >= low) & (x_adv <= high)).flatten(1).all(1)
         eps = self.radii(x.double())
-        # Half a unit in the last place of a coordinate. A box may be far wider than the inputs.
+        # Half a unit in the last place of a coordinate, and of the radius. A box may be far wider than the inputs.
         pixel: Any = 6e-8 * max(map(abs, self.span))
+        share = 0.0
         if pixel > 6e-8:
-            largest = torch.maximum(x_adv.abs(), x.abs()).flatten(1).amax(1)
-            pixel = (6e-8 * largest.double()).clamp(6e-8, pixel)
+            share, pixel = 6e-8, 6e-8 * torch.maximum(x_adv.abs(), x.abs()).flatten(1).amax(1).double().clamp_min(1)
         limit = eps
         if self.norm == "linf":
-            limit = eps + pixel
+            limit = eps * (1 + share) + pixel
         elif self.norm == "l2":
             limit = eps * (1 + 1e-6) + pixel * math.sqrt(x[:1].numel())
         elif self.norm == "l1":
             limit = eps * (1 + 1e-6) + pixel * (x_adv != x).flatten(1).sum(1)
         elif self.inner_eps is not None:
-            far = (x_adv.double() - x.double()).flatten(1).abs().amax(1) > float(self.inner_eps) + pixel
+            far = (x_adv.double() - x.double()).flatten(1).abs().amax(1) > float(self.inner_eps) * (1 + share) + pixel
             inside = inside & ~far
         found: Tensor = inside & (self.distance(x_adv, x) <= limit)
         return found

@@ -188,6 +188,7 @@ def test_a_killed_free_run_goes_on_in_the_midst_of_its_replays(digits, tmp_path)
                 os.kill(os.getpid(), signal.SIGTERM)
             return super().forward(x)
 
+    Killed.__qualname__ = Seen.__qualname__  # a run resumes with the same layers
     torch.manual_seed(0)
     begin = Seen().state_dict()
     models = [Seen(), Killed(), Seen()]

@@ -298,7 +298,7 @@ def test_heads_divide_the_width():
 
 
 def test_bounds_name_the_module():
-    with refuses("patch_embed (PatchEmbed) is not supported by bounds"):
+    with refuses("flatten in the code of patch_embed (PatchEmbed) has arguments that bounds cannot read"):
         bounds(small(), torch.rand(2, 1, 8, 8), LINF)
 
 

@@ -17,6 +17,7 @@ from torch.fx import GraphModule
 from torch.nn.parameter import is_lazy
 
 from atent.origins import code_of, source_of
+from atent.runs.weights import is_wrapper, plain_name
 
 LENGTH = 16
 """Number of characters of a hash."""
@@ -46,23 +47,27 @@ def digest(*parts: str | Tensor) -> str:
 
 
 def layers_of(model: nn.Module, *, named: bool = False) -> dict[str, str]:
-    """What the outputs of a network depend on beside its state and the code of the user: the type of each module and
-    its settings, as text by its name. Of a built-in one that is ``named`` in the settings, hooks and replaced forward
-    passes."""
+    """What the outputs of a network depend on beside its state and the code of the user: the type of each module, the
+    settings of a layer, and its functions and hooks, as text by its name. Of a built-in one that is ``named`` in the
+    settings, hooks and replaced forward passes. Numbers among the attributes do not count, which a training may change,
+    and `torch.compile` changes nothing."""
     found = {}
     for name, module in model.named_modules():
-        text = _settings(module, built_in=named)[0].replace(" []", "")
+        if is_wrapper(module):
+            continue
+        text = _settings(module, built_in=named, numbers=False)[0].replace(" []", "")
         if not named:
             text = f"{type(module).__qualname__} {text}"
         text = " ".join(text.split())
         if text:
-            found[name] = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}... {digest(text)}"
+            short = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}... {digest(text)}"
+            found[plain_name(model, name)] = short
     return found
 
 
 def functions_of(model: nn.Module) -> list[Any]:
     """The functions and objects that a network calls: its hooks, and attributes of its modules."""
-    return [call for module in model.modules() for call in _settings(module)[1]]
+    return [call for module in model.modules() if not is_wrapper(module) for call in _settings(module)[1]]
 
 
 def _contents(model: nn.Module) -> Iterator[str | Tensor]:
@@ -94,16 +99,19 @@ def is_built_in(model: nn.Module) -> bool:
     return "atent" in packages and packages <= {"atent", "torch"}
 
 
-def _settings(module: nn.Module, *, built_in: bool = False) -> tuple[str, list[Any]]:
+def _settings(module: nn.Module, *, built_in: bool = False, numbers: bool = True) -> tuple[str, list[Any]]:
     """What the parameters and the code of a module do not show: the settings of a layer, numbers, strings and functions
     that it has as attributes, its hooks, and the program of a compiled one; with the functions. Of a ``built_in`` one
-    only hooks and a replaced forward pass. "" if there is nothing."""
+    only hooks and a replaced forward pass; without ``numbers`` only functions count among the attributes. "" if there
+    is nothing."""
     calls: list[Any] = []
     if isinstance(module, torch.jit.ScriptModule):
         return _program(module), calls
     given = {key: value for key, value in vars(module).items() if key != "training" and not key.startswith("_")}
     if built_in:
         given = {key: value for key, value in given.items() if key == "forward"}
+    if not numbers:
+        given = {key: value for key, value in given.items() if isinstance(value, _FUNCTIONS)}
     # None may be a cache before the first pass, whose tensor is no setting.
     own = _known({key: _written(value, calls) for key, value in given.items() if value is not None})
     hooks = [_written(h, calls, hook=True) for each in _HOOKS for h in getattr(module, each, {}).values()]

@@ -56,6 +56,11 @@ def _wrapped(module: nn.Module) -> str | None:
     return "module" if parallel else None
 
 
+def is_wrapper(module: nn.Module) -> bool:
+    """Whether it is that of `torch.compile` or a data-parallel module around a network."""
+    return _wrapped(module) is not None
+
+
 def visible(model: nn.Module) -> State:
     """The state dict by plain names."""
     return {plain_name(model, k): v for k, v in model.state_dict().items()}
