@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from atent.experiments import migrate
-from atent.experiments.results import CertificateFile, EvaluationFile
+from atent.experiments.results import CertificateFile, EvaluationFile, Share
 from atent.paper.timing import counted, times
-from atent.runs import read_json, read_rows
+from atent.runs import read_json, read_rows, with_present_keys
 
 PLACE = Path(__file__).parents[2] / "results" / "cifar"
 PAGE = (PLACE / "README.md").read_text("utf-8")
@@ -45,6 +45,20 @@ def test_the_epochs_of_the_trainings():
     assert figures(tuned) == robust("cifar10-finetune-atent") + robust("cifar10-finetune-pgdat")
     trained = [f"{100 * rows(f'cifar10-l2-{name}')[-1]['average_train_clean']:.1f}" for name in ("atent", "pgdat")]
     assert figures(rf"clean {n} % against {n} % of PGD-AT, averaged weights, 500 images, last epoch") == trained
+
+
+def test_the_epochs_of_mma():
+    n = r"(\d+\.\d+)"
+    found, robusts = rows("cifar10-l2-mma"), robust("cifar10-l2-mma")
+    passage = rf"is {n} % after the first epoch and {n}, {n} and {n} % after epochs 13, 14 and 15, the highest of all,"
+    assert figures(passage) == [robusts[0], *robusts[12:]]
+    assert max(map(float, robusts)) == float(robusts[-1])
+    margins = [f"{row['margin_median']:.2f}" for row in found[12:]]
+    assert figures(rf"median margin of the training images is {n}, {n} and {n}, where") == margins
+    measures = with_present_keys(read_json(PLACE / "cifar10-l2-mma" / "measures.json"))
+    shares = [next(e["share"] for k, e in measures.items() if k.startswith(key)) for key in ("natural", "AutoAttack")]
+    passage = r"clean accuracy of the l2 networks, (\S+ % \[\S+ \S+\]), .* lowest robust one, (\S+ % \[\S+ \S+\])"
+    assert figures(passage) == [Share.of(share["k"], share["n"]).text for share in shares]
 
 
 def test_the_epochs_of_figure_s1():
