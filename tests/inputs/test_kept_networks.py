@@ -318,3 +318,13 @@ def test_put_names_another_architecture():
     with pytest.raises(ValueError, match="does not load into this network") as caught:
         put(make(Body), {"first.weight": torch.zeros(1)})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.parametrize("made", [torch.jit.script, lambda net: torch.jit.trace(net, torch.rand(2, 4))])
+def test_the_state_of_a_script_has_plain_names(made):
+    """Before: the modules of a script were asked like a dictionary, and its training ended in a traceback."""
+    net = nn.Sequential(nn.Linear(4, 3), nn.Sequential(nn.ReLU(), nn.Linear(3, 2)))
+    state = visible(made(net))
+    assert state.keys() == net.state_dict().keys()
+    assert all(torch.equal(state[name], value) for name, value in net.state_dict().items())

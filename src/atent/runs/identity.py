@@ -132,7 +132,8 @@ def _program(module: torch.jit.ScriptModule) -> str:
         return ""
     values = {name: getattr(module, name, None) for name in dict.fromkeys(_OF_SELF.findall(code))}
     own = _known({name: _written(value, []) for name, value in values.items()})
-    tensors = [digest(tensor) for _, tensor in sorted(constants.const_mapping.items())]
+    # Constants are tensors, and numbers that are no literals, such as infinity.
+    tensors = [digest(c if isinstance(c, Tensor) else repr(c)) for _, c in sorted(constants.const_mapping.items())]
     # Names of types are numbered in the order in which a process compiled them.
     return f"{_MANGLED.sub('', code)} {sorted(own.items())} {tensors}"
 

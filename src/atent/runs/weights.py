@@ -43,7 +43,8 @@ def plain_name(model: nn.Module, name: str) -> str:
         inner = _wrapped(module)
         if part != inner:
             kept.append(part)
-        inside = module._modules.get(part)
+        # The modules of a script are no dictionary.
+        inside = module._modules[part] if part in module._modules else None  # noqa: SIM401
         module = nn.Module() if inside is None else inside
     return ".".join(kept)
 
