@@ -16,6 +16,12 @@ from typing import Any
 
 _LIBRARIES = ("atent", "torch")
 """Packages whose version a measurement records."""
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+
+
+def without_addresses(text: str) -> str:
+    """The text of an object as another process writes it, which has the same object at another address."""
+    return _ADDRESS.sub("", text)
 
 
 def version_of(module: str) -> str | None:

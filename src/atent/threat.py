@@ -18,7 +18,7 @@ from atent.geometry.blocks import Blocks
 from atent.geometry.l0 import Group
 from atent.geometry.patch import Inner
 from atent.geometry.samples import l2_norm, per_sample, unit
-from atent.geometry.values import Box, Eps, Radii, as_box, as_eps, check_counts, radius
+from atent.geometry.values import Box, Eps, Radii, as_box, as_eps, check_counts, radius, rounding
 
 __all__ = [
     "COUNTS", "EXTRA", "NORMS", "Box", "Eps", "Group", "Inner", "Norm", "Radii", "Threat", "l2_norm", "per_sample",
@@ -375,17 +375,13 @@ class Threat(metaclass=Documented):
 
         Tolerance, computed in float64, for a box within [-1, 1]: 6e-8 per pixel (linf), a relative 1e-6 plus 6e-8
         sqrt(dim) (l2), a relative 1e-6 plus 6e-8 for each element that differs (l1), 6e-8 for an element inside a
-        patch; none for a count. In another box 6e-8 is multiplied by its largest absolute value. If that is above 1,
-        the factor is the largest of the sample, at least 1, and a radius per pixel has a relative 6e-8 too.
+        patch; none for a count. In a box that does not reach to 1, or beyond it, 6e-8 is multiplied by its largest
+        absolute value, or by the sample's, at least 1, and a radius per pixel has a relative 6e-8 too.
         """
         low, high = self.edges(x_adv)
         inside = ((x_adv >= low) & (x_adv <= high)).flatten(1).all(1)
         eps = self.radii(x.double())
-        # Half a unit in the last place of a coordinate, and of the radius. A box may be far wider than the inputs.
-        pixel: Any = 6e-8 * max(map(abs, self.span))
-        share = 0.0
-        if pixel > 6e-8:
-            share, pixel = 6e-8, 6e-8 * torch.maximum(x_adv.abs(), x.abs()).flatten(1).amax(1).double().clamp_min(1)
+        share, pixel = rounding(self.span, x_adv, x)
         limit = eps
         if self.norm == "linf":
             limit = eps * (1 + share) + pixel

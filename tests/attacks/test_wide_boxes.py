@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from atent.attacks import DDN, FAB, FMN, PGD, SAPF, Langevin, SigmaZero, Square
+from atent.testing.attack_case import within
 from atent.threat import Threat
 
 WIDE = (-1e30, 1e30)
@@ -98,3 +99,20 @@ def test_a_box_whose_squared_width_overflows_is_refused_by_the_attack_that_needs
         SAPF(Threat("l0", 4, WIDE))
     net, x, y = problem
     assert SAPF(Threat("l0", 4, (-1e18, 1e18)), steps=3, final_steps=3)(net, x, y).isfinite().all()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1", "patch"])
+def test_a_projected_point_is_within_its_threat_in_a_box_of_any_size(norm):
+    """Before: beyond 1, and just above a power of two, the rounding of the radius was not allowed for."""
+    for seed in range(150):
+        g = torch.Generator().manual_seed(seed)
+        top, below, small, share = torch.rand(4, generator=g, dtype=torch.float64).tolist()
+        top = 10 ** (6 * top - 3)
+        low, eps = -below * top, (1 + below) * top * max(share / 2, 1e-3)
+        more = {"side": 2, "inner": "linf", "inner_eps": eps} if norm == "patch" else {}
+        threat = Threat(norm, 1 if norm == "patch" else eps, (low, top), **more)
+        x = threat.clamp((low + (top - low) * torch.rand(4, 3, 6, 6, generator=g)) * 10 ** (-4 * round(small)))
+        for far in (0.01, 0.3, 3.0):
+            z = threat.project(x + far * top * torch.randn(x.shape, generator=g), x)
+            assert threat.contains(z, x).all(), (seed, far)
+            within(threat, z, x, float(threat.eps))

@@ -13,7 +13,7 @@ from atent import trust
 from atent.attacks.base import ATTACKS, Attack
 from atent.fields import shown, with_norms
 from atent.messages import shared_settings, unknown
-from atent.origins import defined_here
+from atent.origins import defined_here, without_addresses
 from atent.registry import Registry
 from atent.threat import COUNTS, EXTRA, NORMS, Radii, Threat
 
@@ -22,7 +22,6 @@ _SYNTAX = "write it as a call, such as PGD(steps=40, step_size=0.01, restarts=5)
 
 # Names such as "auto-attack standard" and "AutoAttack (linf)", in lower case without punctuation and spaces.
 _STANDARD = re.compile(r"(standard|full)?autoattack(standard|full|linf|l2|l1)*")
-_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _APGD = {"ce": "APGD-CE", "dlr": "APGD-DLR", "dlr-targeted": "APGD-T", "margin": "APGD-margin"}
 
 
@@ -154,7 +153,7 @@ def _named_value(value: Any) -> str:
     if hasattr(value, "forward"):
         return type(value).__name__
     named = callable(value) and hasattr(value, "__qualname__")
-    return str(value.__qualname__) if named else _ADDRESS.sub("", str(value))
+    return str(value.__qualname__) if named else without_addresses(str(value))
 
 
 def plain(attack: Attack) -> dict[str, Any]:

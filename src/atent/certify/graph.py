@@ -363,7 +363,7 @@ def _arithmetic(name: str, constant: Callable[[], Tensor], factor: float, *, con
     if name in _SUMS and constant_first:
         return [*([] if factor == 1 else [times(factor)]), ("affine", affine.shifted(constant))]
     if name in _SUMS:
-        return [("affine", affine.shifted(constant if factor == 1 else lambda: factor * constant().double()))]
+        return [("affine", affine.shifted(constant if factor == 1 else lambda: factor * constant()))]
     if name in ("mul", "imul"):
         return [("affine", affine.scaled(constant))]
     return None if constant_first else [("affine", affine.scaled(constant, divided=True))]

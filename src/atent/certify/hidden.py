@@ -64,9 +64,8 @@ def _defined(boxes: list[Box], logits: Box) -> Box:
 
     Layers after such a value may hide it: the interval of its sigmoid is finite, and the network's own is NaN.
     """
-    lost = torch.stack([(box.lower.isneginf() & box.upper.isposinf()).flatten(1).any(1) for box in boxes]).any(0)[
-        :, None
-    ]
+    anything = [(box.lower.isneginf() & box.upper.isposinf()).flatten(1).any(1) for box in boxes]
+    lost = torch.stack(anything).any(0).unsqueeze(1)
     slack = torch.zeros_like(logits.lower) if logits.slack is None else logits.slack
     lower, upper = logits.lower.masked_fill(lost, -torch.inf), logits.upper.masked_fill(lost, torch.inf)
     return replace(logits, lower=lower, upper=upper, slack=slack.masked_fill(lost, torch.inf))

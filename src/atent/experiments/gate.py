@@ -288,10 +288,9 @@ class _Entry:
 
 def _entries(found: CertificateFile) -> list[_Entry]:
     if isinstance(found, BoundsFile):
+        named = [(e.threat.norm, float(e.threat.eps), e.share) for e in found.certified]
         return [
-            _Entry(f"accuracy verified by {found.method} at {t.norm} {float(t.eps):g}", t.norm, float(t.eps), e.share)
-            for e in found.certified
-            for t in [e.threat]
+            _Entry(f"accuracy verified by {found.method} at {norm} {eps:g}", norm, eps, s) for norm, eps, s in named
         ]
     if isinstance(found, SmoothingFile | SequentialFile):
         return [

@@ -163,6 +163,20 @@ def as_box(value: Any) -> Box:
     return (tuple(a for a, _ in numbers), tuple(b for _, b in numbers)) if several else numbers[0]
 
 
+def rounding(span: tuple[float, float], x_adv: Tensor, x: Tensor) -> tuple[float, Any]:
+    """What float32 rounds in a box that reaches from one number to another: a share of a radius per pixel, and the
+    coordinates of each sample.
+
+    Half a unit in the last place is at most 6e-8 of a value, and 3e-8 of one below 1, so that in a box that reaches to
+    1 the radius needs no share of its own. The coordinates of a sample may be far smaller than a wide box.
+    """
+    top = max(map(abs, span))
+    if top <= 1:
+        return 0.0 if top == 1 else 6e-8, 6e-8 * top
+    largest = torch.maximum(x_adv.abs(), x.abs()).flatten(1).amax(1).double()
+    return 6e-8, 6e-8 * largest.clamp_min(1)
+
+
 def intervals(box: Any) -> str:
     """A box as the closed interval that it is, or one for each channel."""
     low, high = box

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.nn.parameter import is_lazy
 
-from atent.origins import code_of, source_of
+from atent.origins import code_of, source_of, without_addresses
 from atent.runs.weights import is_wrapper, plain_name
 
 LENGTH = 16
@@ -90,7 +90,7 @@ def function_of(value: Any) -> list[str]:
     if not (isinstance(value, _FUNCTIONS) or _is_called(value)):
         return []
     calls: list[Any] = []
-    return [_ADDRESS.sub("", str(_written(value, calls))), *code_of(calls)]
+    return [without_addresses(str(_written(value, calls))), *code_of(calls)]
 
 
 def is_built_in(model: nn.Module) -> bool:
@@ -120,8 +120,7 @@ def _settings(module: nn.Module, *, built_in: bool = False, numbers: bool = True
         layer += module.code
     if not (own or hooks or layer):
         return "", calls
-    # Another process has the same objects at other addresses.
-    return _ADDRESS.sub("", f"{layer} {sorted(own.items())} {hooks}"), calls
+    return without_addresses(f"{layer} {sorted(own.items())} {hooks}"), calls
 
 
 def _program(module: torch.jit.ScriptModule) -> str:
@@ -141,7 +140,6 @@ def _program(module: torch.jit.ScriptModule) -> str:
 # A backward hook changes the gradient that an attack follows.
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _FUNCTIONS = (FunctionType, BuiltinFunctionType, MethodType, functools.partial)
-_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _MANGLED = re.compile(r"\.?___torch_mangle_\d+")
 _OF_SELF = re.compile(r"\bself\.(\w+)")
 _UNKNOWN = object()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from atent.attacks.base import Attack, Outcome
+from atent.geometry.values import rounding
 from atent.testing.contract import require
 from atent.threat import Threat
 
@@ -67,14 +68,11 @@ def under(attack: Attack, threat: Threat) -> Attack:
 
 def within(threat: Threat, x_adv: Tensor, x: Tensor, eps: float, where: str = "") -> None:
     """`Broken` for a sample further from x than eps and the contract's tolerance, in float64."""
-    size, top = lengths(threat, x_adv, x), max(map(abs, threat.span))
-    # Half a unit in the last place of a coordinate, at most of the sample's largest one.
-    largest = torch.maximum(x_adv.abs(), x.abs()).flatten(1).amax(1).double()
-    room = 6e-8 * largest.clamp(min(1.0, top), top)
+    size, (share, room) = lengths(threat, x_adv, x), rounding(threat.span, x_adv, x)
     d = (x_adv.double() - x.double()).flatten(1)
     limit: Tensor = torch.full_like(size, eps)
     if threat.norm == "linf":
-        limit = limit + room
+        limit = limit * (1 + share) + room
     elif threat.norm == "l2":
         limit = limit * (1 + 1e-6) + room * math.sqrt(d.shape[1])
     elif threat.norm == "l1":
@@ -84,12 +82,8 @@ def within(threat: Threat, x_adv: Tensor, x: Tensor, eps: float, where: str = ""
     require(bool((size <= limit).all()), found, f"at most {float(limit[worst]):.9g} at eps {eps:g}")
     if threat.inner_eps is not None:
         change, inner = d.abs().amax(1), float(threat.inner_eps)
-        most = float(change.max())
-        require(
-            bool((change <= inner + room).all()),
-            f"a change of {most:.9g} inside a patch{where}",
-            f"inner_eps {inner:g}",
-        )
+        found = f"a change of {float(change.max()):.9g} inside a patch{where}"
+        require(bool((change <= inner * (1 + share) + room).all()), found, f"inner_eps {inner:g}")
 
 
 def lengths(threat: Threat, x_adv: Tensor, x: Tensor) -> Tensor:
