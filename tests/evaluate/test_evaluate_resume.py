@@ -14,7 +14,7 @@ import torch
 from cascades import RISING, THREAT, Twofold
 from torch import nn
 
-from atent.attacks import FGSM, PGD, Attack
+from atent.attacks import FGSM, PGD, Attack, Transfer
 from atent.evaluate import evaluate, sweep
 from atent.models import build
 from atent.runs import dumps
@@ -390,3 +390,39 @@ def test_no_batch_is_empty_where_no_sample_is_robust():
     y = net(x).argmax(1)
     assert evaluate(net, x, y, [FGSM(Threat("linf", 0.99))]).worst["k"] == 0
     assert min(net.sizes) > 0
+
+
+def test_the_settings_of_the_parts_of_an_attack_count(conv_net, batch, tmp_path, monkeypatch):
+    """Before: the text of a composite attack alone, so that rows of two versions of AutoAttack would be mixed."""
+    x, y = batch(12)
+    path, made = tmp_path / "part.jsonl", Twofold.parts
+    evaluate(conv_net(), x, y, [Twofold(THREAT)], resume=path)
+    monkeypatch.setattr(Twofold, "parts", lambda self: {**made(self), "pgd": PGD(self.threat, steps=4)})
+    with pytest.raises(ValueError, match="other attacks"):
+        evaluate(conv_net(), x, y, [Twofold(THREAT)], resume=path)
+
+
+@dataclass(frozen=True)
+class Behind(Twofold):
+    """A composite with a part that uses a model."""
+
+    def parts(self):
+        return {"behind": Transfer(self.threat, "PGD(steps=2)", SOURCES[-1])}
+
+
+SOURCES = []
+
+
+def test_a_model_of_a_part_counts(conv_net, batch, tmp_path):
+    """Before: those of the attack itself alone."""
+    x, y = batch(12)
+    path = tmp_path / "part.jsonl"
+
+    def measure(seed):
+        torch.manual_seed(seed)
+        SOURCES.append(nn.Sequential(nn.Flatten(), nn.Linear(x[0].numel(), 10)).to(x.dtype))
+        return evaluate(conv_net(), x, y, [Behind(THREAT)], resume=path)
+
+    assert measure(1).n == measure(1).n == 12
+    with pytest.raises(ValueError, match="other attacks"):
+        measure(2)

@@ -196,11 +196,15 @@ def fingerprint(
 
 
 def _settings(attack: Attack) -> list[Any]:
-    """All that the results of an attack depend on; it may contain a model, such as the source of a transfer,
-    or a function."""
-    models = [identity_of(model) for model in _models(attack)]
-    functions = [text for f in dataclasses.fields(attack) for text in function_of(getattr(attack, f.name))]
-    return [spell(attack, threat=True), list(_box(attack)), *models, *functions, *code_of_attack(attack)]
+    """All that the results of an attack depend on; it, or one that it runs, may contain a model, such as the source of
+    a transfer, or a function."""
+    # The text of a composite attack does not say what its parts are, which another version may have set otherwise.
+    every = list(nest(attack))
+    texts = [spell(each, threat=True) for each in every]
+    models = [identity_of(model) for each in every for model in _models(each)]
+    values = [getattr(each, field.name) for each in every for field in dataclasses.fields(each)]
+    functions = [text for value in values for text in function_of(value)]
+    return [*texts, list(_box(attack)), *models, *functions, *code_of_attack(attack)]
 
 
 def code_of_attack(attack: Attack) -> list[str]:
