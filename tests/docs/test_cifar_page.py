@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from atent.certify.sequential import plan, threshold
 from atent.experiments import migrate
 from atent.experiments.results import CertificateFile, EvaluationFile, Share
 from atent.paper.timing import counted, times
@@ -112,6 +113,11 @@ def test_the_certificate_of_gaussian_noise():
     passage = r"at l2 0\.25 on (\S+ % \[\S+ \S+\]) of (\d+) test images: .* the median image takes (\d+)\."
     share = found.certified[0].share
     assert figures(passage) == [share.text, str(share.n), str(found.samples_median)]
+    least = []
+    for radius in (0.435, 0.25):
+        test = plan(threshold(radius, 0.12), 100_000, 0.001)
+        least.append(f"{next(n for n, failures in zip(test.analyses, test.certify) if failures >= 0):,}")
+    assert figures(r"the test needs (\S+) samples that agree or more there, (\d+) or more at 0\.25") == least
 
 
 @pytest.mark.parametrize("name", ["pgdat", "atent"])
