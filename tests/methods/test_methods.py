@@ -202,6 +202,16 @@ def test_the_contract_itself_is_no_method():
         Method().backward(network(), *batch(), rng=stream())
 
 
+@pytest.mark.parametrize(("name", "norm"), CASES)
+def test_a_method_is_a_frozen_value(name, norm):
+    one, other = make(name, norm), make(name, norm)
+    assert one == other
+    assert hash(one) == hash(other)
+    for field in dataclasses.fields(one):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(one, field.name, None)
+
+
 def test_a_method_names_its_threat_or_none():
     threat = Threat("linf", 0.1)
     assert PGDAT(threat).threat is threat

@@ -1,7 +1,6 @@
 """MMA against a transcription that takes one sample at a time; its bisection against exact distances."""
 
 import copy
-import dataclasses
 import math
 
 import pytest
@@ -446,12 +445,3 @@ def test_refuses_a_d_max_of_zero_in_one_line():
     with pytest.raises(ValueError, match="d_max") as error:
         MMA(Threat("l2", 0.0))
     assert "\n" not in str(error.value)
-
-
-def test_is_a_frozen_value():
-    method = make("l2")
-    assert method == make("l2")
-    assert hash(method) == hash(make("l2"))
-    for field in dataclasses.fields(method):
-        with pytest.raises(dataclasses.FrozenInstanceError):
-            setattr(method, field.name, None)

@@ -80,15 +80,6 @@ def test_keeps_to_the_contract(cls):
         assert '    """' in source.split(f"\n    {name}: ")[1].split("\n")[1], name
 
 
-@pytest.mark.parametrize("method", CASES)
-def test_is_a_frozen_value(method):
-    again = dataclasses.replace(method)
-    assert method == again
-    assert hash(method) == hash(again)
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        method.beta = 1.0
-
-
 def test_the_defaults_are_the_papers():
     method = TRADESSmoothing()
     assert (method.threat, method.sigma, method.beta) == (Threat("l2", 0.435), 0.12, 6.0)
