@@ -154,9 +154,9 @@ def test_the_report_shows_them_and_names_what_was_not_measured(runs, made):
 def test_what_cannot_be_measured_is_refused_in_one_line(runs, words, what, capsys):
     words = [str(runs / "one") if word == "RUN" else word for word in words]
     assert main([*words, *ROOTED]) == 2
-    printed = capsys.readouterr().err.strip().splitlines()
-    # The runs of this file have no manifest, which the first command of a process reports.
-    (line,) = [each for each in printed if "has no manifest.json" not in each]
+    *notices, line = capsys.readouterr().err.strip().splitlines()
+    # Of a run that is read for the first time in a process the command also says what state it is in.
+    assert all(each.startswith(f"atent: {runs / 'one'} ") for each in notices)
     assert what in line
 
 
