@@ -68,7 +68,14 @@ def trained(folder: Path) -> list[Trained]:
         strongest += [shares["AutoAttack"]] if "AutoAttack" in shares else []
         most = max(strongest, key=lambda share: share["n"], default=None)
         out.append(Trained(json.loads(path.read_text()), radius, shares, most, corrupted))
-    return out
+    current = comparable([network.corruptions for network in out])
+    return [network._replace(corruptions=report) for network, report in zip(out, current)]
+
+
+def comparable(reports: list[dict[str, Any] | None]) -> list[dict[str, Any] | None]:
+    """The reports on corruptions, without those whose corruptions are defined otherwise than in the newest of them."""
+    newest = max((report["definitions"] for report in reports if report), default=0)
+    return [report if report and report["definitions"] == newest else None for report in reports]
 
 
 def networks(folder: Path) -> str:

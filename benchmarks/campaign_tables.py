@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from campaign_evaluate import HERE, Network, Steps, cost, entries, networks, read_steps
+from campaign_pages import comparable
 
 from atent import plots, stats
 from atent import runs as folder
@@ -337,21 +338,26 @@ def differences(made: Campaign, pair: tuple[str, str]) -> list[str]:
 def checked(made: Campaign) -> list[str]:
     """The masking checks and the mean error under corruptions of each evaluated network."""
     lines = []
-    for n in made.found:
-        for path in sorted(n.place.glob("evaluation*.json")):
-            found = migrate.read(path, EvaluationFile).to_json()
-            checks = found.get("checks") or []
-            if checks:
-                warned = [f"{check['name']} ({check['figure']})" for check in checks if not check["passed"]]
-                kept = f"{len(checks) - len(warned)} of {len(checks)} pass" + "".join(f"; warns: {w}" for w in warned)
-                lines += [f"- `{n.name}`, checks for masked gradients and weak attacks: {kept}."]
-            if found.get("corruptions"):
-                mean, clean = found["corruptions"]["mean"], found["corruptions"]["clean_error"]
-                lines += [
-                    f"- `{n.name}`, mean error under 15 common corruptions at 5 severities: {100 * mean['value']:.1f} %"
-                    f" [{100 * mean['low']:.1f}, {100 * mean['high']:.1f}], {100 * clean['value']:.1f} % without one,"
-                    f" n = {found['corruptions']['n']:,}."
-                ]
+    files = [(n, path) for n in made.found for path in sorted(n.place.glob("evaluation*.json"))]
+    every = [migrate.read(path, EvaluationFile).to_json() for _, path in files]
+    for (n, _), found, report in zip(files, every, comparable([each.get("corruptions") for each in every])):
+        checks = found.get("checks") or []
+        if checks:
+            warned = [f"{check['name']} ({check['figure']})" for check in checks if not check["passed"]]
+            kept = f"{len(checks) - len(warned)} of {len(checks)} pass" + "".join(f"; warns: {w}" for w in warned)
+            lines += [f"- `{n.name}`, checks for masked gradients and weak attacks: {kept}."]
+        if report:
+            mean, clean = report["mean"], report["clean_error"]
+            lines += [
+                f"- `{n.name}`, mean error under 15 common corruptions at 5 severities: {100 * mean['value']:.1f} %"
+                f" [{100 * mean['low']:.1f}, {100 * mean['high']:.1f}], {100 * clean['value']:.1f} % without one,"
+                f" n = {report['n']:,}."
+            ]
+        elif found.get("corruptions"):
+            lines += [
+                f"- `{n.name}`, mean error under 15 common corruptions: measured with version"
+                f" {found['corruptions']['definitions']} of their definitions, and not comparable with the others."
+            ]
     return lines or ["Nothing is measured yet."]
 
 

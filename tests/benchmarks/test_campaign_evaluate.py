@@ -258,3 +258,9 @@ def test_the_difference_of_two_evaluation_files_is_that_of_their_outcomes():
     lost = [sum(x[i] and not y[i] for i in x) for x, y in (sides, sides[::-1])]
     (line,) = (each for each in lines if each.startswith("| AutoAttack, l2 1 | "))
     assert f"| 1,000 | {lost[0]:,} | {lost[1]:,} |" in line
+
+
+def test_tables_do_not_mix_definitions_of_the_corruptions():
+    old, new = {"definitions": 1}, {"definitions": 2}
+    assert campaign_pages.comparable([old, None, new]) == [None, None, new]
+    assert campaign_pages.comparable([old, None]) == [old, None]

@@ -51,22 +51,25 @@ def uniform(streams, *shape, **key):
     return streams.uniform(torch.zeros(N, *shape, dtype=torch.float64), **key).numpy()
 
 
-def shifted(x, down, right):
-    """Bilinear, with the edge repeated, in the last two dimensions."""
-    return ndimage.map_coordinates(x, [ROWS + down, COLUMNS + right], order=1, mode="nearest")
-
-
 def zoomed(x, factor):
-    centre = (SIDE - 1) / 2
-    where = [centre + (ROWS - centre) / factor, centre + (COLUMNS - centre) / factor]
-    return ndimage.map_coordinates(x, where, order=1, mode="nearest")
+    """The middle of x, enlarged by scipy, cropped."""
+    middle = math.ceil(SIDE / factor)
+    first = (SIDE - middle) // 2
+    large = ndimage.zoom(x[first : first + middle, first : first + middle], factor, order=1)
+    first = (len(large) - SIDE) // 2
+    return large[first : first + SIDE, first : first + SIDE]
 
 
 def streaked(x, radius, sigma, degrees):
-    """The one-sided Gaussian of ImageMagick: 2 radius + 1 places along the direction."""
+    """The one-sided Gaussian of ImageMagick: 2 radius + 1 whole pixels along the direction, with the edge repeated."""
     weights = np.exp(-(np.arange(2 * radius + 1) ** 2) / (2 * sigma**2))
-    down, right = math.sin(math.radians(degrees)), math.cos(math.radians(degrees))
-    return sum(w * shifted(x, i * down, i * right) for i, w in enumerate(weights / weights.sum()))
+    total = np.zeros_like(x)
+    for i, weight in enumerate(weights / weights.sum()):
+        down, right = (math.ceil(i * f(math.radians(degrees)) - 0.5) for f in (math.sin, math.cos))
+        for r in range(SIDE):
+            for c in range(SIDE):
+                total[r, c] += weight * x[min(max(r + down, 0), SIDE - 1), min(max(c + right, 0), SIDE - 1)]
+    return total
 
 
 def defocus(x, level, streams):
@@ -79,14 +82,31 @@ def defocus(x, level, streams):
     return [[ndimage.correlate(c, disc, mode="mirror") for c in each] for each in x]
 
 
+def glass(x, level, streams):
+    sigma, reach, rounds = level
+    out = []
+    for n, each in enumerate(x):
+        image = np.stack([ndimage.gaussian_filter(c, sigma, mode="nearest") for c in each], 2)
+        for k in range(rounds):
+            moves = (streams.integers(2 * reach, (N, SIDE * SIDE, 2), use="moves", step=k) - reach)[n].tolist()
+            for r in range(SIDE - reach, reach, -1):
+                for c in range(SIDE - reach, reach, -1):
+                    down, right = moves[r * SIDE + c]
+                    # Both sides are views: the first assignment changes what the second reads.
+                    image[r, c], image[r + down, c + right] = image[r + down, c + right], image[r, c]
+        out.append([ndimage.gaussian_filter(c, sigma, mode="nearest") for c in image.transpose(2, 0, 1)])
+    return out
+
+
 def motion(x, level, streams):
     degrees = -45 + 90 * uniform(streams, 1)
     return [[streaked(c, *level, float(a)) for c in each] for each, a in zip(x, degrees[:, 0])]
 
 
 def zoom(x, level, streams):
-    # The published range ends below 1 + level; rounding in numpy's arange adds its end at 0.06 and 0.11.
-    factors = [1 + i / 100 for i in range(100) if i / 100 < level - 1e-9]
+    factors = np.arange(1, 1 + level, 0.01)
+    # By rounding, the end of the range is included at 0.06 and 0.11.
+    assert len(factors) == {0.06: 7, 0.11: 12, 0.16: 16, 0.21: 21, 0.26: 26}[level]
     return [[(c + sum(zoomed(c, f) for f in factors)) / (len(factors) + 1) for c in each] for each in x]
 
 
@@ -148,25 +168,26 @@ def contrast(x, level, streams):
 def elastic(x, level, streams):
     amount, sigma, reach = (SIDE * part for part in level)
     middle, half = SIDE // 2, SIDE // 3
-    corners = middle + half * np.array([[1, 1], [1, -1], [-1, -1]], dtype=float)
+    # OpenCV's points are (column, row), and its map is that of a pixel to its place in the result.
+    corners = middle + half * np.array([[1, 1], [-1, 1], [-1, -1]], dtype=float)
     moves = reach * (2 * uniform(streams, 3, 2, use="corners") - 1)
     drawn = [2 * uniform(streams, 1, SIDE, SIDE, use=use)[:, 0] - 1 for use in ("down", "right")]
     out = []
     for n, each in enumerate(x):
         a = np.linalg.solve(np.c_[corners, np.ones(3)], corners + moves[n])
-        where = np.stack([ROWS, COLUMNS, np.ones_like(ROWS)], 2) @ a
+        where = (np.stack([ROWS, COLUMNS], 2) - a[2]) @ np.linalg.inv(a[:2])
         each = [ndimage.map_coordinates(c, [where[..., 0], where[..., 1]], order=1, mode="mirror") for c in each]
         if amount:
             d = [amount * ndimage.gaussian_filter(u[n], sigma, mode="reflect", truncate=3) for u in drawn]
             where = [ROWS + d[0], COLUMNS + d[1]]
-            each = [ndimage.map_coordinates(c, where, order=1, mode="mirror") for c in each]
+            each = [ndimage.map_coordinates(c, where, order=1, mode="reflect") for c in each]
         out.append(each)
     return out
 
 
 SLOW = {
-    "defocus_blur": defocus, "motion_blur": motion, "zoom_blur": zoom, "snow": snow, "fog": fog, "contrast": contrast,
-    "elastic_transform": elastic,
+    "defocus_blur": defocus, "glass_blur": glass, "motion_blur": motion, "zoom_blur": zoom, "snow": snow, "fog": fog,
+    "contrast": contrast, "elastic_transform": elastic,
 }  # fmt: skip
 
 

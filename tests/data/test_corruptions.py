@@ -39,7 +39,7 @@ def test_there_are_fifteen_in_the_order_of_the_benchmark():
     ]  # fmt: skip
     assert suited((1, 28, 28)) == suited((3, 32, 32)) == list(CORRUPTIONS)
     assert set(CORRUPTIONS) - set(suited((1, 8, 8))) == {
-        "defocus_blur", "glass_blur", "motion_blur", "snow", "frost", "pixelate",
+        "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "snow", "frost", "pixelate",
     }  # fmt: skip
 
 
@@ -128,11 +128,13 @@ def test_constant_images_pass_blurs_and_warps():
         assert (corrupt(x, name, 5) - x).abs().max() < 1e-12, name
 
 
-def test_glass_moves_pixels_and_makes_none():
+def test_glass_copies_neighbours():
     x = pictures(2, 1)
-    # At severity 1 the Gaussian is narrower than a pixel.
-    glass = corrupt(x, "glass_blur", 1)
-    assert torch.equal(glass.flatten(1).sort(1).values, x.flatten(1).sort(1).values)
+    # At severity 1 the Gaussian is narrower than a pixel, and a neighbour is above, to the left, or both.
+    glass, wide = corrupt(x, "glass_blur", 1), padded(x, 1, 1, "replicate")
+    near = torch.stack([wide[:, :, i : i + 32, j : j + 32] for i in (0, 1) for j in (0, 1)])
+    assert ((near - glass).abs().amin(0) == 0).all()
+    assert not torch.equal(glass, x)
 
 
 def test_brightness_keeps_hue_and_saturation():

@@ -274,6 +274,15 @@ def test_a_killed_study_resumes(study, conv_net, batch, tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_a_study_of_other_definitions_of_the_corruptions_is_not_resumed(conv_net, batch, tmp_path, monkeypatch):
+    net, (x, y) = conv_net(), batch(4)
+    monkeypatch.setattr("atent.evaluate.corruptions.DEFINITIONS", 1)
+    STUDIES["corruptions"](net, x, y, resume=tmp_path / "study.jsonl")
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="other definitions"):
+        STUDIES["corruptions"](net, x, y, resume=tmp_path / "study.jsonl")
+
+
 @pytest.mark.parametrize("study", STUDIES)
 def test_bad_samples_are_refused_in_one_line(study, conv_net, batch):
     net, (x, y) = conv_net(), batch(4)

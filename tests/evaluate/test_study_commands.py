@@ -11,6 +11,7 @@ from kit import own
 
 from atent import plots
 from atent.cli import main, studies
+from atent.data.corruptions import DEFINITIONS
 from atent.experiments import migrate
 from atent.experiments.results import (
     BandReport,
@@ -23,6 +24,7 @@ from atent.experiments.results import (
     TransferFile,
 )
 from atent.experiments.results.studies import CorruptionRow
+from atent.experiments.studies import Studies
 from atent.report import report
 from atent.report.collect import read
 
@@ -82,7 +84,7 @@ def test_the_files_are_read_as_their_types(runs, made):
     found = migrate.read(runs / "one/evaluation-2.json", EvaluationFile)
     for name, kind in STUDIES.items():
         part = getattr(found, name)
-        version = 2 if name in ("corruptions", "fourier") else 1
+        version = {"corruptions": 3, "fourier": 2}.get(name, 1)
         assert (part.schema_version, part.n, part.seed) == (version, 12, 0)
         assert kind.from_json(evaluation[name]) == part
         assert kind.from_json(part.to_json()) == part
@@ -91,6 +93,7 @@ def test_the_files_are_read_as_their_types(runs, made):
     assert all(row.rate == row.reference for row in found.flips.rows)
     assert all(row.error == row.reference for row in found.corruptions.rows)
     assert {1, None} >= set(found.corruptions.ratios.values())
+    assert found.corruptions.definitions == DEFINITIONS
     matrix = migrate.read(runs / "one/transfer.json", TransferFile)
     assert matrix.to_json() == transfer
     one, two = matrix.networks
@@ -122,7 +125,7 @@ def test_schema_file_is_up_to_date(name, kind):
     assert json.loads((ROOT / f"docs/schemas/{name}.json").read_text()) == kind.schema()
 
 
-def test_the_report_shows_them_and_names_what_was_not_measured(runs, made):
+def test_the_report_shows_them_and_names_what_was_not_measured(runs, made, monkeypatch):
     page = report([runs / "one"], images=0, progress=False)
     found = read(runs / "one").evaluations["evaluation-2.json"]
     for text in (
@@ -130,6 +133,9 @@ def test_the_report_shows_them_and_names_what_was_not_measured(runs, made):
         found.flips.rows[0].rate.percent, "Transfer between networks", "Common corruptions", "Frequencies",
     ):  # fmt: skip
         assert text in page
+    assert "not comparable with today's version" not in page
+    monkeypatch.setattr("atent.report.studied.DEFINITIONS", DEFINITIONS + 1)
+    assert "not comparable with today's version" in report([runs / "one"], images=0, progress=False)
     other = report([runs / "two"], images=0, progress=False)
     assert "--bands --fourier" in other
     assert "--corruptions --flips" in other
@@ -165,8 +171,8 @@ def test_the_names_of_corruptions_fit_80_columns(monkeypatch, capsys):
     names, all_wrong, mean = ("elastic_transform", "jpeg_compression"), Share.of(10, 10), Mean(1.0, 1.0, 1.0)
     rows = [CorruptionRow(name, "blur", s, all_wrong, 1.0, all_wrong) for name in names for s in range(1, 6)]
     found = CorruptionReport(
-        schema_version=2, n=10, seed=0, clean_error=all_wrong, rows=rows, mean=mean, reference="other",
-        ratios=dict.fromkeys(names), mce=None,
+        schema_version=3, definitions=DEFINITIONS, n=10, seed=0, clean_error=all_wrong, rows=rows, mean=mean,
+        reference="other", ratios=dict.fromkeys(names), mce=None,
     )  # fmt: skip
     studies._corruptions(found)
     out = capsys.readouterr().out
@@ -194,6 +200,11 @@ def test_a_transfer_may_be_of_few_pixels_or_patches(runs, tmp_path, capsys):
     }.items():  # fmt: skip
         assert main([*words, *threat, "--out", str(tmp_path / f"{name}.json")]) == 0
         assert json.loads(capsys.readouterr().out)["threat"]["norm"] == name
+
+
+def test_an_interrupted_evaluation_with_other_definitions_of_the_corruptions_is_another_one():
+    both = Studies(corruptions=True), Studies(flips=True)
+    assert [study.about.get("definitions") for study in both] == [DEFINITIONS, None]
 
 
 def test_vectors_have_neither_frequencies_nor_corruptions(tmp_path, monkeypatch, capsys):

@@ -91,9 +91,11 @@ def test_reports_of_errors_of_an_earlier_version_are_read(was):
     for report in (stored["corruptions"], stored["fourier"]):
         errors[report["n"]] = report.pop("clean_error", None) or report.pop("clean")
         report |= {"schema_version": 1, was: errors[report["n"]]}
+    stored["corruptions"].pop("definitions", None)
     found = migrate.parsed(stored, EvaluationFile, RESULTS / "evaluation.json")
+    assert (found.corruptions.schema_version, found.corruptions.definitions) == (3, 1)
+    assert found.fourier.schema_version == 2
     for report in (found.corruptions, found.fourier):
-        assert report.schema_version == 2
         assert asdict(report.clean_error) == errors[report.n]
         assert report.clean_error.k == report.n - found.clean.k
     again = found.to_json()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from atent.checks import check_choice
-from atent.data.corruptions import SEVERITIES, corrupt, suited
+from atent.data.corruptions import DEFINITIONS, SEVERITIES, corrupt, suited
 from atent.docstrings import Documented
 from atent.evaluate.lines import Resume, Values
 from atent.evaluate.samples import Checked
@@ -138,7 +138,7 @@ def measure_corruptions(
     models, names = {"reference": reference} if reference is not None else {}, listed(names, "corruption")
     s = study(
         "corruption report", model, x, y, box=box, seed=seed, ids=ids, batch=batch, resume=resume, advance=advance,
-        models=models, names=None if names is None else list(names),
+        models=models, names=None if names is None else list(names), definitions=DEFINITIONS,
     )  # fmt: skip
     known = suited(s.x.shape[1:])
     chosen = tuple(known) if names is None else tuple(names)

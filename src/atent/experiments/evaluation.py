@@ -166,7 +166,7 @@ def unfinished_evaluation(target: Target, place: Path, request: Request) -> Iter
     """The ``partial`` of `evaluate_target` with this request for a result at ``place``: see `unfinished`, whose kind,
     an evaluation, it is."""
     # The other parts of the request are in the description of the evaluation.
-    more = {"radii": [str(r) for r in request.radii], "checks": request.checks, "studies": asdict(request.studies)}
+    more = {"radii": [str(r) for r in request.radii], "checks": request.checks, "studies": request.studies.about}
     with unfinished(place, "evaluation", about_evaluation(target, request), **more) as partial:
         yield partial
 

@@ -107,11 +107,13 @@ def evaluation(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _errors(report: Any, version: int) -> Any:
-    """A report on errors of any version: the first named its clean error as an evaluation names its clean accuracy."""
+    """A report on errors of any version: the first named its clean error as an evaluation names its clean accuracy, and
+    the second still had the first definitions of the corruptions."""
     if report is None or _current(report, version, "a report on errors"):
         return report
     names = dict.fromkeys(("clean", "natural"), "clean_error")
-    return {names.get(key, key): value for key, value in report.items()} | {"schema_version": version}
+    first = {"definitions": 1} if version == CORRUPTIONS_VERSION else {}
+    return first | {names.get(key, key): value for key, value in report.items()} | {"schema_version": version}
 
 
 def certificate(content: dict[str, Any]) -> dict[str, Any]:

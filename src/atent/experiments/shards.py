@@ -7,7 +7,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +187,7 @@ def _of(target: Target, request: Request) -> dict[str, Any]:
     """The inputs that a shard of an evaluation depends on; the checks are made of the whole, at the merge."""
     about = about_evaluation(target, replace(request, checks=False))
     radii = [str(r) for r in request.radii]
-    more = {"batch": target.settings.batch, "radii": radii, "studies": asdict(request.studies)}
+    more = {"batch": target.settings.batch, "radii": radii, "studies": request.studies.about}
     plain: dict[str, Any] = folder.plain({**about, **more})
     return plain
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from atent.attacks.length import check_length
 from atent.attacks.spec import parse, spell
 from atent.attacks.transfer import load_source
 from atent.checks import Settings
-from atent.data.corruptions import CORRUPTIONS, SEVERITIES, check_images, suited
+from atent.data.corruptions import CORRUPTIONS, DEFINITIONS, SEVERITIES, check_images, suited
 from atent.data.corruptions.sequences import SEQUENCES
 from atent.distributed import alone, current
 from atent.distributed.shards import Shard
@@ -76,6 +76,11 @@ class Studies(metaclass=Settings):
     def chosen(self) -> list[str]:
         """The selected studies, by their names in the result."""
         return [name for name in _REPORTS if getattr(self, name)]
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the results depend on, as plain values."""
+        return asdict(self) | ({"definitions": DEFINITIONS} if self.corruptions else {})
 
     def check(self, target: Target) -> None:
         """Raise ValueError, before the computation, for what cannot be measured on the target, and for an option that
@@ -232,6 +237,7 @@ def _corruptions(s: Studies, target: Target, n: int, found: Corrupted) -> Corrup
         schema_version=CORRUPTIONS_VERSION,
         n=n,
         seed=target.settings.seed,
+        definitions=DEFINITIONS,
         clean_error=Share.of(int(found.clean_wrong.sum()), n),
         rows=rows,
         mean=Mean.of(found.mean_error()),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from atent import plots
+from atent.data.corruptions import DEFINITIONS
 from atent.experiments.results import BandReport, CorruptionReport, FourierReport, TransferFile
 from atent.report import words
 from atent.report.collect import Run
@@ -63,7 +64,8 @@ def corruptions(run: Run) -> dict[str, Any]:
             )
             shown.append((name, found.corruptions, drawn))
     flips = [(name, found.flips) for name, found in run.titled.items() if found.flips is not None]
-    return {"corruptions": shown, "flips": flips, "command": command(run, "evaluate", "--corruptions", "--flips")}
+    again = command(run, "evaluate", "--corruptions", "--flips")
+    return {"corruptions": shown, "flips": flips, "command": again, "definitions": DEFINITIONS}
 
 
 def _corruptions(found: CorruptionReport) -> str:

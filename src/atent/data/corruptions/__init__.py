@@ -13,11 +13,11 @@ from torch import Tensor
 from atent.checks import as_inputs, check_choice, check_seed, numbered
 from atent.contracts import float_remedy
 from atent.data.corruptions import blur, digital, noise, registry, weather
-from atent.data.corruptions.registry import SEVERITIES, Corruption
+from atent.data.corruptions.registry import DEFINITIONS, SEVERITIES, Corruption
 from atent.rng import PerSample
 from atent.threat import Box, Threat
 
-__all__ = ["CORRUPTIONS", "SEVERITIES", "Corruption", "check_images", "corrupt", "suited"]
+__all__ = ["CORRUPTIONS", "DEFINITIONS", "SEVERITIES", "Corruption", "check_images", "corrupt", "suited"]
 
 _KINDS = (noise, blur, weather, digital)
 
@@ -102,7 +102,7 @@ def corrupt(
 def suited(shape: Sequence[int]) -> list[str]:
     """The corruptions that apply to images of ``shape`` (c, h, w): all from 16 pixels a side.
 
-    Blurs, snow and frost have lengths in pixels, which would erase a smaller image.
+    Blurs, snow, frost and pixelation have lengths in pixels, which would erase a smaller image or not change it.
     """
     check_images(shape)
     return [name for name, each in CORRUPTIONS.items() if min(shape[1:]) >= each.smallest]

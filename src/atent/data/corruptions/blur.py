@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from atent.data.corruptions.registry import corruption
-from atent.data.corruptions.sampling import correlate, gaussian_blur, motion_blurred, zoomed
+from atent.data.corruptions.sampling import correlate, enlarged, gaussian_blur, motion_blurred
 from atent.rng import PerSample
 
 
@@ -25,9 +26,10 @@ def defocus_blur(x: Tensor, level: tuple[float, float], streams: PerSample) -> T
 
 @corruption("blur", ((0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2)), smallest=16)
 def glass_blur(x: Tensor, level: tuple[float, int, int], streams: PerSample) -> Tensor:
-    """Neighbouring pixels are swapped, between two Gaussian blurs.
+    """Pixels are replaced by neighbours, between two Gaussian blurs.
 
-    The authors' code swaps two views, which copies one pixel over the other; here both are exchanged, as in the text.
+    As in the code of CIFAR-10-C: it assigns two views of the image to each other, so that a pixel is copied over its
+    neighbour, where the text says that both are swapped.
     """
     sigma, reach, rounds = level
     n, c, h, w = x.shape
@@ -40,9 +42,7 @@ def glass_blur(x: Tensor, level: tuple[float, int, int], streams: PerSample) -> 
             for j in range(w - reach, reach, -1):
                 here = i * w + j
                 there = (here + moves[:, here])[:, None]
-                other = places.gather(1, there)
-                places.scatter_(1, there, places[:, here, None].clone())
-                places[:, here] = other[:, 0]
+                places[:, here] = places.gather(1, there)[:, 0]
     mixed = soft.flatten(2).gather(2, places[:, None].expand(-1, c, -1)).view_as(x)
     return gaussian_blur(mixed, sigma).clamp(0, 1)
 
@@ -55,12 +55,14 @@ def motion_blur(x: Tensor, level: tuple[int, float], streams: PerSample) -> Tens
     return motion_blurred(x, radius, sigma, angle).clamp(0, 1)
 
 
-@corruption("blur", (0.06, 0.11, 0.16, 0.21, 0.26))
+@corruption("blur", (0.06, 0.11, 0.16, 0.21, 0.26), smallest=16)
 def zoom_blur(x: Tensor, level: float, streams: PerSample) -> Tensor:
-    """Mean of the image and of its enlargements by 1, 1.01, 1.02 ... below 1 + level.
+    """Mean of the image and of its enlargements by 1, 1.01, 1.02 ...
 
-    In the authors' code rounding adds the enlargement by 1 + level at severities 1 and 2 (numpy's ``arange``).
+    The last factor is 1.06, 1.11, 1.15, 1.2 and 1.25 at severities 1 to 5.
     """
-    count = round(100 * level)
-    total = x + sum(zoomed(x, 1 + i / 100) for i in range(count))
-    return (total / (count + 1)).clamp(0, 1)
+    # Those of CIFAR-10-C. Rounding adds the end of the range, 1 + level, at severities 1 and 2, and gives 1.25 the last
+    # bit that makes 33 pixels of 26 in `enlarged`.
+    factors = np.arange(1, 1 + level, 0.01).tolist()
+    total = x + sum(enlarged(x, factor) for factor in factors)
+    return (total / (len(factors) + 1)).clamp(0, 1)

@@ -30,27 +30,26 @@ def elastic_transform(x: Tensor, level: tuple[float, float, float], streams: Per
     down, right = (
         a[:, i, 0, None, None] * rows + a[:, i, 1, None, None] * columns + a[:, i, 2, None, None] for i in (0, 1)
     )
-    x = sampled(x, down, right, "reflection")
+    x = sampled(x, down, right, "reflect")
     if amount == 0:
         return x.clamp(0, 1)
     shifts = (
         amount * gaussian_blur(2 * streams.uniform(x[:, :1], use=use) - 1, sigma, truncate=3, border="symmetric")[:, 0]
         for use in ("down", "right")
     )
-    moved = sampled(x, rows + next(shifts), columns + next(shifts), "reflection")
+    moved = sampled(x, rows + next(shifts), columns + next(shifts), "symmetric")
     return moved.clamp(0, 1)
 
 
 def _jittered(x: Tensor, reach: float, streams: PerSample) -> Tensor:
-    """The affine maps (n, 2, 3) that move three points of the image by up to ``reach`` pixels each way."""
+    """The affine maps (n, 2, 3) to each pixel's origin, where three points move by up to ``reach`` pixels each way."""
     h, w = x.shape[2:]
     half = min(h, w) // 3
     top, left = h // 2, w // 2
-    points = [(top + half, left + half), (top + half, left - half), (top - half, left - half)]
-    corners = torch.tensor(points, dtype=torch.float64, device=x.device)
-    moves = reach * (2 * streams.uniform(corners.expand(len(x), -1, -1), use="corners") - 1)
-    ones = torch.ones(3, 1, dtype=torch.float64, device=x.device)
-    found: Tensor = torch.linalg.solve(torch.cat((corners, ones), 1), corners + moves)
+    points = [(top + half, left + half), (top - half, left + half), (top - half, left - half)]
+    corners = torch.tensor(points, dtype=torch.float64, device=x.device).expand(len(x), -1, -1)
+    moved = corners + reach * (2 * streams.uniform(corners, use="corners") - 1)
+    found: Tensor = torch.linalg.solve(torch.cat((moved, torch.ones_like(moved[..., :1])), 2), corners)
     return found.transpose(1, 2).to(x.dtype)
 
 

@@ -12,6 +12,9 @@ from atent.rng import PerSample
 
 SEVERITIES = (1, 2, 3, 4, 5)
 
+DEFINITIONS = 2
+"""Version of the definitions of all corruptions, which results record: raised when any of them gives other images."""
+
 Change = Callable[[Tensor, Any, PerSample], Tensor]
 """``change(x, level, streams)``: images (n, c, h, w) in [0, 1], the constants of a severity, random number streams."""
 

@@ -83,33 +83,62 @@ def pixels(x: Tensor) -> tuple[Tensor, Tensor]:
     return rows[None], columns[None]
 
 
-def sampled(x: Tensor, rows: Tensor, columns: Tensor, border: str = "border") -> Tensor:
+def sampled(x: Tensor, rows: Tensor, columns: Tensor, border: str = "replicate") -> Tensor:
     """The image at ``rows`` and ``columns`` (n or 1, h, w), in pixels, by bilinear interpolation.
 
-    ``border`` is that of `torch.nn.functional.grid_sample`: border, reflection or zeros.
+    ``border`` is one of `padded`, or zeros.
     """
     h, w = x.shape[2:]
-    grid = torch.stack((2 * columns / max(w - 1, 1) - 1, 2 * rows / max(h - 1, 1) - 1), dim=3)
-    grid = grid.to(x.dtype).expand(len(x), -1, -1, -1)
-    return F.grid_sample(x, grid, mode="bilinear", padding_mode=border, align_corners=True)
+    # Only with corners that are not aligned does torch mirror with the edge.
+    corners = border != "symmetric"
+    units = ((columns, w), (rows, h))
+    grid = [2 * at / max(side - 1, 1) - 1 if corners else (2 * at + 1) / side - 1 for at, side in units]
+    places = torch.stack(grid, dim=3).to(x.dtype).expand(len(x), -1, -1, -1)
+    mode = {"replicate": "border", "zeros": "zeros"}.get(border, "reflection")
+    return F.grid_sample(x, places, mode="bilinear", padding_mode=mode, align_corners=corners)
 
 
-def zoomed(x: Tensor, factor: float, border: str = "border") -> Tensor:
+def zoomed(x: Tensor, factor: float, border: str) -> Tensor:
     """The image enlarged by ``factor`` about its centre; below 1: reduced."""
     rows, columns = pixels(x)
     top, left = (x.shape[2] - 1) / 2, (x.shape[3] - 1) / 2
     return sampled(x, top + (rows - top) / factor, left + (columns - left) / factor, border)
 
 
+def enlarged(x: Tensor, factor: float) -> Tensor:
+    """The image enlarged by ``factor`` of 1 or more as in CIFAR-10-C, where sides are whole numbers of pixels.
+
+    The middle of a side, ``ceil(side / factor)`` pixels, becomes ``round(factor * middle)`` pixels, of which the middle
+    is the result: the factor differs a little from the given one, and the centre may move by a pixel.
+    """
+
+    def places(side: int) -> Tensor:
+        middle = math.ceil(side / factor)
+        size = round(factor * middle)
+        steps = (size - side) // 2 + torch.arange(side, dtype=torch.float64, device=x.device)
+        return (side - middle) // 2 + steps * ((middle - 1) / max(size - 1, 1))
+
+    h, w = x.shape[2:]
+    return sampled(x, places(h)[None, :, None].expand(1, h, w), places(w)[None, None].expand(1, h, w))
+
+
 def motion_blurred(x: Tensor, radius: int, sigma: float, angle: Tensor) -> Tensor:
-    """Blur along ``angle`` (n,), in degrees: one half of a Gaussian of ``sigma`` pixels over 2 radius + 1 of them."""
-    rows, columns = pixels(x)
-    down, right = (f(angle * (math.pi / 180)).view(-1, 1, 1).to(x.dtype) for f in (torch.sin, torch.cos))
+    """Blur along ``angle`` (n,), in degrees: one half of a Gaussian of ``sigma`` pixels over 2 radius + 1 of them.
+
+    As in ImageMagick, which CIFAR-10-C uses: the places along the line are rounded to whole pixels, halves downwards,
+    and the edge is repeated.
+    """
+    h, w = x.shape[2:]
+    turn = angle.double() * (math.pi / 180)
     weights = [math.exp(-0.5 * (i / sigma) ** 2) for i in range(2 * radius + 1)]
     total = math.fsum(weights)
     out = torch.zeros_like(x)
     for i, weight in enumerate(weights):
-        out += (weight / total) * sampled(x, rows + i * down, columns + i * right)
+        down, right = ((i * f(turn) - 0.5).ceil().long()[:, None] for f in (torch.sin, torch.cos))
+        rows = (torch.arange(h, device=x.device) + down).clamp(0, h - 1)
+        columns = (torch.arange(w, device=x.device) + right).clamp(0, w - 1)
+        moved = x.gather(2, rows[:, None, :, None].expand_as(x)).gather(3, columns[:, None, None].expand_as(x))
+        out += (weight / total) * moved
     return out
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from atent.data.corruptions.registry import corruption
-from atent.data.corruptions.sampling import luminance, motion_blurred, plasma, zoomed
+from atent.data.corruptions.sampling import enlarged, luminance, motion_blurred, plasma
 from atent.rng import PerSample
 
 _SNOW = (
@@ -22,7 +22,7 @@ _SNOW = (
 def snow(x: Tensor, level: tuple[float, float, float, float, int, float, float], streams: PerSample) -> Tensor:
     """Flakes (thresholded Gaussian noise, enlarged and blurred along their fall) over a brightened image."""
     mean, deviation, size, least, radius, sigma, kept = level
-    flakes = zoomed(mean + deviation * streams.normal(x[:, :1], use="flakes"), size)
+    flakes = enlarged(mean + deviation * streams.normal(x[:, :1], use="flakes"), size)
     flakes = torch.where(flakes < least, 0.0, flakes).clamp(0, 1)
     angle = 90 * streams.uniform(x[:, 0, 0, :1], use="fall").squeeze(1) - 135
     flakes = motion_blurred(flakes, radius, sigma, angle)

@@ -9,7 +9,8 @@ from atent.experiments.results.base import Adversary, Result, Samples, Share, st
 from atent.stats import Estimate
 
 BANDS_VERSION = FLIPS_VERSION = TRANSFER_VERSION = 1
-CORRUPTIONS_VERSION = FOURIER_VERSION = 2
+FOURIER_VERSION = 2
+CORRUPTIONS_VERSION = 3
 
 
 @strict
@@ -100,6 +101,8 @@ class CorruptionReport(Result):
     schema_version: int
     n: int
     seed: int
+    definitions: int
+    """Version of the definitions of the corruptions; reports of different ones are on different images."""
     clean_error: Share
     """Samples that are misclassified without a corruption."""
     rows: list[CorruptionRow]
