@@ -1,6 +1,7 @@
 import os
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 from atent.threads import wait_passively
@@ -70,6 +71,16 @@ def one_thread():
     torch.set_num_threads(int(os.environ.get("ATENT_TEST_THREADS", 1)))
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def modules_of_a_test(tmp_path_factory):
+    """A module that a test wrote and imported is not what the next test finds under the same name."""
+    before, place = set(sys.modules), str(tmp_path_factory.getbasetemp())
+    yield
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", None)).startswith(place):
+            del sys.modules[name]
 
 
 @pytest.fixture

@@ -27,7 +27,14 @@ def run(tmp_path_factory):
     return gaussian_run(tmp_path_factory.mktemp("runs"))
 
 
+def uncertified(run, place):
+    """A copy of the run without the certificates of other tests."""
+    return shutil.copytree(run, place / "run", ignore=shutil.ignore_patterns("certificate*", "manifest.json"))
+
+
 def test_the_command_certifies_resumes_shards_and_merges(run, capsys, tmp_path):
+    run = uncertified(run, tmp_path)
+
     def said(*args):
         status = main(["certify", str(run), *args, "--quiet", "--device", "cpu"])
         out, err = capsys.readouterr()
@@ -90,7 +97,7 @@ def test_the_certificate_names_the_batch_norms_that_are_folded(tmp_path, monkeyp
 
 
 def test_a_certificate_of_an_earlier_version_is_named_and_left(run, tmp_path, capsys):
-    run = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("certificate*", "manifest.json"))
+    run = uncertified(run, tmp_path)
     words = ["certify", str(run), "--n", "100", "--n0", "10", "--limit", "4", "--quiet", "--device", "cpu"]
     assert main(words) == 0
     file = run / "certificate.csv"
