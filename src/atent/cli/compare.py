@@ -84,6 +84,8 @@ def compare(
         return _finished(recipes, name=name, runs=runs, beside=beside, json=json, command=command)
     overrides = list(fields)
     if budget is not None:
+        if any(word.partition("=")[0] == "--train.minutes" for word in fields):
+            raise UsageError("--budget and --train.minutes are the same option: omit one")
         overrides += ["--train.minutes", f"{seconds(budget, '--budget') / 60:.9g}"]
     if len(recipes) < 2:
         raise UsageError("a comparison needs two or more recipes: write `atent compare RECIPE RECIPE ... [OPTIONS]`")
