@@ -1,6 +1,7 @@
 """NaN logits: no attack reports a sample as robust where its search met them, without an error or a remark."""
 
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -8,13 +9,14 @@ from test_attack_calls import CASE, small
 from torch import nn
 
 from atent import Threat
-from atent.attacks import PGD, Square, Transfer
-from atent.attacks.oracle import NO_LOGITS, UNDEFINED, Oracle
+from atent.attacks import PGD, Attack, Square, Transfer
+from atent.attacks.oracle import UNDEFINED, Oracle
 from atent.attacks.windowed import Scores, Window
 from atent.evaluate import evaluate
 from atent.integrations.peers import _Counted
 from atent.messages import once
 
+NO_LOGITS = "NaN or infinite logits"
 CLAUSE = UNDEFINED.format(NO_LOGITS)
 # Values of the clean inputs: no attack of a budget in these tests, and no face of the box, gives them.
 VALUES = torch.tensor([0.3, 0.7])
@@ -100,19 +102,44 @@ def test_logits_from_cached_layers_count_too():
             return torch.full((len(z), 5), math.inf)
 
     x, side = torch.rand(2, 3, 8, 8), torch.tensor([2, 2])
-    oracle = Oracle(nn.Identity(), *torch.zeros(2, 2).long(), check=False, undefined=torch.tensor([False, False]))
+    oracle = Oracle(nn.Identity(), *torch.zeros(2, 2).long(), check=False, undefined=torch.tensor(0))
     scores = Scores(oracle, x)
     scores.graph, scores.windowed, scores.side = object(), Cached(), 2
     scores.logits(oracle, x, torch.tensor([0, 1]), x, Window(side, side, side))
     assert oracle.met()[0] == NO_LOGITS
 
 
-@pytest.mark.parametrize(("how", "met"), [("gradients of zero", [False, True]), ("NaN gradients", [True, True])])
-def test_the_network_of_another_package_records_what_it_meets(how, met):
-    model, x, y = case("everywhere", how)
-    undefined = torch.tensor([False, False])
+@dataclass(frozen=True)
+class Overflowing(Attack):
+    """An attack whose second point is NaN, and whose result is x."""
+
+    def search(self, oracle, x, y, streams):
+        for z in (x, x * math.nan):
+            oracle.logits(z, y)
+        return x
+
+
+def test_points_that_an_attack_spoils_itself_are_not_the_networks_fault(capsys):
+    once.cache_clear()
+    said, (model, x, y) = [], case("everywhere", "NaN gradients")
+    Overflowing(Threat("l2", 1.0)).run(nn.Sequential(nn.Flatten(), model.linear), x, y, remark=said.append)
+    assert said == [UNDEFINED.format("NaN or infinite points of its own")]
+    assert "its steps overflow, use smaller settings" in capsys.readouterr().err
+
+
+class Steep(nn.Module):
+    """Finite logits with NaN gradients."""
+
+    def forward(self, x):
+        return x.flatten(1)[:, :5] + torch.sqrt(0 * x.flatten(1)[:, :1])
+
+
+@pytest.mark.parametrize("logits", [True, False])
+def test_the_network_of_another_package_records_what_it_meets(logits):
+    model, x, y = case("everywhere", "NaN gradients")
+    model, met, undefined = model if logits else Steep(), 2 if logits else 1, torch.tensor(0)
     network, x = _Counted(model, x.dtype, undefined), x.requires_grad_()
     for _ in range(2):
         torch.nn.functional.cross_entropy(network(x), y).backward()
-    assert undefined.tolist() == met
+    assert int(undefined) == met
     assert network.backwards == 8

@@ -256,8 +256,8 @@ class Attack(metaclass=Settings):
             Pass images in that memory format: equal up to rounding, and faster or slower depending on network and
             machine. A model that does not support it gets the usual format, with a warning. Default: False.
         remark
-            ``remark(clause)`` is called with a clause that describes NaN or infinite logits or input gradients, if the
-            search meets any. One line on stderr reports them in any case. Default: None.
+            ``remark(clause)`` is called with a clause that describes NaN or infinite logits, input gradients or points,
+            if the search meets any. One line on stderr reports them in any case. Default: None.
 
         Returns
         -------
@@ -321,7 +321,7 @@ class Attack(metaclass=Settings):
             seen = model if search_dtype is None else Lowered(model, search_dtype)
             last = channels_last and images_last(model, clean)
             watch = None if callback is None else Watch(callback, clean)
-            undefined = torch.zeros(2, dtype=torch.bool, device=x.device) if rng is None else None
+            undefined = torch.zeros((), dtype=torch.int64, device=x.device) if rng is None else None
             oracle = Oracle(
                 seen, *counters, check=rng is None, channels_last=last, targeted=targeted, watch=watch,
                 undefined=undefined,
@@ -332,7 +332,7 @@ class Attack(metaclass=Settings):
             with kept_buffers(model) if verdict else nullcontext():
                 found = search(oracle, clean, y, streams)
             x_adv = self._checked(found, clean).detach()
-            if undefined is not None and undefined.any():
+            if undefined is not None and undefined:
                 what, fix = oracle.met()
                 once(f"{type(self).__name__} {UNDEFINED.format(what)}: {fix}")
                 if remark is not None:

@@ -212,7 +212,7 @@ class Scores:
         oracle.forwards += oracle.seen
         logits = self.windowed.logits(z, window.top, window.left)
         if oracle.undefined is not None:
-            oracle.undefined[1].logical_or_(~(logits.isfinite().all() | oracle.undefined[0]))
+            oracle.undefined.add_((oracle.undefined == 0) & ~logits.isfinite().all(), alpha=2)
         return logits
 
     def _begin(self, oracle: Oracle, z: Tensor, y: Tensor, best: Tensor, window: Window, side: int) -> Tensor:

@@ -172,7 +172,7 @@ class _Counted(nn.Module):
         if logits.requires_grad:
             logits.register_hook(self._back)
         if self.undefined is not None:
-            self.undefined[1].logical_or_(~(logits.detach().isfinite().all() | self.undefined[0]))
+            self.undefined.add_((self.undefined == 0) & ~logits.detach().isfinite().all(), alpha=2)
             if x.requires_grad:
                 x.register_hook(self._slope)
         return logits
@@ -182,7 +182,7 @@ class _Counted(nn.Module):
 
     def _slope(self, grad: Tensor) -> None:
         assert self.undefined is not None
-        self.undefined[0].logical_or_(~grad.isfinite().all())
+        self.undefined.add_((self.undefined == 0) & ~grad.isfinite().all())
 
 
 def _spread(total: int, oracle: Oracle) -> Tensor:
