@@ -333,16 +333,20 @@ class Attack(metaclass=Settings):
                 found = search(oracle, clean, y, streams)
             x_adv = self._checked(found, clean).detach()
             if undefined is not None and undefined:
-                what, fix = oracle.met()
-                once(f"{type(self).__name__} {UNDEFINED.format(what)}: {fix}")
-                if remark is not None:
-                    remark(UNDEFINED.format(what))
+                self._report(oracle, remark)
             if not verdict:
                 return x_adv, torch.empty(0), *counters
             # The logits are checked as those of the first pass: NaN would count as misclassified.
             oracle.model, oracle.check = model, rng is None
             with full_precision(x.device):
                 return x_adv, oracle.fooled(self._final(oracle, x_adv, y), y), *counters
+
+    def _report(self, oracle: Oracle, remark: Callable[[str], None] | None) -> None:
+        """Say what the search met that is not finite."""
+        what, fix = oracle.met()
+        once(f"{type(self).__name__} {UNDEFINED.format(what)}: {fix}")
+        if remark is not None:
+            remark(UNDEFINED.format(what))
 
     def _final(self, oracle: Oracle, x_adv: Tensor, y: Tensor) -> Tensor:
         """The logits that decide success; ValueError for a result that is not finite."""
