@@ -80,8 +80,14 @@ def test_a_killed_evaluate_goes_on(run_of, capsys, monkeypatch):
     assert "interrupted" in err
     (partial,) = run_of.glob("evaluation.*.partial.jsonl")
     assert len(partial.read_text().splitlines()) == 1 + 3
+    # That of the network before it was trained anew, which no command resumes.
+    old = partial.with_name(f"{partial.name.partition('-')[0]}-{'0' * 12}.partial.jsonl")
+    old.write_text(partial.read_text().replace('"model": "', '"model": "0', 1))
     before = len(calls)
-    assert said(capsys, "evaluate", "run", *CHEAP, "--batch-size", "16")[0] == 0
+    status, _, err = said(capsys, "evaluate", "run", *CHEAP, "--batch-size", "16")
+    assert status == 0
+    assert f"{old.name} is of an evaluation that was interrupted with other weights: removed" in err
+    assert not old.exists()
     again = len(calls) - before
     assert again > 0
     assert not partial.exists()

@@ -26,12 +26,38 @@ def test_a_flag_that_took_a_value_still_does_and_says_what_to_write(capsys):
         (["--seed", "x"], "--seed must be an integer, got 'x'"),
         (["--limit", "q"], "--limit must be an integer or all, got 'q'"),
         (["--norm", "l3"], "--norm must be one of"),
+        (["--mean", "0.5", "x"], "--mean must be numbers, got '0.5 x'"),
     ],
 )
 def test_a_value_of_another_type_is_said_in_words(words, line, capsys):
     err = refused(capsys, "evaluate", "run", *words)
     assert line in err
     assert "None" not in err
+
+
+@pytest.mark.parametrize(
+    ("field", "wanted"), [("--schedule.milestones", "integers"), ("--schedule.factors", "numbers")]
+)
+def test_several_values_of_another_type_are_said_in_words(field, wanted, capsys):
+    assert f"{field} must be {wanted}, got '1 x'" in refused(capsys, "train", "digits-linf-pgdat", field, "1", "x")
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["compare", "RECIPES", "--seeds", str(10**30)], "--seeds must be at most 10,000, got an integer of 100 bits"),
+        (["compare", "RECIPES", "--backend", "ray", "--gpus", "nan"], "--gpus of at least 0, got 1 and nan"),
+        (["compare", "RECIPES", "--backend", "slurm", "--gpus", "inf"], "--gpus of at least 0, got 1 and inf"),
+        (["train", "digits-linf-pgdat", "--schedule.kind", "multistep", "--schedule.milestones=-1"], "milestones must"),
+        (["evaluate", "zoo:digits-linf-crown-ibp", "--attacks", "PGD(eps=[0.1, 0.2])"], "several eps: write one"),
+    ],
+)
+def test_numbers_that_nothing_can_use_are_refused_in_one_line(words, line, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    recipes = ["digits-linf-pgdat", "digits-linf-standard"]
+    err = refused(capsys, *(part for word in words for part in (recipes if word == "RECIPES" else [word])))
+    assert line in err
+    assert len(err.strip().splitlines()) == 1
 
 
 def test_none_is_a_name_and_a_list_needs_a_value(capsys):

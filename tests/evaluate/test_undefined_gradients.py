@@ -8,7 +8,7 @@ from torch import nn
 
 from atent import Threat
 from atent.attacks import PGD, AutoAttack, Square, Transfer
-from atent.attacks.base import _UNDEFINED as CLAUSE
+from atent.attacks.oracle import UNDEFINED
 from atent.cli import main
 from atent.data import DataSettings, load
 from atent.distributed.shards import Shard
@@ -23,6 +23,7 @@ from atent.report import report
 from atent.train import TrainSettings, fit
 
 LINF = Threat("linf", 0.05)
+CLAUSE = UNDEFINED.format("NaN or infinite input gradients")
 
 
 class Masked(nn.Module):

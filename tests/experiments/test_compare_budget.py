@@ -64,6 +64,13 @@ def test_what_is_no_time_is_refused(here, capsys, text):
     assert "is not a valid duration: write it as 10m" in refused(capsys, "plain.toml", "pgd.toml", f"--budget={text}")
 
 
+def test_a_budget_and_the_setting_that_it_makes_are_refused_by_both_names(here, capsys):
+    for minutes in (["--train.minutes", "3"], ["--train.minutes=3"]):
+        err = refused(capsys, "plain.toml", "pgd.toml", "--budget", "10m", *minutes)
+        assert "--budget and --train.minutes are the same option: omit one" in err
+    assert not (here / "runs").exists()
+
+
 def test_beside_needs_a_finished_comparison(here, capsys):
     err = refused(capsys, "plain.toml", "pgd.toml", "--beside", "runs/nothing")
     assert "--beside the folder of a finished comparison" in err

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from atent.attacks.oracle import Oracle
+from atent.attacks.oracle import UNDEFINED, Oracle
 from atent.attacks.watch import Callback, Watch
 from atent.checks import NotFinite, Settings, as_inputs, as_labels, check_batch, check_seed, numbered
 from atent.contracts import Member, flaw, kind_of
@@ -29,11 +29,6 @@ from atent.threat import Threat, per_sample
 
 _PAGE = "docs/add-attack.md"
 _PASSES = "define the most forwards and backwards of one sample, such as passes = 10 or a property"
-
-_UNDEFINED = "met NaN or infinite input gradients, so its failures do not show robustness"
-_DEFINED = (
-    "correct the backward pass (sqrt or log at 0, masked by where), or use an attack without gradients, such as Square"
-)
 
 
 class Outcome(NamedTuple):
@@ -261,8 +256,8 @@ class Attack(metaclass=Settings):
             Pass images in that memory format: equal up to rounding, and faster or slower depending on network and
             machine. A model that does not support it gets the usual format, with a warning. Default: False.
         remark
-            ``remark(clause)`` is called with a clause that describes NaN or infinite input gradients, if the search
-            meets any. One line on stderr reports them in any case. Default: None.
+            ``remark(clause)`` is called with a clause that describes NaN or infinite logits, input gradients or points,
+            if the search meets any. One line on stderr reports them in any case. Default: None.
 
         Returns
         -------
@@ -326,7 +321,7 @@ class Attack(metaclass=Settings):
             seen = model if search_dtype is None else Lowered(model, search_dtype)
             last = channels_last and images_last(model, clean)
             watch = None if callback is None else Watch(callback, clean)
-            undefined = torch.zeros((), dtype=torch.bool, device=x.device) if rng is None else None
+            undefined = torch.zeros((), dtype=torch.int64, device=x.device) if rng is None else None
             oracle = Oracle(
                 seen, *counters, check=rng is None, channels_last=last, targeted=targeted, watch=watch,
                 undefined=undefined,
@@ -338,9 +333,7 @@ class Attack(metaclass=Settings):
                 found = search(oracle, clean, y, streams)
             x_adv = self._checked(found, clean).detach()
             if undefined is not None and undefined:
-                once(f"{type(self).__name__} {_UNDEFINED}: {_DEFINED}")
-                if remark is not None:
-                    remark(_UNDEFINED)
+                self._report(oracle, remark)
             if not verdict:
                 return x_adv, torch.empty(0), *counters
             # The logits are checked as those of the first pass: NaN would count as misclassified.
@@ -348,14 +341,23 @@ class Attack(metaclass=Settings):
             with full_precision(x.device):
                 return x_adv, oracle.fooled(self._final(oracle, x_adv, y), y), *counters
 
+    def _report(self, oracle: Oracle, remark: Callable[[str], None] | None) -> None:
+        """Say what the search met that is not finite."""
+        what, fix = oracle.met()
+        once(f"{type(self).__name__} {UNDEFINED.format(what)}: {fix}")
+        if remark is not None:
+            remark(UNDEFINED.format(what))
+
     def _final(self, oracle: Oracle, x_adv: Tensor, y: Tensor) -> Tensor:
         """The logits that decide success; ValueError for a result that is not finite."""
         try:
             return oracle.logits(x_adv, y)
         except NotFinite:
-            if not torch.isfinite(x_adv).all():
-                raise ValueError(f"{type(self).__name__}.search returned NaN or infinite inputs") from None
-            raise
+            if torch.isfinite(x_adv).all():
+                raise
+            what, fix = oracle.met()
+            since = f", since it met {what}: {fix}" if what else ""
+            raise ValueError(f"{type(self).__name__}.search returned NaN or infinite inputs{since}") from None
 
 
 _MEMBERS = (

@@ -21,6 +21,18 @@ from atent.precision import Lowered, images_last
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
+UNDEFINED = "met {}, so its failures do not show robustness"
+"""What a result says of an attack whose search met one of `CAUSES`."""
+
+CAUSES = {
+    "": "",
+    "NaN or infinite input gradients": "correct the backward pass (sqrt or log at 0, masked by where), or use an attack"
+    " without gradients, such as Square",
+    "NaN or infinite logits": "correct the forward pass (division by 0, log or sqrt of a negative number, overflow)",
+    "NaN or infinite points of its own": "its steps overflow, use smaller settings",
+}
+"""What a search may meet that is not finite, with the remedy, by `Oracle.undefined`."""
+
 # Largest number of elements of per-class gradients in memory: 64 MiB in float32.
 _MOST = 2**24
 
@@ -67,7 +79,8 @@ class Oracle:
     least: tuple[int, str] = (0, "")
     """The smallest number of classes that the first pass accepts, and the error for fewer."""
     undefined: Tensor | None = None
-    """bool scalar, updated here: some gradient was NaN or infinite; None: gradients are not checked, as in training."""
+    """int64 scalar, updated here: the position in `CAUSES` of what was the first to be NaN or infinite, 0 for nothing;
+    None: not checked, as in training."""
 
     def take(self, rows: Tensor) -> Oracle:
         """The same model and counters, for the samples ``rows``."""
@@ -108,6 +121,10 @@ class Oracle:
         """bool (n,): the sample is misclassified, or has its target."""
         return (logits.argmax(1) == y) if self.targeted else (logits.argmax(1) != y)
 
+    def met(self) -> tuple[str, str]:
+        """What was the first to be NaN or infinite, "" if nothing was, and what the user can do."""
+        return list(CAUSES.items())[0 if self.undefined is None else int(self.undefined)]
+
     def aimed(self, loss: Loss) -> Loss:
         """The loss to maximise: ``loss``, or its negative if labels are targets."""
         return (lambda logits, y: -loss(logits, y)) if self.targeted else loss
@@ -129,6 +146,10 @@ class Oracle:
                 raise ValueError(f"{why}, got {logits.shape[1]} classes")
             self.check = False
         self.forwards += self.seen
+        if self.undefined is not None:
+            # On the device: the host reads it once, after the search.
+            for values, cause in ((x.detach(), 3), (logits.detach(), 2)):
+                self.undefined.add_((self.undefined == 0) & ~values.isfinite().all(), alpha=cause)
         return logits
 
     def _slope(self, values: Tensor, x: Tensor, *, again: bool = False) -> Tensor:
@@ -142,8 +163,7 @@ class Oracle:
             raise
         self.backwards += self.seen
         if self.undefined is not None:
-            # On the device: the host reads it once, after the search.
-            self.undefined.logical_or_(~grad.isfinite().all())
+            self.undefined.add_((self.undefined == 0) & ~grad.isfinite().all())
         return grad
 
     @torch.no_grad()

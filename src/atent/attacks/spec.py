@@ -84,6 +84,8 @@ def parse(
         if against and changes["norm"] in NORMS and "eps" not in changes:
             raise ValueError(f"attack {shown(text, 200)} has norm {changes['norm']} without its eps: add eps=...")
         against = {name: value for name, value in against.items() if name not in EXTRA}
+    if isinstance(changes.get("eps"), list | tuple):
+        raise ValueError(f"attack {shown(text, 200)} has several eps: write one; a sample's own is given in Python")
     against |= changes
     if against.get("norm") is None or against.get("eps") is None:
         raise ValueError(f"attack {shown(text, 200)} has no threat: add norm='linf' (or 'l2') and eps=...")

@@ -210,7 +210,10 @@ class Scores:
         if self.windowed is None:
             return oracle.logits(z, y)
         oracle.forwards += oracle.seen
-        return self.windowed.logits(z, window.top, window.left)
+        logits = self.windowed.logits(z, window.top, window.left)
+        if oracle.undefined is not None:
+            oracle.undefined.add_((oracle.undefined == 0) & ~logits.isfinite().all(), alpha=2)
+        return logits
 
     def _begin(self, oracle: Oracle, z: Tensor, y: Tensor, best: Tensor, window: Window, side: int) -> Tensor:
         """Logits of ``z`` by the network itself; prepares the cache for windows of this side if it is usable."""

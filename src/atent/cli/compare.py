@@ -17,6 +17,7 @@ from atent.cli.trainings import TrainingsOptions
 from atent.cli.width import screen
 from atent.cli.words import help_wanted, hyphened, options_of, seconds, split_sections
 from atent.experiments.recipe_files import SECTIONS, UsageError
+from atent.fields import shown
 from atent.messages import unknown
 
 if typing.TYPE_CHECKING:
@@ -79,11 +80,17 @@ def compare(
     for option, value, least in (("--seeds", seeds, 1), ("--first-seed", first_seed, 0)):
         if value < least:
             raise UsageError(f"{option} must be at least {least}, got {value}")
+    from atent.experiments.sweep.spec import MOST_SEEDS
+
+    if seeds > MOST_SEEDS:
+        raise UsageError(f"--seeds must be at most {MOST_SEEDS:,}, got {shown(seeds)}")
     trainings.check()
     if any(map(_is_run, recipes)):
         return _finished(recipes, name=name, runs=runs, beside=beside, json=json, command=command)
     overrides = list(fields)
     if budget is not None:
+        if any(word.partition("=")[0] == "--train.minutes" for word in fields):
+            raise UsageError("--budget and --train.minutes are the same option: omit one")
         overrides += ["--train.minutes", f"{seconds(budget, '--budget') / 60:.9g}"]
     if len(recipes) < 2:
         raise UsageError("a comparison needs two or more recipes: write `atent compare RECIPE RECIPE ... [OPTIONS]`")

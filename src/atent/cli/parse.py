@@ -157,6 +157,7 @@ def boxes() -> tyro.constructors.ConstructorRegistry:
 
 # What a placeholder stands for, of options of a command and of fields of a recipe.
 _KINDS = {"N": "an integer", "X": "a number", "INT": "an integer", "FLOAT": "a number"}
+_SEVERAL = {"X ...": "numbers", "[INT [INT ...]]": "integers", "[FLOAT [FLOAT ...]]": "numbers"}
 
 
 def _reason(event: Any) -> str:
@@ -174,11 +175,15 @@ def _reason(event: Any) -> str:
     if kind == "InstantiationFailure":
         text = " ".join(str(event.message).split())
         # The parser tries the types of a union in order and reports each failure.
-        tried = re.match(r"no type matching \S+ could be instantiated from \['(.*?)'\]", text)
+        tried = re.match(
+            r"(?:no type matching .+? could be instantiated from|Could not find valid parse for arguments:)"
+            r" \['(.*?)'\]", text,
+        )  # fmt: skip
         if tried:
             metavar = str(event.argument.lowered.metavar).replace("{None}|", "")
-            wanted = " or ".join(_KINDS.get(part, part) for part in metavar.split("|"))
-            return f"{event.argument.display_name()} must be {wanted}, got {shown(tried[1])}"
+            wanted = _SEVERAL.get(metavar) or " or ".join(_KINDS.get(part, part) for part in metavar.split("|"))
+            got = tried[1].replace("', '", " ")
+            return f"{event.argument.display_name()} must be {wanted}, got {shown(got)}"
         name = event.argument.display_name() if event.argument is not None else ""
         literal = re.search(r"(invalid literal for int\(\)|could not convert string to float).*?: (.*)$", text)
         if literal:

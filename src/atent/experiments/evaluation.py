@@ -166,9 +166,15 @@ def unfinished_evaluation(target: Target, place: Path, request: Request) -> Iter
     """The ``partial`` of `evaluate_target` with this request for a result at ``place``: see `unfinished`, whose kind,
     an evaluation, it is."""
     # The other parts of the request are in the description of the evaluation.
-    more = {"radii": [str(r) for r in request.radii], "checks": request.checks, "studies": request.studies.about}
-    with unfinished(place, "evaluation", about_evaluation(target, request), **more) as partial:
+    more = {"radii": [str(r) for r in request.radii], "checks": request.checks, **request.studies.about}
+    about = about_evaluation(target, request)
+    with unfinished(place, "evaluation", about, network=network_of(target), **more) as partial:
         yield partial
+
+
+def network_of(target: Target) -> list[Any]:
+    """The network that a command names, whatever its weights are now: its name, and which weights."""
+    return [target.name, target.about.get("weights")]
 
 
 def about_evaluation(target: Target, request: Request) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -12,10 +13,13 @@ from typing import Any
 
 from atent import runs as folder
 from atent.evaluate.lines import belongs
-from atent.runs.locks import held, lock_of
+from atent.messages import note
+from atent.runs.locks import InUse, held, lock_of
 from atent.signals import resumed_by
 
 _SUFFIX = ".partial.jsonl"
+_CHANGES = {"model": "weights", "others": "weights", "version": "version of atent", "definitions": "definitions"}
+"""What a command that is repeated may find changed, and how it is named."""
 
 
 @contextmanager
@@ -23,7 +27,8 @@ def unfinished(place: Path, kind: str, fingerprint: Mapping[str, Any], **request
     """The file beside the result ``place`` from which the measurement resumes; removed when the block ends well.
 
     Different requests have separate files, so that they can run concurrently. A file of an earlier version is reused if
-    it belongs to this measurement.
+    it belongs to this measurement. That of the same request to a network that has changed since, or to another version,
+    is of no measurement any more: it is removed, and one line says so.
 
     Parameters
     ----------
@@ -32,22 +37,59 @@ def unfinished(place: Path, kind: str, fingerprint: Mapping[str, Any], **request
     kind, fingerprint
         What is measured, as `Lines` records it.
     request
-        Further inputs that the result depends on.
+        Further inputs that the result depends on; the network's name and which of its weights are meant.
 
     Raises
     ------
     InUse
         While another process measures the same.
     """
-    digest = hashlib.sha256(folder.dumps([kind, fingerprint, request]).encode()).hexdigest()[:12]
-    path = place.with_suffix(f".{digest}{_SUFFIX}")
+    asked = {key: value for key, value in {**fingerprint, **request}.items() if key not in _CHANGES}
+    # Of an attack the first two values are its name and its text; code may follow.
+    asked["attacks"] = [each[:2] for each in fingerprint.get("attacks", [])]
+    wish, digest = _digest([kind, asked], 8), _digest([kind, fingerprint, request], 12)
+    path = place.with_suffix(f".{wish}-{digest}{_SUFFIX}")
     with held(lock_of(path), kind), resumed_by("repeating the command resumes"):
+        _drop_superseded(place, wish, path, kind, fingerprint)
         if not path.exists():
             _take_up(place, path, kind, fingerprint)
         yield path
         for each in family(path):
             with suppress(FileNotFoundError):
                 each.unlink()
+
+
+def _digest(values: Any, digits: int) -> str:
+    return hashlib.sha256(folder.dumps(values).encode()).hexdigest()[:digits]
+
+
+def _drop_superseded(place: Path, wish: str, path: Path, kind: str, fingerprint: Mapping[str, Any]) -> None:
+    """Remove the files of the same request at ``place`` that this measurement does not resume; one line for each."""
+    form = re.compile(rf"({re.escape(place.stem)}\.{wish}-[0-9a-f]{{12}}\.partial)(\..*)?\.jsonl")
+    found = (form.fullmatch(each.name) for each in place.parent.glob(f"{glob.escape(place.stem)}.{wish}-*.jsonl"))
+    for old in sorted({place.with_name(f"{match[1]}.jsonl") for match in found if match} - {path}):
+        # Another process may be measuring the network as it was.
+        with suppress(InUse), held(lock_of(old), kind):
+            article, differs = "an" if kind[0] in "aeiou" else "a", _changed(old, fingerprint)
+            note(
+                f"{old.name} is of {article} {kind} that was interrupted with other {differs}: removed, this one starts"
+                " anew"
+            )
+            for each in family(old):
+                with suppress(FileNotFoundError):
+                    each.unlink()
+
+
+def _changed(old: Path, fingerprint: Mapping[str, Any]) -> str:
+    """What differs between a file's measurement and this one."""
+    try:
+        with old.open(encoding="utf-8") as file:
+            head = json.loads(file.readline(1 << 24))
+        differs = [key for key, value in folder.plain(dict(fingerprint)).items() if head.get(key) != value]
+    except (OSError, ValueError, AttributeError):
+        differs = []
+    words = dict.fromkeys(_CHANGES.get(key, "code" if key == "attacks" else key) for key in differs)
+    return " and ".join(words) or "weights, code or definitions"
 
 
 def family(path: Path) -> list[Path]:

@@ -16,7 +16,7 @@ from atent.distributed.shards import Shard
 from atent.evaluate import evaluate_shard, sweep_shard
 from atent.evaluate.evaluation import costs, radii_costs
 from atent.evaluate.lines import ShardFile
-from atent.experiments.evaluation import Request, about_evaluation, chain, check_request, how, samples
+from atent.experiments.evaluation import Request, about_evaluation, chain, check_request, how, network_of, samples
 from atent.experiments.partial_files import beside, family, unfinished
 from atent.experiments.studies import study_shard
 from atent.experiments.target import Target
@@ -123,7 +123,7 @@ def evaluation_shard(
     """
     check_request(target, request)
     of, file = _of(target, request), shard_file(place, shard)
-    with unfinished(file, "evaluation", of) as partial:
+    with unfinished(file, "evaluation", of, network=network_of(target)) as partial:
         if file.exists():
             check_same(file, _read(file)["of"], of)
             return file
@@ -174,7 +174,8 @@ def merging(target: Target, place: Path, request: Request) -> Iterator[Path]:
                 f"shard {content['shard']} of {place.name} classifies other images correctly than shard"
                 f" {found[0]['shard']}: make all shards on machines of one kind"
             )
-    with unfinished(place, "evaluation", of, merged=len(found), checks=request.checks) as partial:
+    more = {"merged": len(found), "checks": request.checks, "network": network_of(target)}
+    with unfinished(place, "evaluation", of, **more) as partial:
         for name in dict.fromkeys(name for content in found for name in content["parts"]):
             each = [content["parts"][name] for content in found if name in content["parts"]]
             # The first line identifies the measurement, and is the same in all.
@@ -187,7 +188,7 @@ def _of(target: Target, request: Request) -> dict[str, Any]:
     """The inputs that a shard of an evaluation depends on; the checks are made of the whole, at the merge."""
     about = about_evaluation(target, replace(request, checks=False))
     radii = [str(r) for r in request.radii]
-    more = {"batch": target.settings.batch, "radii": radii, "studies": request.studies.about}
+    more = {"batch": target.settings.batch, "radii": radii, **request.studies.about}
     plain: dict[str, Any] = folder.plain({**about, **more})
     return plain
 

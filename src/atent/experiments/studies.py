@@ -79,8 +79,8 @@ class Studies(metaclass=Settings):
 
     @property
     def about(self) -> dict[str, Any]:
-        """What the results depend on, as plain values."""
-        return asdict(self) | ({"definitions": DEFINITIONS} if self.corruptions else {})
+        """What the results depend on, as plain values: the options, and the version of the corruptions."""
+        return {"studies": asdict(self), **({"definitions": DEFINITIONS} if self.corruptions else {})}
 
     def check(self, target: Target) -> None:
         """Raise ValueError, before the computation, for what cannot be measured on the target, and for an option that

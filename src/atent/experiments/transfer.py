@@ -120,7 +120,8 @@ def unfinished_matrix(
         seed=first.settings.seed, batch=first.settings.batch, attacks={"attack": attack},
         models=models, **transfer_settings(models, search_dtype, first.settings.folding),
     )  # fmt: skip
-    with unfinished(place, "transfer matrix", about) as partial:
+    networks = [[name, target.about.get("weights")] for name, target in targets.items()]
+    with unfinished(place, "transfer matrix", about, networks=networks) as partial:
         yield partial
 
 

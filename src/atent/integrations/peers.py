@@ -120,7 +120,7 @@ class Peer(Attack):
         oracle.logits(x, y)  # checked, and counted
         if float(self.threat.eps) == 0:
             return x
-        network = _Counted(oracle.model, x.dtype)
+        network = _Counted(oracle.model, x.dtype, oracle.undefined)
         seed = int(streams.integers(2**31 - 1, (len(x), 1))[0, 0])
         case = Case(network, x.clone(), y.clone(), self.threat, seed)
         settings = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "threat"}
@@ -155,23 +155,34 @@ class Peer(Attack):
 
 
 class _Counted(nn.Module):
-    """The network for a package: converts inputs to the network's type, and counts passes per sample."""
+    """The network for a package: converts inputs to the network's type, counts passes per sample, and sets what of
+    ``undefined``, see `Oracle`, they meet."""
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, model: nn.Module, dtype: torch.dtype, undefined: Tensor | None = None) -> None:
         super().__init__()
-        self.network, self.dtype = model, dtype
+        self.network, self.dtype, self.undefined = model, dtype, undefined
         self.forwards = self.backwards = 0
         self.training = model.training
 
     def forward(self, x: Tensor) -> Tensor:
-        logits = ask(self.network, x.to(self.dtype))
+        # A tensor of this pass alone, as packages pass one leaf many times, and each would keep its hooks.
+        x = x.to(self.dtype).view_as(x)
+        logits = ask(self.network, x)
         self.forwards += len(x)
         if logits.requires_grad:
             logits.register_hook(self._back)
+        if self.undefined is not None:
+            self.undefined.add_((self.undefined == 0) & ~logits.detach().isfinite().all(), alpha=2)
+            if x.requires_grad:
+                x.register_hook(self._slope)
         return logits
 
     def _back(self, grad: Tensor) -> None:
         self.backwards += len(grad)
+
+    def _slope(self, grad: Tensor) -> None:
+        assert self.undefined is not None
+        self.undefined.add_((self.undefined == 0) & ~grad.isfinite().all())
 
 
 def _spread(total: int, oracle: Oracle) -> Tensor:

@@ -121,8 +121,8 @@ class AWP(Wrapper):
         self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator | None = None, ids: Tensor | None = None,
         progress: float = 1.0, weight: float = 1.0, state: State | None = None,
     ) -> Metrics:  # fmt: skip
-        if not isinstance(rng, torch.Generator):
-            x, y, rng = begun(self, model, x, y, rng, descends=True)
+        if not (isinstance(rng, torch.Generator) and type(progress) is type(weight) is float):
+            x, y, rng, ids = begun(self, model, x, y, rng, ids, progress=progress, weight=weight, state=state)
         if self.gamma == 0 or progress < self.warmup:
             return self.method.backward(
                 model, x, y, rng=rng, ids=ids, progress=progress, weight=weight, state=state

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from atent.checks import Settings, as_inputs, as_labels, check_batch, check_number
+from atent.checks import Settings, as_inputs, as_labels, check_batch, check_number, numbered
+from atent.contracts import kind_of
 from atent.fields import LARGEST, shown
 from atent.guard import explained
-from atent.methods.contract import LOSS, checked_loss, lacking
+from atent.methods.contract import LOSS, check_finite, checked_loss, lacking
 from atent.methods.contract import Metrics as Metrics
 from atent.methods.contract import State as State
 from atent.registry import Registry
@@ -151,8 +152,8 @@ class Method(metaclass=Settings):
             raise ValueError(
                 f"{name} is not given by one loss at the current weights: call {name}(...).backward(model, x, y)"
             )
-        if not isinstance(rng, torch.Generator):
-            x, y, rng = begun(self, model, x, y, rng)
+        if not (isinstance(rng, torch.Generator) and type(progress) is float):
+            x, y, rng, ids = begun(self, model, x, y, rng, ids, progress=progress, state=state)
         with explained(model, x, y):
             aux = self.adversary(model, x, y, rng=rng, ids=ids, progress=progress, state=state)
             return checked_loss(self, self.loss(model, x, y, aux, progress=progress, state=state), x)
@@ -164,10 +165,10 @@ class Method(metaclass=Settings):
         """Add ``weight`` times the gradient of the loss to each parameter's ``.grad``.
 
         Without ``rng`` the adversary uses a generator seeded from torch's global one, and the batch is checked, which
-        synchronises with the device.
+        synchronises with the device. ValueError, in one line, for arguments of another type.
         """
-        if not isinstance(rng, torch.Generator):
-            x, y, rng = begun(self, model, x, y, rng, descends=True)
+        if not (isinstance(rng, torch.Generator) and type(progress) is type(weight) is float):
+            x, y, rng, ids = begun(self, model, x, y, rng, ids, progress=progress, weight=weight, state=state)
         with explained(model, x, y):
             return self._backward(model, x, y, rng=rng, ids=ids, progress=progress, weight=weight, state=state)
 
@@ -223,31 +224,42 @@ class Method(metaclass=Settings):
 
 
 _ANY: Box = (-LARGEST, LARGEST)
+_UNWEIGHTED = object()
+"""The weight of a call that computes a loss, and no gradient."""
 
 
 def begun(
-    method: Method, model: nn.Module, x: Tensor, y: Tensor, rng: object, *, descends: bool = False
-) -> tuple[Tensor, Tensor, torch.Generator]:
-    """The batch and the generator of a call without one.
+    method: Method, model: nn.Module, x: Tensor, y: Tensor, rng: object, ids: Tensor | None, *, progress: object,
+    weight: object = _UNWEIGHTED, state: object = None,
+) -> tuple[Tensor, Tensor, torch.Generator, Tensor | None]:  # fmt: skip
+    """The batch, the generator and the sample numbers of a call, which need not have a generator.
 
-    Such a call is from a training loop of the user's own, whose batch nobody has checked: outside the threat's box an
-    adversary would train on saturated images. ValueError, in one line, for such a batch, for an ``rng`` that is no
-    generator, and where gradients are disabled if the call ``descends``.
+    A call without one is from a training loop of the user's own, whose batch nobody has checked: outside the threat's
+    box an adversary would train on saturated images. ValueError, in one line, for such a batch, for arguments of
+    another type, and where gradients are disabled, unless ``weight`` is `_UNWEIGHTED`.
     """
+    check_finite("progress", progress)
+    if weight is not _UNWEIGHTED:
+        check_finite("weight", weight)
+    if state is not None and not isinstance(state, dict):
+        raise ValueError(f"state must be the dict that init returns, or None, got {kind_of(state)}")
+    if isinstance(rng, torch.Generator):
+        return x, y, rng, ids
     if rng is not None:
         check_rng(rng)
-    if descends and not torch.is_grad_enabled():
+    if weight is not _UNWEIGHTED and not torch.is_grad_enabled():
         raise ValueError("gradients are disabled: call backward outside torch.no_grad and torch.inference_mode")
     x = as_inputs(x, model).detach()
     if not len(x):
         raise ValueError("the batch is empty: skip it")
+    ids = None if ids is None else numbered(ids, len(x), x.device)
     box = method.threat.box if method.threat is not None else _ANY if x.is_floating_point() else (0.0, 1.0)
     if not method.labelled:
         check_batch(x, torch.zeros(len(x), dtype=torch.long), box)
-        return x, y, fresh(x.device)
+        return x, y, fresh(x.device), ids
     y = as_labels(y) if isinstance(y, Tensor) else as_labels(y).to(x.device)
     check_batch(x, y, box)
-    return x, y.long(), fresh(x.device)
+    return x, y.long(), fresh(x.device), ids
 
 
 def _has_threat(kind: type[Method]) -> bool:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from numbers import Real
 from typing import Any
 
 from torch import Tensor
 
+from atent.checks import plain
 from atent.contracts import Member, flaw, kind_of
+from atent.fields import shown
 
 Metrics = dict[str, Tensor]
 State = dict[str, Tensor]
@@ -32,6 +36,13 @@ def lacking(cls: type, base: Any) -> str | None:
     its own needs no `loss`."""
     own = cls.backward is not base.backward or cls._backward is not base._backward  # type: ignore[attr-defined]
     return flaw(cls, base, [member for member in _MEMBERS if not (own and member.name == "loss")])
+
+
+def check_finite(name: str, value: object) -> None:
+    """ValueError unless ``value`` is a finite number, of Python, numpy or torch."""
+    value = plain(value)
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {shown(value)}")
 
 
 def checked_loss(method: Any, found: Any, x: Tensor) -> tuple[Tensor, Metrics]:

@@ -124,8 +124,8 @@ class Free(Method):
         progress: float = 1.0, weight: float = 1.0, state: State | None = None,
     ) -> Metrics:  # fmt: skip
         """As `Method.backward`; the same pass updates ``state["delta"]``."""
-        if not isinstance(rng, torch.Generator):
-            x, y, rng = begun(self, model, x, y, rng, descends=True)
+        if not (isinstance(rng, torch.Generator) and type(progress) is type(weight) is float):
+            x, y, rng, ids = begun(self, model, x, y, rng, ids, progress=progress, weight=weight, state=state)
         z = self.adversary(model, x, y, rng=rng, state=state).requires_grad_()
         with explained(model, x, y):
             metrics = self.descend(model, x, y, z, progress=progress, weight=weight, state=state)

@@ -46,6 +46,8 @@ class Schedule(metaclass=Settings):
             raise ValueError(f"the step schedule needs every >= 1, got {self.every}")
         if self.kind == "multistep" and (not self.milestones or list(self.milestones) != sorted(self.milestones)):
             raise ValueError(f"the multistep schedule needs ascending milestones, got {shown(self.milestones)}")
+        for milestone in self.milestones:
+            check_number("each of milestones", milestone, 0, whole=True)
         check_number("factor", self.factor, 0, above=True)
         for factor in self.factors:
             check_number("each of factors", factor, 0, above=True)

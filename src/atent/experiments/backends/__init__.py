@@ -7,6 +7,7 @@ share.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from atent.experiments.backends.base import Backend, Child, Task, drive, train_task
@@ -46,7 +47,7 @@ def make(
         raise ValueError(unknown("backend", name, BACKENDS))
     if name == "local" and (cpus != 1 or gpus):
         raise ValueError("--cpus and --gpus are for --backend ray and slurm: use --train.threads and --train.device")
-    if cpus < 1 or gpus < 0:
+    if cpus < 1 or not 0 <= gpus < math.inf:
         raise ValueError(f"a training needs --cpus of at least 1 and --gpus of at least 0, got {cpus} and {gpus:g}")
     if address is not None and name != "ray":
         raise ValueError(f"--address needs --backend ray, got --backend {name}: omit it")

@@ -38,6 +38,8 @@ _KINDS: dict[str, tuple[type, str]] = {
 }  # fmt: skip
 _LEAST = {"trials": 1, "seeds": 1, "first_seed": 0, "seed": 0, "startup": 1, "rung": 1, "factor": 2, "epochs": 1}
 _MOST_TRIALS = 100_000
+MOST_SEEDS = 10_000
+"""Largest number of seeds of a sweep or comparison, which lists them."""
 
 
 @dataclass(frozen=True)
@@ -203,6 +205,8 @@ def _settings(given: Mapping[str, Any]) -> dict[str, Any]:
             raise UsageError(f"[sweep] {unknown(key, given[key], allowed)}")
     if given.get("trials", 1) > _MOST_TRIALS:
         raise UsageError(f"[sweep] trials must be at most {_MOST_TRIALS:,}, got {given['trials']:,}")
+    if given.get("seeds", 1) > MOST_SEEDS:
+        raise UsageError(f"[sweep] seeds must be at most {MOST_SEEDS:,}, got {shown(given['seeds'])}")
     if "epochs" in given and "minutes" in given:
         raise UsageError("[sweep] epochs and minutes exclude each other: use one")
     return dict(given)
