@@ -274,8 +274,9 @@ def test_a_network_that_seeds_the_generators_itself_is_a_fixed_function():
 SHAPES = {1: (2, 4), 2: (2, 4, 4)}
 ARGUMENTS = {
     nn.Linear: (4, 4), nn.Conv1d: (2, 2, 1), nn.Conv2d: (2, 2, 1), nn.ConvTranspose1d: (2, 2, 1),
-    nn.ConvTranspose2d: (2, 2, 1), nn.AvgPool2d: (1,), nn.BatchNorm1d: (2,), nn.BatchNorm2d: (2,), nn.MaxPool2d: (1,),
-    nn.AdaptiveAvgPool2d: (1,), nn.Unflatten: (1, (2, 1)), nn.ZeroPad1d: (0,), nn.ZeroPad2d: (0,),
+    nn.ConvTranspose2d: (2, 2, 1), nn.AvgPool1d: (1,), nn.AvgPool2d: (1,), nn.BatchNorm1d: (2,), nn.BatchNorm2d: (2,),
+    nn.MaxPool1d: (1,), nn.MaxPool2d: (1,), nn.AdaptiveAvgPool1d: (1,), nn.AdaptiveAvgPool2d: (1,),
+    nn.Threshold: (0, 0), nn.Unflatten: (1, (2, 1)), nn.ZeroPad1d: (0,), nn.ZeroPad2d: (0,),
     nn.ConstantPad1d: (0, 0.0), nn.ConstantPad2d: (0, 0.0),
 }  # fmt: skip
 
