@@ -40,7 +40,7 @@ VIEWS = (
     "select", "narrow", "contiguous", "positive", "to", "type", "type_as", "float", "double", *DROPOUTS,
 )  # fmt: skip
 """What may return the memory of its input."""
-_ALIASES = {
+ALIASES = {
     "iadd": "add", "subtract": "sub", "isub": "sub", "rsub": "sub", "multiply": "mul", "imul": "mul", "divide": "div",
     "true_divide": "div", "truediv": "div", "itruediv": "div", "negative": "neg", "pos": "positive", "absolute": "abs",
     "clip": "clamp", "special_expit": "sigmoid", "concat": "cat", "concatenate": "cat",
@@ -63,7 +63,7 @@ def named(step: fx.Node) -> tuple[str, str]:
     if module not in _MODULES or target is torch.batch_norm:
         return f"{module}.{name}", ""
     name = name.strip("_")
-    return name, _ALIASES.get(name, name)
+    return name, ALIASES.get(name, name)
 
 
 def function(meaning: str, arguments: Sequence[Any], options: dict[str, Any]) -> Known | None:
@@ -77,7 +77,7 @@ def function(meaning: str, arguments: Sequence[Any], options: dict[str, Any]) ->
     ValueError
         For arguments that bounds cannot read; the text is the end of a sentence.
     """
-    make = _FUNCTIONS.get(meaning)
+    make = FUNCTIONS.get(meaning)
     if make is None:
         return None
     first = arguments[0] if arguments else None
@@ -325,7 +325,7 @@ def _batch_norm(z: int, running_mean: Any, running_var: Any, weight: Any = None,
     return [("affine", affine.batch_norm(layer))]
 
 
-_FUNCTIONS: dict[str, Callable[..., Known]] = {
+FUNCTIONS: dict[str, Callable[..., Known]] = {
     **{name: _dropout(trains) for name, trains in DROPOUTS.items()},
     "neg": lambda z: [TIMES_MINUS_1],
     "abs": lambda z: [Fork([RELU], [TIMES_MINUS_1, RELU])],
