@@ -8,7 +8,7 @@ from bound_networks import encloses, inputs, shuffled
 from torch import fx, nn
 from torch.nn import functional as F
 
-from atent.certify import bounds, functions, sharing
+from atent.certify import bounds, functions, names, sharing
 from atent.certify.tracing import Tracer
 from atent.threat import Threat
 
@@ -144,6 +144,13 @@ TWINS = {
         lambda m, z: torch.concat([z.narrow(1, 1, 2)[:, :, 0], z[:, 0].narrow(1, 2, 2)], 1),
         lambda m, z: torch.hstack([z.narrow(1, 1, 2).select(2, 0), torch.select(z, 1, 0).narrow(-2, 2, 2)]),
         lambda m, z: torch.concatenate((z[:, 1:3].select(-2, 0), z[:, 0, 2:]), axis=-2),
+    ),
+    "halves": (
+        lambda m, z: torch.cat([z[:, 2:], m.relu(z[:, :2])], 1),
+        lambda m, z: torch.cat([z.chunk(2, 1)[1], m.relu(torch.chunk(z, chunks=2, dim=1)[0])], 1),
+        lambda m, z: torch.cat([torch.split(z, 2, dim=-3)[1], m.relu(z.split([2, 2], 1)[0])], 1),
+        lambda m, z: (lambda parts: torch.cat([parts[-1], m.relu(parts[0])], 1))(z.tensor_split((2,), dim=1)),
+        lambda m, z: torch.stack([z.unbind(1)[2], z[:, 3], m.relu(z).unbind(dim=1)[0], m.relu(z[:, 1])], 1),
     ),
     "stack": (
         lambda m, z: torch.cat([z.unsqueeze(2), m.mix(z).unsqueeze(2)], 2),
@@ -282,14 +289,14 @@ class Seen(fx.Interpreter):
 
     def __init__(self, root, graph):
         super().__init__(fx.GraphModule(root, graph))
-        self.names, self.meanings, self.views = set(), set(), set()
+        self.spelled, self.meanings, self.views = set(), set(), set()
 
     def run_node(self, step):
         source = self.env.get(step.args[0]) if step.args and isinstance(step.args[0], fx.Node) else None
         out = super().run_node(step)
         if step.op in ("call_function", "call_method"):
-            meaning = functions.named(step)[1]
-            self.names.add(getattr(step.target, "__name__", step.target).strip("_"))
+            meaning = names.named(step)[1]
+            self.spelled.add(getattr(step.target, "__name__", step.target).strip("_"))
             self.meanings.add(meaning)
             both = isinstance(source, torch.Tensor) and isinstance(out, torch.Tensor)
             if both and source.untyped_storage().data_ptr() == out.untyped_storage().data_ptr():
@@ -299,13 +306,13 @@ class Seen(fx.Interpreter):
 
 @torch.no_grad()
 def test_every_function_has_a_twin_and_those_that_share_memory_are_known():
-    names, meanings, views = set(), set(), set()
+    spelled, meanings, views = set(), set(), set()
     for middle in (middle for forms in TWINS.values() for middle in forms):
         seen = Seen(*traced(middle))
         seen.run(inputs((1, 4, 4), n=2))
-        names, meanings, views = names | seen.names, meanings | seen.meanings, views | seen.views
+        spelled, meanings, views = spelled | seen.spelled, meanings | seen.meanings, views | seen.views
     # Dropouts and casts to one dtype have tests of their own.
-    assert set(functions.FUNCTIONS) - meanings <= {*functions.DROPOUTS, "float", "double"}
-    assert set(functions.ALIASES) <= names
+    assert set(functions.FUNCTIONS) - meanings <= {*names.DROPOUTS, "float", "double"}
+    assert set(names.ALIASES) <= spelled
     # Weights are never changed in place, whatever shares their memory.
-    assert views & set(functions.FUNCTIONS) <= set(functions.VIEWS)
+    assert views & set(functions.FUNCTIONS) <= set(names.VIEWS)

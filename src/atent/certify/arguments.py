@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from atent.certify.affine import inner
+from atent.certify.affine import Affine, inner
+from atent.certify.copies import within
 from atent.certify.tracing import owner
 
 
@@ -55,8 +56,22 @@ class Like:
         return self.of.get().dtype if self.of and self.name == "dtype" else None
 
 
-Found = dict[fx.Node, "int | Size | Like | Constant"]
-"""The result of each step so far: the position of its node, a size, a dtype or a device, or a constant."""
+@dataclass(frozen=True)
+class Parts:
+    """Several slices of a node along a dimension, as `torch.chunk` gives them."""
+
+    of: int
+    """The position of the node."""
+    dim: int
+    slices: Callable[[Tensor], Sequence[Tensor]]
+
+    def part(self, number: int) -> Affine:
+        """The map from the node to one of the slices. ValueError for slices along the samples."""
+        return within(lambda z: self.slices(z)[number], [self.dim])
+
+
+Found = dict[fx.Node, "int | Parts | Size | Like | Constant"]
+"""The result of each step so far: the position of its node, its parts, a size, a dtype or a device, or a constant."""
 
 # What torch calls the arguments that are read by their place, and the names of numpy that it takes too.
 _PLACES = {"input": 0, "other": 1, "size": 1, "shape": 1}

@@ -1,4 +1,4 @@
-"""The functions, methods and operators of torch that bounds read: what their names mean, and the nodes of each."""
+"""The functions, methods and operators of torch that bounds read, and the nodes of each."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from torch import Tensor, fx, nn
 
 from atent.certify import affine, copies
 from atent.certify.affine import dims
-from atent.certify.arguments import Like, Size
+from atent.certify.arguments import Like, Parts, Size
 from atent.certify.convolution import conv1d, transposed
+from atent.certify.names import DROPOUTS, EXTREMES, SUMS
 from atent.certify.operators import (
     LAYERS,
     RELU,
@@ -26,48 +27,9 @@ from atent.certify.operators import (
     unflattened,
 )
 
-SUMS = ("add", "sub")
-PRODUCTS = ("mul", "div")
-SIZED = ("reshape", "avg_pool2d")
-"""What may be given the sizes of its own input."""
-EXTREMES = ("maximum", "minimum", "max", "min")
-NORMS = ("layer_norm", "group_norm", "instance_norm", "local_response_norm", "rms_norm")
-DROPOUTS = {"dropout": True, "dropout1d": True, "dropout2d": True, "dropout3d": True, "feature_dropout": True,
-            "alpha_dropout": False, "feature_alpha_dropout": False}  # fmt: skip
-"""The functions that return their input unless they are told that they train, and whether they are by default."""
-VIEWS = (
-    "flatten", "reshape", "unflatten", "getitem", "squeeze", "unsqueeze", "permute", "transpose", "movedim", "mT",
-    "select", "narrow", "contiguous", "positive", "to", "type", "type_as", "float", "double", *DROPOUTS,
-)  # fmt: skip
-"""What may return the memory of its input."""
-ALIASES = {
-    "iadd": "add", "subtract": "sub", "isub": "sub", "rsub": "sub", "multiply": "mul", "imul": "mul", "divide": "div",
-    "true_divide": "div", "truediv": "div", "itruediv": "div", "negative": "neg", "pos": "positive", "absolute": "abs",
-    "clip": "clamp", "special_expit": "sigmoid", "concat": "cat", "concatenate": "cat",
-    "view": "reshape", "swapaxes": "transpose", "swapdims": "transpose", "moveaxis": "movedim", "mm": "matmul",
-}  # fmt: skip
-_MODULES = ("torch", "torch.nn.functional", "torch._C._nn", "torch._C._special", "_operator")
 
-
-def named(step: fx.Node) -> tuple[str, str]:
-    """What the network's code calls a function, a method, an operator or an attribute, and the name of its meaning.
-
-    A function of another library means nothing here, whatever its name.
-    """
-    target: Any = step.target
-    if target is getattr:
-        return str(step.args[1]), str(step.args[1])
-    name = target if isinstance(target, str) else getattr(target, "__name__", str(target))
-    module = "torch" if isinstance(target, str) else getattr(target, "__module__", None)
-    # torch.batch_norm has the arguments of F.batch_norm in another order.
-    if module not in _MODULES or target is torch.batch_norm:
-        return f"{module}.{name}", ""
-    name = name.strip("_")
-    return name, ALIASES.get(name, name)
-
-
-def function(meaning: str, arguments: Sequence[Any], options: dict[str, Any]) -> Known | None:
-    """The nodes of what has that meaning; None where bounds do not support it.
+def function(meaning: str, arguments: Sequence[Any], options: dict[str, Any]) -> Known | Parts | None:
+    """The nodes, or the parts, of what has that meaning; None where bounds do not support it.
 
     Of the arguments, the first activation is given as the position of its node, another one as its step in the trace, a
     constant as a function that returns it, and a size as a `Size`.
@@ -207,6 +169,23 @@ def _permute(z: int, *order: Any, dims: Any = None) -> Known:
     return _within(lambda t: t.permute(order), order[1:], order[:1])
 
 
+def _parted(slices: Callable[[Tensor, Any, int], Sequence[Tensor]]) -> Callable[..., Parts]:
+    """A function that cuts its input into parts; how is its first argument."""
+
+    def parts(z: int, *given: Any, dim: Any = 0, **named: Any) -> Parts:
+        how, dim, *_ = (*given, *named.values(), dim)
+        _integers((*dims(how), dim))
+        if dim == 0:
+            raise ValueError(affine.SAMPLES)
+        return Parts(z, dim, lambda t: slices(t, how, dim))
+
+    return parts
+
+
+def _unbind(z: int, dim: Any = 0) -> Parts:
+    return _parted(lambda t, _, dim: t.unbind(dim))(z, (), dim)
+
+
 def _reshape(z: int, *sizes: Any) -> Known:
     first, *rest = (sizes[0] if sizes and isinstance(sizes[0], tuple) else sizes) or (None,)
     fixed = all(type(side) is int and side > 0 for side in rest)
@@ -325,7 +304,7 @@ def _batch_norm(z: int, running_mean: Any, running_var: Any, weight: Any = None,
     return [("affine", affine.batch_norm(layer))]
 
 
-FUNCTIONS: dict[str, Callable[..., Known]] = {
+FUNCTIONS: dict[str, Callable[..., Known | Parts]] = {
     **{name: _dropout(trains) for name, trains in DROPOUTS.items()},
     "neg": lambda z: [TIMES_MINUS_1],
     "abs": lambda z: [Fork([RELU], [TIMES_MINUS_1, RELU])],
@@ -379,6 +358,10 @@ FUNCTIONS: dict[str, Callable[..., Known]] = {
     "unsqueeze": lambda z, dim: _within(lambda t: t.unsqueeze(dim), dim, more=1),
     "select": lambda z, dim, index: _within(lambda t: t.select(dim, index), dim, (index,)),
     "narrow": lambda z, dim, start, length: _within(lambda t: t.narrow(dim, start, length), dim, (start, length)),
+    "chunk": _parted(torch.chunk),
+    "split": _parted(torch.split),
+    "tensor_split": _parted(torch.tensor_split),
+    "unbind": _unbind,
     "linear": _linear,
     "matmul": _matmul,
     "conv1d": _convolved(conv1d, 1),

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from atent.certify import arguments, copies, functions, sharing
-from atent.certify.arguments import Constant, Found, Like, Size
+from atent.certify import arguments, copies, functions, names, sharing
+from atent.certify.arguments import Constant, Found, Like, Parts, Size
 from atent.certify.operators import LAYERS, NORMS, Cast, Fork, Kind, Known, times
 from atent.certify.tracing import Tracer, check_readable, known_layer, owner
 from atent.docstrings import Documented
@@ -217,15 +217,19 @@ class _Reading:
             raise ValueError(f"{name} does not act on the network's activations: bounds support {SUPPORTED}")
         return self.appended(step, name, before, known)
 
-    def function(self, step: fx.Node) -> int | Size | Like | Constant:
+    def function(self, step: fx.Node) -> int | Parts | Size | Like | Constant:
         """Append the nodes of a function, a method or an operator; the position of the last one, or what it reads."""
-        name, meaning = functions.named(step)
+        name, meaning = names.named(step)
         operands = [self.seen(argument) for argument in step.args]
         first = operands[0] if operands else None
         size = arguments.size(step, name, first)
         if size is not None:
             return size
-        if meaning in functions.SUMS and len(operands) == 2 and all(type(operand) is int for operand in operands):
+        if isinstance(first, Parts) and name == "getitem" and type(step.args[1]) is int:
+            return self.appended(step, name, first.of, [("affine", first.part(step.args[1]))])
+        if isinstance(first, Parts):
+            raise ValueError(f"{name} in the code of {owner(step)} reads several parts at once: use x.chunk(2, 1)[0]")
+        if meaning in names.SUMS and len(operands) == 2 and all(type(operand) is int for operand in operands):
             return self.summed(step, name, meaning, operands)
         if meaning in ("cat", "hstack", "stack"):
             return self.joined(step, name, meaning)
@@ -235,20 +239,21 @@ class _Reading:
             return copied
         sources = [self.found[source] for source in step.all_input_nodes]
         places = [source for source in sources if type(source) is int]
-        if any(isinstance(source, Size) for source in sources) and not (places and meaning in functions.SIZED):
+        if any(isinstance(source, Size) for source in sources) and not (places and meaning in names.SIZED):
             raise ValueError(
                 f"{name} in the code of {owner(step)} computes with a size of its input: use a fixed number"
             )
         if not places:
             raise ValueError(f"{name} does not act on the network's activations: bounds support {SUPPORTED}")
-        return self.appended(step, name, places[0], self.known(step, name, meaning, operands))
+        known = self.known(step, name, meaning, operands)
+        return known if isinstance(known, Parts) else self.appended(step, name, places[0], known)
 
-    def known(self, step: fx.Node, name: str, meaning: str, operands: list[Any]) -> Known:
+    def known(self, step: fx.Node, name: str, meaning: str, operands: list[Any]) -> Known | Parts:
         """The nodes of a function of one activation."""
         where = f"{name} in the code of {owner(step)}"
         constants = [operand.get for operand in operands if isinstance(operand, Constant)]
-        known = None
-        if len(operands) == 2 and len(constants) == 1 and meaning in (*functions.SUMS, *functions.PRODUCTS):
+        known: Known | Parts | None = None
+        if len(operands) == 2 and len(constants) == 1 and meaning in (*names.SUMS, *names.PRODUCTS):
             first = isinstance(operands[0], Constant)
             factor = arguments.factor(step, meaning)
             known = functions.arithmetic(meaning, constants[0], factor, constant_first=first)
@@ -257,7 +262,7 @@ class _Reading:
                 known = functions.function(meaning, *arguments.given(step, self.found))
             except ValueError as error:
                 raise ValueError(f"{where} has {error}") from None
-        if meaning in functions.NORMS:
+        if meaning in names.NORMS:
             raise ValueError(f"{where} {SPREAD}")
         if known is None:
             raise ValueError(f"{where} is not supported by bounds: use {SUPPORTED}")

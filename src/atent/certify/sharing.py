@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import fx, nn
 
 from atent.certify.arguments import Constant, Found
-from atent.certify.functions import VIEWS, named
+from atent.certify.names import VIEWS, named
 from atent.certify.tracing import AUGMENTED
 
 Shared = dict[fx.Node, list[fx.Node]]
