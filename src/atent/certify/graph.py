@@ -126,6 +126,8 @@ def read(model: nn.Module, *, training: bool = False) -> Graph:
             output = reading.position(step.args[0], "the output")
         else:
             reading.found[step] = reading.layer(step) if step.op == "call_module" else reading.function(step)
+            if sharing.alone(step, root):
+                reading.found[step.all_input_nodes[0]] = reading.found[step]
     if len(reading.casts) > 1:
         dtypes = " and ".join(sorted(map(str, reading.casts)))
         raise ValueError(f"the network casts to {dtypes}: bounds need one dtype")

@@ -24,6 +24,11 @@ def in_place(step: fx.Node, root: nn.Module) -> bool:
     return name.endswith("_") or name in AUGMENTED or bool(step.kwargs.get("inplace", False))
 
 
+def alone(step: fx.Node, root: nn.Module) -> bool:
+    """Whether the step is a statement that changes its input in place, as ``x.relu_()``: later code reads the input."""
+    return in_place(step, root) and not step.users and bool(step.all_input_nodes)
+
+
 def share(step: fx.Node, root: nn.Module, shared: Shared) -> None:
     """Note the steps so far whose results may share their memory with this one's, itself among them."""
     if step.op == "call_module":
@@ -41,6 +46,8 @@ def refuse_change(step: fx.Node, name: str, root: nn.Module, found: Found, share
     sources = step.all_input_nodes[:1] if in_place(step, root) else []
     if sources and isinstance(found[sources[0]], Constant):
         raise ValueError(f"{name} changes a weight or a buffer in place in the forward pass: bounds need fixed weights")
-    others = (node for source in sources for node in shared[source] if node is not step)
+    # The change itself, and its input where the code goes on with that, are read in place of the former values.
+    known = [step, *(sources if alone(step, root) else [])]
+    others = (node for source in sources for node in shared[source] if node not in known)
     if any(user > step for node in others for user in node.users):
         raise ValueError(f"{name} changes in place what the network reads again later: use inplace=False")
