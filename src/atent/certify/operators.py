@@ -120,7 +120,8 @@ def _of_row(kind: type[nn.MaxPool2d] | type[nn.AvgPool2d], m: Any, **options: An
 
 
 def _global(m: Any, sides: int) -> Known:
-    if any(side != 1 for side in affine.dims(m.output_size)):
+    # None: as many as the input has.
+    if m.output_size is None or any(side != 1 for side in affine.dims(m.output_size)):
         raise ValueError(f"output size {m.output_size}: use 1, the mean over the image")
     return [("affine", affine.total(range(-sides, 0), keepdim=True, mean=True))]
 
