@@ -170,6 +170,8 @@ TWINS = {
         lambda m, z: m.conv1(row(z)),
         lambda m, z: m.conv1(z.view(z.size(0), z.size(1), -1)),
         lambda m, z: m.conv1(z.reshape(z.shape[0], z.shape[1], -1)),
+        lambda m, z: m.conv1(z.reshape(z.shape[0], 4, z.shape[2] * z.shape[3])),
+        lambda m, z: m.conv1(z.view(-1, z.size(1) * 2 // 2, z.size(1) + 12)),
         lambda m, z: m.conv1(z.flatten(2)),
     ),
     "mean over the image": (

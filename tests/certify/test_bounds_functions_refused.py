@@ -124,6 +124,8 @@ SAMPLES = {
     "stack": lambda m, z: torch.stack([z, z]),
     "view by another size": lambda m, z: z.view(z.size(1), -1),
     "view by the size of a weight": lambda m, z: z.view(m.gain.size(0), -1),
+    "view by a multiple of the samples": lambda m, z: z.view(z.size(0) * 4, -1),
+    "view by a multiple of the samples twice": lambda m, z: z.view(z.size(0), z.size(0) * 16),
     "view by the samples twice": lambda m, z: z.view(z.size(0), z.size(0), -1),
 }
 
@@ -169,6 +171,9 @@ REFUSED = {
     "weights cast as the input is": (lambda m, z: F.linear(z, m.square.type_as(z)), ["linear", "weights that depend"]),
     "a window of another image": (lambda m, z: F.avg_pool2d(m.mix(z), z.size()[2:]), ["avg_pool2d", "arguments"]),
     "sizes in another order": (lambda m, z: F.avg_pool2d(z, (z.size(3), z.size(2))), ["avg_pool2d", "arguments"]),
+    "a number that is no size": (lambda m, z: z * (z.size(1) + 1), ["mul", "computes with a size"]),
+    "sizes of two": (lambda m, z: z.view(-1, z.size(1) * m.mix(z).size(2) * 4), ["mul", "computes with a size"]),
+    "sizes of another": (lambda m, z: z.view(-1, m.mix(z).size(1) * 16), ["view", "x's own sizes"]),
     "a threshold with a jump": (lambda m, z: F.threshold(z, 0.1, 0), ["threshold", "use equal ones"]),
     "celu": (lambda m, z: F.celu(z, 2.0), ["celu", "alpha 2.0", "use 1"]),
     "a vector": (lambda m, z: z @ m.gain, ["matmul", "shape (4,)", "use a matrix"]),
@@ -176,7 +181,7 @@ REFUSED = {
     "two activations": (lambda m, z: torch.max(z, m.mix(z)), ["max", "use max(x, constant)"]),
     "a maximum over channels": (lambda m, z: z.max(1)[0], ["max", "use max(x, constant)"]),
     "parts at once": (lambda m, z: z.chunk(2, 1)[:1], ["getitem", "several parts", "x.chunk(2, 1)[0]"]),
-    "a part by a size": (lambda m, z: z.split(z.size(1) // 2, 1)[0], ["floordiv", "computes with a size"]),
+    "a part by a size": (lambda m, z: z.split(z.size(1) // 2, 1)[0], ["split", "computes with a size"]),
     "a norm": (lambda m, z: F.layer_norm(z, (4, 4, 4)), ["layer_norm", "divides by the spread", "batch-norm"]),
     "images without channels": (lambda m, z: F.max_pool2d(z[:, 0], 2), ["(4, 4)", "(channels, height, width)"]),
     "an average of images without channels": (lambda m, z: F.avg_pool2d(z[:, 0], 2), ["(4, 4)", "(channels"]),

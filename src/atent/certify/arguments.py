@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,7 +32,14 @@ class Size:
     of: int | None
     """The position of the node whose size it is; None: of a constant."""
     dim: int | slice | None = None
-    """The dimension, or several; None: all."""
+    """The dimension, or several; None: all of them, or a number that is computed from some."""
+    value: Callable[[Tensor], int] | None = None
+    """The number that is computed, for the node's value (n, ...)."""
+
+    @property
+    def number(self) -> bool:
+        """Whether it is one number, of a node."""
+        return self.of is not None and (type(self.dim) is int or self.value is not None)
 
     @property
     def samples(self) -> bool:
@@ -39,7 +47,9 @@ class Size:
         return self.of is not None and self.dim == 0
 
     def side(self, z: Tensor) -> int:
-        """Its value, for the node's value (n, ...). ValueError for a number of samples."""
+        """The number, for the node's value (n, ...). ValueError where it is that of the samples."""
+        if self.value is not None:
+            return self.value(z)
         assert isinstance(self.dim, int)
         return z.shape[inner([self.dim], z.dim())[0]]
 
@@ -112,6 +122,25 @@ def size(step: fx.Node, name: str, first: Any) -> Size | Like | None:
     if step.target in ("dim", "ndimension") or (step.target is getattr and name in ("shape", "ndim")):
         return Size(of if name == "shape" else None)
     return None
+
+
+def computed(step: fx.Node, meaning: str, found: Found) -> Size | None:
+    """The number that a step computes from sizes of one node and fixed numbers; None for any other step."""
+    operands = [found[each] if isinstance(each, fx.Node) else each for each in step.args]
+    sizes = [each for each in operands if isinstance(each, Size) and each.number]
+    fixed = [each for each in step.args if type(each) is int]
+    if meaning not in _COUNTS or len({each.of for each in sizes}) != 1 or len(sizes) + len(fixed) != len(operands):
+        return None
+    compute = _COUNTS[meaning]
+    return Size(
+        sizes[0].of,
+        value=lambda z: compute(*(each.side(z) if isinstance(each, Size) else each for each in operands)),
+    )
+
+
+_COUNTS: dict[str, Callable[..., int]] = {
+    "add": operator.add, "sub": operator.sub, "mul": operator.mul, "floordiv": operator.floordiv
+}  # fmt: skip
 
 
 def of_layer(step: fx.Node, module: nn.Module, name: str) -> Any:

@@ -188,9 +188,10 @@ def _unbind(z: int, dim: Any = 0) -> Parts:
 
 def _reshape(z: int, *sizes: Any) -> Known:
     first, *rest = (sizes[0] if sizes and isinstance(sizes[0], tuple) else sizes) or (None,)
-    fixed = all(type(side) is int and side > 0 for side in rest)
-    own = all(type(side.dim if isinstance(side, Size) and side.of == z else side) is int for side in rest)
-    if not rest or not own or not (fixed if first == -1 else isinstance(first, Size) and first.samples):
+    own = [side for side in rest if isinstance(side, Size) and side.of == z and side.number]
+    numbers = [side for side in rest if type(side) is int]
+    samples = (isinstance(first, Size) and first.samples) or (first == -1 and all(side > 0 for side in numbers))
+    if not rest or not samples or len(own) + len(numbers) < len(rest):
         raise TypeError
     if len(rest) == 1 and isinstance(rest[0], int):
         return [("affine", affine.flatten(None if rest[0] == -1 else rest[0]))]
@@ -371,8 +372,8 @@ FUNCTIONS: dict[str, Callable[..., Known | Parts]] = {
     "batch_norm": _batch_norm,
 }
 _FORMS = {
-    "flatten": "flatten(1)", "reshape": "view(n, -1) with n = x.shape[0], or fixed sides", "squeeze": "squeeze(dim)",
-    "mean": "dimensions of a sample", "sum": "dimensions of a sample", "max": "max(x, constant)",
-    "min": "min(x, constant)",
+    "flatten": "flatten(1)", "reshape": "view(n, -1) with n = x.shape[0], x's own sizes or fixed sides",
+    "squeeze": "squeeze(dim)", "mean": "dimensions of a sample", "sum": "dimensions of a sample",
+    "max": "max(x, constant)", "min": "min(x, constant)",
 }  # fmt: skip
 """What bounds read of a function that they do not read in every form."""

@@ -224,7 +224,7 @@ class _Reading:
         name, meaning = names.named(step)
         operands = [self.seen(argument) for argument in step.args]
         first = operands[0] if operands else None
-        size = arguments.size(step, name, first)
+        size = arguments.size(step, name, first) or arguments.computed(step, meaning, self.found)
         if size is not None:
             return size
         if isinstance(first, Parts) and name == "getitem" and type(step.args[1]) is int:

@@ -112,8 +112,8 @@ def _pool(m: nn.MaxPool2d) -> Known:
 
 def _of_row(kind: type[nn.MaxPool2d] | type[nn.AvgPool2d], m: Any, **options: Any) -> Known:
     """Pooling of (n, channels, length): that of images of one row."""
-    names = {"kernel_size": 1, "stride": 1, "padding": 0, "dilation": 1}
-    sides: dict[str, Any] = {k: (row, affine.dims(getattr(m, k))[-1]) for k, row in names.items() if hasattr(m, k)}
+    across = {"kernel_size": 1, "stride": 1, "padding": 0, "dilation": 1}
+    sides: dict[str, Any] = {k: (one, affine.dims(getattr(m, k))[-1]) for k, one in across.items() if hasattr(m, k)}
     layer = kind(**sides, **options)
     image, row = copies.within(lambda z: z.unsqueeze(-2), [-2], more=1), copies.within(lambda z: z.squeeze(-2), [-2])
     return [("affine", image), *LAYERS[kind](layer), ("affine", row)]
