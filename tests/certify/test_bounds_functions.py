@@ -1,5 +1,6 @@
 """Functions, methods and operators of torch whose bounds are those of the layer or the operator that means the same."""
 
+import math
 import operator
 
 import pytest
@@ -172,6 +173,8 @@ TWINS = {
         lambda m, z: m.conv1(z.reshape(z.shape[0], z.shape[1], -1)),
         lambda m, z: m.conv1(z.reshape(z.shape[0], 4, z.shape[2] * z.shape[3])),
         lambda m, z: m.conv1(z.view(-1, z.size(1) * 2 // 2, z.size(1) + 12)),
+        lambda m, z: m.conv1(z.view(z.shape[0], -1, math.prod(z.shape[2:]))),
+        lambda m, z: m.conv1(z.view(-1, 4, z.size()[-2:].numel())),
         lambda m, z: m.conv1(z.flatten(2)),
     ),
     "mean over the image": (

@@ -1,5 +1,7 @@
 """Functions and methods that bounds refuse: changes in place, the samples, casts, and what only looks alike."""
 
+import math
+
 import pytest
 import torch
 from bound_networks import encloses, inputs
@@ -126,6 +128,7 @@ SAMPLES = {
     "view by the size of a weight": lambda m, z: z.view(m.gain.size(0), -1),
     "view by a multiple of the samples": lambda m, z: z.view(z.size(0) * 4, -1),
     "view by a multiple of the samples twice": lambda m, z: z.view(z.size(0), z.size(0) * 16),
+    "view by all sizes": lambda m, z: z.view(-1, math.prod(z.shape[:])),
     "view by the samples twice": lambda m, z: z.view(z.size(0), z.size(0), -1),
 }
 
@@ -185,7 +188,9 @@ REFUSED = {
     "a norm": (lambda m, z: F.layer_norm(z, (4, 4, 4)), ["layer_norm", "divides by the spread", "batch-norm"]),
     "images without channels": (lambda m, z: F.max_pool2d(z[:, 0], 2), ["(4, 4)", "(channels, height, width)"]),
     "an average of images without channels": (lambda m, z: F.avg_pool2d(z[:, 0], 2), ["(4, 4)", "(channels"]),
-    "the number of samples": (lambda m, z: z.view(len(z), -1), ["'len'"]),
+    "the number of samples": (lambda m, z: z.view(len(z), -1), ["len(x)", "use x.shape[0]"]),
+    "a loop over sizes": (lambda m, z: z.view(-1, max(z.shape[1:]), 4), ["a loop over sizes", "use x.flatten(1)"]),
+    "parts in a list": (lambda m, z: torch.cat([*z.chunk(2, 1)], 1), ["a loop over sizes or parts"]),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -129,6 +130,10 @@ def computed(step: fx.Node, meaning: str, found: Found) -> Size | None:
     operands = [found[each] if isinstance(each, fx.Node) else each for each in step.args]
     sizes = [each for each in operands if isinstance(each, Size) and each.number]
     fixed = [each for each in step.args if type(each) is int]
+    first = operands[0] if operands else None
+    if step.target in (math.prod, "numel") and isinstance(first, Size) and isinstance(first.dim, slice):
+        sides = first.dim
+        return Size(first.of, value=lambda z: math.prod(z.shape[d] for d in inner(range(z.dim())[sides], z.dim())))
     if meaning not in _COUNTS or len({each.of for each in sizes}) != 1 or len(sizes) + len(fixed) != len(operands):
         return None
     compute = _COUNTS[meaning]
