@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from atent.certify import names
 from atent.certify.affine import Affine, inner
 from atent.certify.copies import within
 from atent.certify.tracing import owner
@@ -104,7 +105,7 @@ def order(step: fx.Node) -> None:
             rest = dict(step.kwargs)
             step.args = (*step.args, rest.pop(name))
             step.kwargs = rest
-    if step.target is torch.rsub:
+    if names.named(step)[0] == "rsub":
         step.args = step.args[::-1]
 
 

@@ -253,14 +253,22 @@ def _constants(*given: Any) -> None:
 
 def _linear(z: int, weight: Any, bias: Any = None) -> Known:
     _constants(weight, bias)
-    return [("affine", affine.linear(_Arguments(weight=weight, bias=bias)))]
+    return [("affine", affine.linear(_Arguments(weight=_matrix(weight), bias=bias)))]
 
 
 def _matmul(z: int, other: Any) -> Known:
     _constants(other)
-    if other().dim() != 2:
-        raise ValueError(f"a factor of shape {tuple(other().shape)}: use a matrix, as F.linear does")
-    return _linear(z, lambda: other().mT)
+    return _linear(z, lambda: _matrix(other)().mT)
+
+
+def _matrix(constant: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    def get() -> Tensor:
+        value = constant()
+        if value.dim() != 2:
+            raise ValueError(f"a product with weights of shape {tuple(value.shape)}: use a matrix")
+        return value
+
+    return get
 
 
 def _convolved(make: Callable[[Any], affine.Affine], sides: int) -> Callable[..., Known]:
