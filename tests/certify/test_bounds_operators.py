@@ -337,10 +337,10 @@ def test_refused(net, parts):
         lambda m, z: F.pad(z, (0,) * 6 + (1, 1)),
         lambda m, z: z.clamp(z, z),
         lambda m, z: F.linear(z, z),
-        lambda m, z: F.avg_pool2d(z, z.size()[2:]),
+        lambda m, z: F.avg_pool2d(m.conv(z[:, :1]), z.size()[2:]),
         lambda m, z: F.max_pool2d(z, z.shape[-1]),
         lambda m, z: F.conv2d(z, m.kernel, stride=z.size(2), groups=2),
-        lambda m, z: z.view(z.size(0), z.size(1) * 16),
+        lambda m, z: z.view(z.size(0), m.conv(z[:, :1]).size(1) * 16),
         lambda m, z: z / z.size(1),
     ],
 )

@@ -77,6 +77,12 @@ def hooked():
         (nn.Sequential(nn.AvgPool2d(2, padding=1, count_include_pad=False)), ["count_include_pad"]),
         (nn.Sequential(nn.MaxPool2d(2, ceil_mode=True)), ["ceil_mode"]),
         (nn.Sequential(nn.AdaptiveAvgPool2d(2)), ["2", "mean over the image"]),
+        (nn.Sequential(nn.AdaptiveAvgPool2d(None)), ["output size None", "mean over the image"]),
+        (nn.Sequential(nn.AdaptiveAvgPool1d((None,))), ["output size (None,)"]),
+        (nn.Sequential(nn.MaxPool1d(2, ceil_mode=True)), ["0 (MaxPool1d)", "ceil_mode"]),
+        (nn.Sequential(nn.AvgPool1d(3, padding=1, count_include_pad=False)), ["0 (AvgPool1d)", "count_include_pad"]),
+        (nn.Sequential(nn.Threshold(0.5, 0.0)), ["0 (Threshold)", "use equal ones"]),
+        (nn.Sequential(nn.CELU(2.0)), ["0 (CELU)", "alpha 2.0"]),
         (nn.Sequential(nn.Flatten(0)), ["start_dim"]),
         (Wide(torch.ones(3, 3)), ["(3, 3)", "samples"]),
         (Wide(torch.ones(1, 1)), None),
@@ -274,8 +280,9 @@ def test_a_network_that_seeds_the_generators_itself_is_a_fixed_function():
 SHAPES = {1: (2, 4), 2: (2, 4, 4)}
 ARGUMENTS = {
     nn.Linear: (4, 4), nn.Conv1d: (2, 2, 1), nn.Conv2d: (2, 2, 1), nn.ConvTranspose1d: (2, 2, 1),
-    nn.ConvTranspose2d: (2, 2, 1), nn.AvgPool2d: (1,), nn.BatchNorm1d: (2,), nn.BatchNorm2d: (2,), nn.MaxPool2d: (1,),
-    nn.AdaptiveAvgPool2d: (1,), nn.Unflatten: (1, (2, 1)), nn.ZeroPad1d: (0,), nn.ZeroPad2d: (0,),
+    nn.ConvTranspose2d: (2, 2, 1), nn.AvgPool1d: (1,), nn.AvgPool2d: (1,), nn.BatchNorm1d: (2,), nn.BatchNorm2d: (2,),
+    nn.MaxPool1d: (1,), nn.MaxPool2d: (1,), nn.AdaptiveAvgPool1d: (1,), nn.AdaptiveAvgPool2d: (1,),
+    nn.Threshold: (0, 0), nn.Unflatten: (1, (2, 1)), nn.ZeroPad1d: (0,), nn.ZeroPad2d: (0,),
     nn.ConstantPad1d: (0, 0.0), nn.ConstantPad2d: (0, 0.0),
 }  # fmt: skip
 

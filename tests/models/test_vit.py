@@ -298,7 +298,7 @@ def test_heads_divide_the_width():
 
 
 def test_bounds_name_the_module():
-    with refuses("flatten in the code of patch_embed (PatchEmbed) has arguments that bounds cannot read"):
+    with refuses("expand in the code of the model (VisionTransformer) computes with a size of its input"):
         bounds(small(), torch.rand(2, 1, 8, 8), LINF)
 
 

@@ -66,8 +66,8 @@ def _cached(cache: Cache | None, key: Any, make: Callable[[], Tensor]) -> Tensor
     return cache[key]
 
 
-def linear(m: nn.Linear, cache: Cache | None = None) -> Affine:
-    """x W^T + b on the last dimension."""
+def linear(m: Any, cache: Cache | None = None) -> Affine:
+    """x W^T + b on the last dimension, for ``nn.Linear`` or what has its attributes."""
 
     def weight(dtype: torch.dtype) -> Tensor:
         return _cached(cache, dtype, lambda: m.weight.to(dtype))
@@ -83,9 +83,7 @@ def linear(m: nn.Linear, cache: Cache | None = None) -> Affine:
 
 def conv(m: nn.Conv2d, cache: Cache | None = None) -> Affine:
     """A convolution and its transpose. ValueError for padding that is not zeros and symmetric."""
-    if m.padding_mode != "zeros":
-        raise ValueError(f"padding_mode {m.padding_mode!r}: use zeros")
-    padding, stride, dilation = _symmetric(m), _two(m.stride), _two(m.dilation)
+    padding, stride, dilation = _two(symmetric(m)), _two(m.stride), _two(m.dilation)
     high, wide = (d * (k - 1) + 1 for k, d in zip(m.kernel_size, dilation))
 
     def weight(dtype: torch.dtype) -> Tensor:
@@ -154,6 +152,7 @@ def average(m: nn.AvgPool2d) -> Affine:
         return torch.full((1, 1, *kernel), value, dtype=like.dtype, device=like.device)
 
     def apply(z: Tensor, of: Entrywise) -> Tensor:
+        check_image(z.shape)
         planes = F.conv2d(z.flatten(0, 1).unsqueeze(1), of(weight(z)), None, stride, padding)
         out: Tensor = planes.squeeze(1).unflatten(0, z.shape[:2])
         return out
@@ -176,28 +175,63 @@ def average(m: nn.AvgPool2d) -> Affine:
     return Affine(apply, transpose, _no_offset, lambda shape: (count, count), windows=windows)
 
 
-def mean(keepdim: bool, over: int = 2) -> Affine:
-    """The mean over height and width, or with ``over`` 1 of (n, channels, length) over the length: global pooling."""
-    dims = tuple(range(-over, 0))
+SAMPLES = "a dimension of the samples, which bounds treat separately: use others"
+
+
+def inner(dims: Sequence[int], count: int) -> list[int]:
+    """The dimensions, of values with ``count`` of them, counted from the last. ValueError for that of the samples."""
+    if not all(-count <= dim < count for dim in dims):
+        raise IndexError(f"dimensions {', '.join(map(str, dims))} of values with {count}, the samples included")
+    if any(dim % count == 0 for dim in dims):
+        raise ValueError(SAMPLES)
+    return [dim % count - count for dim in dims]
+
+
+def check_image(shape: torch.Size) -> None:
+    """ValueError where values (n, ...) are not images, of which torch would take the samples for channels."""
+    if len(shape) != 4:
+        raise ValueError(f"pooling of values of shape {tuple(shape[1:])}: bounds need (channels, height, width)")
+
+
+def total(over: Sequence[int], *, keepdim: bool, mean: bool, square: bool = False) -> Affine:
+    """The sum, or the mean, over dimensions that are not that of the samples. ``square``: of square images alone."""
+    if not over or 0 in over:  # no dimensions: all of them
+        raise ValueError(SAMPLES)
+
+    def count(shape: Sequence[int]) -> int:
+        return math.prod(shape[place] for place in inner(over, len(shape)))
 
     def apply(z: Tensor, of: Entrywise) -> Tensor:
-        if z.dim() != over + 2:
-            raise ValueError(f"a mean over {over} dimensions of values of shape {tuple(z.shape[1:])}")
-        share = torch.full((), 1 / math.prod(z.shape[-over:]), dtype=z.dtype, device=z.device)
-        return of(share) * z.sum(dims, keepdim=keepdim)
+        if square and z.shape[-2] != z.shape[-1]:
+            raise ValueError(f"a square window of the side of an image of shape {tuple(z.shape[-2:])}: use fixed sides")
+        out = z.sum(inner(over, z.dim()), keepdim=keepdim)
+        return of(torch.full((), 1 / count(z.shape), dtype=z.dtype, device=z.device)) * out if mean else out
 
     def transpose(a: Tensor, shape: torch.Size) -> Tensor:
-        a = a if keepdim else a[(..., *[None] * over)]
-        return (a / math.prod(shape[-over:])).expand(*a.shape[:2], *shape)
+        for place in sorted([] if keepdim else inner(over, len(shape) + 1), reverse=True):
+            a = a.unsqueeze(place)
+        return (a / count((1, *shape)) if mean else a).expand(*a.shape[:2], *shape)
 
-    return Affine(apply, transpose, _no_offset, lambda shape: (math.prod(shape[-over:]) + 2, 1))
+    return Affine(
+        apply, transpose, _no_offset, lambda shape: (count((1, *shape)) + 2, 1) if mean else (count((1, *shape)), 0)
+    )
+
+
+def dims(dim: int | Sequence[int]) -> tuple[int, ...]:
+    """One dimension or several, as a tuple."""
+    return (dim,) if isinstance(dim, int) else tuple(dim)
+
+
+def vectors(t: Tensor, kept: int = 1) -> Tensor:
+    """The entries of all dimensions but the first ones ``kept`` as one dimension; of none: one entry."""
+    return t.reshape(*t.shape[:kept], t.shape[kept:].numel())
 
 
 def flatten(width: int | None = None) -> Affine:
     """One vector per sample; ``width``: the length that the network's code gives."""
 
     def apply(z: Tensor, of: Entrywise) -> Tensor:
-        flat = z.flatten(1)
+        flat = vectors(z)
         if width is not None and flat.shape[1] != width:
             raise ValueError(f"the network reshapes {flat.shape[1]} values per sample into rows of {width}")
         return flat
@@ -303,13 +337,17 @@ def _two(value: int | Sequence[int]) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[-1])
 
 
-def _symmetric(m: nn.Conv2d) -> tuple[int, int]:
+def symmetric(m: Any) -> tuple[int, ...]:
+    """The padding of a convolution on each side. ValueError for padding that is not zeros or not the same at both
+    ends."""
+    if m.padding_mode != "zeros":
+        raise ValueError(f"padding_mode {m.padding_mode!r}: use zeros")
     if not isinstance(m.padding, str):
-        return _two(m.padding)
+        return tuple(m.padding)
     total = [0 if m.padding == "valid" else d * (k - 1) for d, k in zip(m.dilation, m.kernel_size)]
     if any(side % 2 for side in total):
         raise ValueError("padding 'same' with an even kernel pads one side more: use an odd kernel")
-    return total[0] // 2, total[1] // 2
+    return tuple(side // 2 for side in total)
 
 
 def _rest(

@@ -314,6 +314,10 @@ def prepare(
             f"bounds need inputs and weights of one dtype, float32 or float64, got {x.dtype} and {own}:"
             " use x.to(dtype) and model.to(dtype)"
         )
+    if graph.dtype not in (None, own):
+        raise ValueError(
+            f"the network's forward pass casts to {graph.dtype}, and its weights are {own}: bounds need one dtype"
+        )
     if check and not graph.training:
         _check_reading(graph, x.detach(), threat)
     return graph.cached(), region(x.detach(), threat, Arithmetic(x.dtype) if rounding else None)

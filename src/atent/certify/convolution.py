@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atent.certify.affine import Affine, Entrywise
+from atent.certify.affine import Affine, Entrywise, symmetric
 
 _FORWARD: dict[int, Any] = {1: F.conv1d, 2: F.conv2d}
 _BACKWARD: dict[int, Any] = {1: F.conv_transpose1d, 2: F.conv_transpose2d}
@@ -17,9 +17,7 @@ _BACKWARD: dict[int, Any] = {1: F.conv_transpose1d, 2: F.conv_transpose2d}
 
 def conv1d(m: nn.Conv1d) -> Affine:
     """A convolution of (n, channels, length). ValueError for padding that is not zeros and symmetric."""
-    if m.padding_mode != "zeros" or isinstance(m.padding, str):
-        raise ValueError(f"padding {m.padding!r} by mode {m.padding_mode!r}: use a number of zeros")
-    stride, padding, dilation, groups = m.stride, m.padding, m.dilation, m.groups
+    stride, padding, dilation, groups = m.stride, symmetric(m), m.dilation, m.groups
 
     def apply(z: Tensor, of: Entrywise) -> Tensor:
         return F.conv1d(z, of(m.weight.to(z.dtype)), None, stride, padding, dilation, groups)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atent.certify.affine import Affine, Entrywise
+from atent.certify.affine import SAMPLES, Affine, Entrywise, inner
 
 
 def copied(move: Callable[[Tensor], Tensor]) -> Affine:
@@ -31,11 +31,27 @@ def copied(move: Callable[[Tensor], Tensor]) -> Affine:
     return Affine(apply, transpose, lambda dims, dtype, of: None, lambda shape: (0, 0), mixes=False)
 
 
+def within(move: Callable[[Tensor], Tensor], dims: Sequence[int], *, more: int = 0) -> Affine:
+    """The map ``move`` of (n, ...), which acts on the dimensions ``dims`` alone, of values with ``more`` dimensions.
+
+    ValueError, also of the map, where one of them is that of the samples.
+    """
+    if 0 in dims:
+        raise ValueError(SAMPLES)
+
+    def checked(z: Tensor) -> Tensor:
+        inner(dims, z.dim() + more)
+        return move(z)
+
+    return copied(checked)
+
+
 def sliced(index: Any) -> Affine:
     """z[index] for slices, numbers and Ellipsis that keep all samples. ValueError for any other index."""
     parts = index if isinstance(index, tuple) else (index,)
     fixed = all(
         part is Ellipsis
+        or part is None
         or (isinstance(part, int) and not isinstance(part, bool))
         or (isinstance(part, slice) and all(side is None or isinstance(side, int) for side in _sides(part)))
         for part in parts
@@ -45,7 +61,7 @@ def sliced(index: Any) -> Affine:
 
     def move(z: Tensor) -> Tensor:
         taken: Tensor = z[index]
-        if parts[0] is Ellipsis and len(parts) > z.dim():
+        if parts[0] is Ellipsis and sum(part is not None for part in parts) > z.dim():
             raise ValueError("an index of the samples: begin with [:, ...]")
         return taken
 
@@ -72,11 +88,11 @@ def padded(widths: Sequence[Any], mode: str = "constant", value: Any = None) -> 
     return copied(move)
 
 
-def reshaped(sizes: Sequence[int]) -> Affine:
-    """Each sample in another shape; one of the ``sizes`` may be -1."""
+def reshaped(sides: Sequence[int | Callable[[Tensor], int]]) -> Affine:
+    """Each sample in another shape; one of the ``sides`` may be -1, and others may be computed from the input."""
 
     def move(z: Tensor) -> Tensor:
-        return z.reshape(len(z), *sizes)
+        return z.reshape(len(z), *(side(z) if callable(side) else side for side in sides))
 
     return copied(move)
 

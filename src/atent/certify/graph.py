@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, cast
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from atent.certify import affine, arguments, copies
-from atent.certify.arguments import dims, option
-from atent.certify.operators import DROPOUTS, LAYERS, NORMS, Fork, Kind, Known, function, times
-from atent.certify.tracing import AUGMENTED, Tracer, check_readable, known_layer, owner
+from atent.certify import arguments, copies, functions, names, sharing
+from atent.certify.arguments import Constant, Found, Like, Parts, Size
+from atent.certify.operators import LAYERS, NORMS, Cast, Fork, Kind, Known, times
+from atent.certify.tracing import Tracer, check_readable, known_layer, owner
 from atent.docstrings import Documented
 from atent.guard import check_module, guard
 
 SUPPORTED = (
     "Linear, convolutions, BatchNorm, pooling, ReLU, LeakyReLU, clamp, sigmoid, tanh, SiLU, GELU, ELU, slices, padding,"
     " cat, sums, and constants that are added or multiplied"
+)
+SPREAD = (
+    "divides by the spread of its own input, which bounds do not cover: use batch-norm, or certify by smoothing"
+    " (`--method smoothing`)"
 )
 
 
@@ -61,24 +65,13 @@ class Graph(metaclass=Documented):
     """Position of the logits."""
     training: bool = False
     """Whether the model may be in train mode: see `read`."""
+    dtype: torch.dtype | None = None
+    """The only dtype of weights in which the casts of the network's code change nothing; None: no casts."""
 
     def cached(self) -> Graph:
         """The same network with a cache of what is computed from its weights, for one call of the bounds."""
         nodes = (replace(n, op=n.op.cached()) if n.kind == "affine" and n.op.cached else n for n in self.nodes)
         return replace(self, nodes=tuple(nodes))
-
-
-class _Shape:
-    """A size that the network's code reads, which may only be used to reshape."""
-
-
-@dataclass(frozen=True)
-class _Constant:
-    get: Callable[[], Tensor]
-
-
-Found = dict[fx.Node, int | _Shape | _Constant]
-"""The result of each step so far: the position of its node, a size, or a constant."""
 
 
 def read(model: nn.Module, *, training: bool = False) -> Graph:
@@ -120,33 +113,38 @@ def read(model: nn.Module, *, training: bool = False) -> Graph:
     refuse_training(model, allowed=training)
     # A single layer would be traced into its own forward pass; in a Sequential it is a leaf.
     root = nn.Sequential(model)
+    reading, output = _Reading(root), -1
+    for step in _traced(model, root).nodes:
+        arguments.order(step)
+        sharing.share(step, root, reading.shared)
+        if step.op == "placeholder":
+            reading.nodes.append(Node("input", "input", ()))
+            reading.found[step] = 0
+        elif step.op == "get_attr":
+            reading.found[step] = Constant(_fetch(root, str(step.target)))
+        elif step.op == "output":
+            output = reading.position(step.args[0], "the output")
+        else:
+            reading.found[step] = reading.layer(step) if step.op == "call_module" else reading.function(step)
+            if sharing.alone(step, root):
+                reading.found[step.all_input_nodes[0]] = reading.found[step]
+    if len(reading.casts) > 1:
+        dtypes = " and ".join(sorted(map(str, reading.casts)))
+        raise ValueError(f"the network casts to {dtypes}: bounds need one dtype")
+    return Graph(model, tuple(reading.nodes), output, training, next(iter(reading.casts), None))
+
+
+def _traced(model: nn.Module, root: nn.Module) -> fx.Graph:
     try:
         with guard(model, mode="as-is"):  # a forward pass may write buffers
-            traced = Tracer().trace(root)
+            return Tracer().trace(root)
     except Exception as error:
         layer = _unsupported(model)
         if layer:
             raise ValueError(f"{layer} is not supported by bounds: use {SUPPORTED}") from None
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"bounds cannot read the network's forward pass, which must not branch on x: {why}") from None
-    nodes: list[Node] = []
-    found: Found = {}
-    # The steps that share memory with each step: an in-place change of one changes all.
-    shared: dict[fx.Node, list[fx.Node]] = {}
-    output = -1
-    for step in traced.nodes:
-        arguments.order(step)
-        shared[step] = _memory(step, root, shared)
-        if step.op == "placeholder":
-            nodes.append(Node("input", "input", ()))
-            found[step] = 0
-        elif step.op == "get_attr":
-            found[step] = _Constant(_fetch(root, str(step.target)))
-        elif step.op == "output":
-            output = _position(step.args[0], found, "the output")
-        else:
-            found[step] = _translate(step, root, nodes, found, shared)
-    return Graph(model, tuple(nodes), output, training)
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0].partition(". ")[0]
+        rule = ", which must not branch on x" if isinstance(error, fx.proxy.TraceError) else ""
+        raise ValueError(f"bounds cannot read the network's forward pass{rule}: {why}") from None
 
 
 def _unsupported(model: nn.Module) -> str | None:
@@ -185,106 +183,135 @@ def _changes(module: nn.Module) -> bool:
     return random or isinstance(module, nn.modules.batchnorm._BatchNorm)
 
 
-def _memory(step: fx.Node, root: nn.Module, shared: dict[fx.Node, list[fx.Node]]) -> list[fx.Node]:
-    """The steps so far whose results may share their memory with this one's, itself among them."""
-    if step.op == "call_module":
-        module = root.get_submodule(str(step.target))
-        alias = getattr(module, "inplace", False) or isinstance(module, _VIEWS)
-    else:
-        name = step.target if isinstance(step.target, str) else getattr(step.target, "__name__", "")
-        alias = name.endswith("_") or name in (*_VIEWING, *AUGMENTED) or step.kwargs.get("inplace", False)
-    sources = step.all_input_nodes[:1] if alias else []
-    group = shared[sources[0]] if sources else []
-    group.append(step)
-    return group
+@dataclass
+class _Reading:
+    """What has been read of a network so far."""
 
+    root: nn.Module
+    nodes: list[Node] = field(default_factory=list)
+    found: Found = field(default_factory=dict)
+    shared: sharing.Shared = field(default_factory=dict)
+    casts: set[torch.dtype] = field(default_factory=set)
 
-# In eval mode dropout returns its input.
-_VIEWS = (nn.Flatten, nn.Unflatten, nn.Identity, nn.modules.dropout._DropoutNd)
-_VIEWING = ("flatten", "view", "reshape", "unflatten", "getitem", "contiguous", *DROPOUTS)
-_SUMS = ("add", "iadd", "sub", "isub")
-_PRODUCTS = ("mul", "imul", "div", "truediv", "itruediv")
+    def seen(self, argument: Any) -> Any:
+        """What an argument is: the result of a step, a number as a constant, or itself."""
+        if isinstance(argument, fx.Node):
+            return self.found[argument]
+        if isinstance(argument, (int, float)) and not isinstance(argument, bool):
+            number = float(argument)
+            # A tensor without dimensions on the CPU combines with any device and any dtype.
+            return Constant(lambda: torch.tensor(number, dtype=torch.float64))
+        return argument
 
+    def position(self, argument: Any, name: str) -> int:
+        place = self.seen(argument)
+        if type(place) is not int:
+            raise ValueError(f"{name} must be one tensor of logits that depends on the input, got {argument}")
+        return place
 
-def _translate(
-    step: fx.Node, root: nn.Module, nodes: list[Node], found: Found, shared: dict[fx.Node, list[fx.Node]]
-) -> int | _Shape | _Constant:
-    if step.op == "call_module":
-        module = root.get_submodule(str(step.target))
+    def layer(self, step: fx.Node) -> int:
+        """Append the nodes of a layer; the position of the last one."""
+        module = self.root.get_submodule(str(step.target))
         name = f"{str(step.target).partition('.')[2] or 'the model'} ({type(module).__name__})"
         known = _layer(module, name)
-        operands: list[Any] = [_seen(arguments.of_layer(step, module, name), found)]
-        in_place = getattr(module, "inplace", False)
-    else:
-        target = step.target
-        name = target if isinstance(target, str) else getattr(target, "__name__", str(target))
-        in_place = bool(name.endswith("_") or name in AUGMENTED or step.kwargs.get("inplace", False))
-        name = name.rstrip("_")
-        if name == "getattr" and step.args[1] in ("shape", "ndim"):
-            return _Shape()
-        if name == "size" or (name == "getitem" and isinstance(_seen(step.args[0], found), _Shape)):
-            return _Shape()
-        operands = [_seen(a, found) for a in step.args]
-        if in_place:
-            _refuse_change(name, step, operands, shared)
-        if name in _SUMS and len(operands) == 2 and all(type(o) is int for o in operands):
-            one, other = operands
-            factor = arguments.factor(step, name)
-            if factor != 1:
-                other = _appended(nodes, name, other, [times(factor)])
-            nodes.append(Node("sum", name, (one, other)))
-            return len(nodes) - 1
-        if name in ("cat", "concat", "concatenate"):
-            nodes.append(_joined(name, step, found))
-            return len(nodes) - 1
-        sources = [found[source] for source in step.all_input_nodes]
-        if sources and all(isinstance(source, _Constant) for source in sources):
-            return _Constant(arguments.copied(step, lambda source: cast(_Constant, found[source]).get))
-        known = _operation(name, operands, step, found)
-    # Arithmetic may have its constant first.
-    before = next((operand for operand in operands if type(operand) is int), None)
-    if before is None:
-        raise ValueError(f"{name} does not act on the network's activations: bounds support {SUPPORTED}")
-    if in_place and step.op == "call_module" and known:
-        _refuse_change(name, step, [before], shared)
-    return _appended(nodes, name, before, known)
+        before = self.seen(arguments.of_layer(step, module, name))
+        if type(before) is not int:
+            raise ValueError(f"{name} does not act on the network's activations: bounds support {SUPPORTED}")
+        return self.appended(step, name, before, known)
 
+    def function(self, step: fx.Node) -> int | Parts | Size | Like | Constant:
+        """Append the nodes of a function, a method or an operator; the position of the last one, or what it reads."""
+        name, meaning = names.named(step)
+        operands = [self.seen(argument) for argument in step.args]
+        first = operands[0] if operands else None
+        size = arguments.size(step, name, first) or arguments.computed(step, meaning, self.found)
+        if size is not None:
+            return size
+        if isinstance(first, Parts) and name == "getitem" and type(step.args[1]) is int:
+            return self.appended(step, name, first.of, [("affine", first.part(step.args[1]))])
+        if isinstance(first, Parts):
+            raise ValueError(f"{name} in the code of {owner(step)} reads several parts at once: use x.chunk(2, 1)[0]")
+        if meaning in names.SUMS and len(operands) == 2 and all(type(operand) is int for operand in operands):
+            return self.summed(step, name, meaning, operands)
+        if meaning in ("cat", "hstack", "stack"):
+            return self.joined(step, name, meaning)
+        copied = arguments.copied(step, name, self.found)
+        if copied is not None:
+            sharing.refuse_change(step, name, self.root, self.found, self.shared)
+            return copied
+        sources = [self.found[source] for source in step.all_input_nodes]
+        places = [source for source in sources if type(source) is int]
+        if any(isinstance(source, Size) for source in sources) and not (places and meaning in names.SIZED):
+            raise ValueError(
+                f"{name} in the code of {owner(step)} computes with a size of its input: use a fixed number"
+            )
+        if not places:
+            raise ValueError(f"{name} does not act on the network's activations: bounds support {SUPPORTED}")
+        known = self.known(step, name, meaning, operands)
+        return known if isinstance(known, Parts) else self.appended(step, name, places[0], known)
 
-def _joined(name: str, step: fx.Node, found: Found) -> Node:
-    """The node of a `torch.cat`."""
-    tensors: Any = option(step, 0, "tensors", ())
-    places = [_seen(part, found) for part in (() if isinstance(tensors, fx.Node) else tensors)]
-    dim = option(step, 1, "dim", 0)
-    if not places or not all(type(place) is int for place in places) or not isinstance(dim, int):
-        raise ValueError(
-            f"{name} in the code of {owner(step)} joins other things than activations, which bounds cannot read"
-        )
-    if dim == 0:
-        raise ValueError(f"{name} along the samples: bounds treat each sample separately")
-    return Node("cat", name, tuple(places), dim)
-
-
-def _appended(nodes: list[Node], name: str, before: int, known: Known) -> int:
-    """Append the nodes that ``known`` lists after the node ``before``; the position of the last one."""
-    for each in known:
-        if isinstance(each, Fork):
-            ends = _appended(nodes, name, before, each.one), _appended(nodes, name, before, each.other)
-            nodes.append(Node("sum", name, ends))
+    def known(self, step: fx.Node, name: str, meaning: str, operands: list[Any]) -> Known | Parts:
+        """The nodes of a function of one activation."""
+        where = f"{name} in the code of {owner(step)}"
+        constants = [operand.get for operand in operands if isinstance(operand, Constant)]
+        known: Known | Parts | None = None
+        if len(operands) == 2 and len(constants) == 1 and meaning in (*names.SUMS, *names.PRODUCTS):
+            first = isinstance(operands[0], Constant)
+            factor = arguments.factor(step, meaning)
+            known = functions.arithmetic(meaning, constants[0], factor, constant_first=first)
         else:
-            nodes.append(Node(each[0], name, (before,), each[1]))
-        before = len(nodes) - 1
-    return before
+            try:
+                known = functions.function(meaning, *arguments.given(step, self.found))
+            except ValueError as error:
+                raise ValueError(f"{where} has {error}") from None
+        if meaning in names.NORMS:
+            raise ValueError(f"{where} {SPREAD}")
+        if known is None:
+            raise ValueError(f"{where} is not supported by bounds: use {SUPPORTED}")
+        return known
 
+    def appended(self, step: fx.Node, name: str, before: int, known: Known) -> int:
+        """Append the nodes that ``known`` lists after the node ``before``; the position of the last one."""
+        if known:  # dropout may say that it works in place, and returns its input
+            sharing.refuse_change(step, name, self.root, self.found, self.shared)
+        for each in known:
+            if isinstance(each, Cast):
+                self.casts.add(each.dtype)
+                continue
+            if isinstance(each, Fork):
+                ends = self.appended(step, name, before, each.one), self.appended(step, name, before, each.other)
+                self.nodes.append(Node("sum", name, ends))
+            else:
+                self.nodes.append(Node(each[0], name, (before,), each[1]))
+            before = len(self.nodes) - 1
+        return before
 
-def _refuse_change(
-    name: str, step: fx.Node, operands: list[Any], shared: dict[fx.Node, list[fx.Node]]
-) -> None:  # fmt: skip
-    """ValueError where the step changes memory in place that is read again: another result's, or a weight's."""
-    if operands and isinstance(operands[0], _Constant):
-        raise ValueError(f"{name} changes a weight or a buffer in place in the forward pass: bounds need fixed weights")
-    others = (node for source in step.all_input_nodes[:1] for node in shared[source] if node is not step)
-    if any(user > step for node in others for user in node.users):
-        raise ValueError(f"{name} changes in place what the network reads again later: use inplace=False")
+    def summed(self, step: fx.Node, name: str, meaning: str, operands: list[int]) -> int:
+        """Append the sum or the difference of two activations; its position."""
+        one, other = operands
+        factor = arguments.factor(step, meaning)
+        other = self.appended(step, name, other, [] if factor == 1 else [times(factor)])
+        sharing.refuse_change(step, name, self.root, self.found, self.shared)
+        self.nodes.append(Node("sum", name, (one, other)))
+        return len(self.nodes) - 1
+
+    def joined(self, step: fx.Node, name: str, meaning: str) -> int:
+        """Append the node of a `torch.cat`, or of what is one; its position."""
+        tensors: Any = arguments.option(step, 0, "tensors", ())
+        places = [self.seen(part) for part in (() if isinstance(tensors, fx.Node) else tensors)]
+        dim = 1 if meaning == "hstack" else arguments.option(step, 1, "dim", 0)
+        others = set(step.kwargs) - {"tensors", "dim"}
+        if not places or not all(type(place) is int for place in places) or not isinstance(dim, int) or others:
+            raise ValueError(
+                f"{name} in the code of {owner(step)} joins other things than activations, which bounds cannot read"
+            )
+        if dim == 0:
+            raise ValueError(f"{name} along the samples: bounds treat each sample separately")
+        if meaning == "stack":
+            new = copies.within(lambda z: z.unsqueeze(dim), [dim], more=1)
+            places = [self.appended(step, name, place, [("affine", new)]) for place in places]
+        self.nodes.append(Node("cat", name, tuple(places), dim))
+        return len(self.nodes) - 1
 
 
 def _layer(module: nn.Module, name: str) -> Known:
@@ -292,81 +319,13 @@ def _layer(module: nn.Module, name: str) -> Known:
         raise ValueError(f"{name} has a forward hook, which bounds cannot read: remove it")
     kind = known_layer(module)
     if isinstance(module, NORMS):
-        raise ValueError(
-            f"{name} divides by the spread of its own input, which bounds do not cover: use batch-norm, or certify by"
-            " smoothing (`--method smoothing`)"
-        )
+        raise ValueError(f"{name} {SPREAD}")
     if kind is None:
         raise ValueError(f"{name} is not supported by bounds: use {SUPPORTED}")
     try:
         return LAYERS[kind](module)
     except ValueError as error:
         raise ValueError(f"{name} has {error}") from None
-
-
-def _operation(name: str, operands: list[Any], step: fx.Node, found: Found) -> Known:
-    """A function or a tensor's method in the network's code."""
-    options: dict[str, Any] = dict(step.kwargs)
-    if name not in ("view", "reshape") and any(isinstance(found[part], _Shape) for part in step.all_input_nodes):
-        raise ValueError(f"{name} in the code of {owner(step)} computes with a size of its input: use a fixed number")
-    constants = [o.get for o in operands if isinstance(o, _Constant)]
-    if len(operands) == 2 and len(constants) == 1 and name in (*_SUMS, *_PRODUCTS):
-        factor = arguments.factor(step, name)
-        known = _arithmetic(name, constants[0], factor, constant_first=isinstance(operands[0], _Constant))
-        if known:
-            return known
-    rest: tuple[Any, ...] = tuple(step.args[1:])
-    if name == "relu" and not rest:
-        return [("relu", None)]
-
-    def given(argument: Any) -> Any:
-        seen = found[argument] if isinstance(argument, fx.Node) else argument
-        # The position of an activation would be read as a number.
-        return seen.get if isinstance(seen, _Constant) else argument
-
-    try:
-        known = function(name, [*operands[:1], *map(given, rest)], {k: given(v) for k, v in options.items()})
-    except TypeError:
-        raise ValueError(f"{name} in the code of {owner(step)} has arguments that bounds cannot read") from None
-    except ValueError as error:
-        raise ValueError(f"{name} in the code of {owner(step)} has {error}") from None
-    if known is not None:
-        return known
-    if name == "flatten" and option(step, 1, "start_dim", 0) == 1 and option(step, 2, "end_dim", -1) == -1:
-        return [("affine", affine.flatten())]
-    if name in ("view", "reshape"):
-        sizes = rest[0] if len(rest) == 1 and isinstance(rest[0], (tuple, list)) else rest
-        if len(sizes) == 2 and isinstance(sizes[1], int):
-            rows, width = _seen(sizes[0], found), None if sizes[1] == -1 else sizes[1]
-            if isinstance(rows, _Shape) or (sizes[0] == -1 and width):
-                return [("affine", affine.flatten(width))]
-        fixed = len(sizes) > 2 and all(isinstance(side, int) for side in sizes[1:])
-        if fixed and (isinstance(_seen(sizes[0], found), _Shape) or (sizes[0] == -1 and min(sizes[1:]) > 0)):
-            return [("affine", copies.reshaped(sizes[1:]))]
-    if name == "mean" and dims(option(step, 1, "dim", ())) in ((2,), (-1,)):
-        return [("affine", affine.mean(bool(option(step, 2, "keepdim", False)), over=1))]
-    if name == "mean" and sorted(d % 4 for d in dims(option(step, 1, "dim", ()))) == [2, 3]:
-        return [("affine", affine.mean(bool(option(step, 2, "keepdim", False))))]
-    if name == "adaptive_avg_pool2d" and option(step, 1, "output_size", None) in (1, (1, 1), [1, 1]):
-        return [("affine", affine.mean(True))]
-    if name in ("avg_pool2d", "max_pool2d"):
-        layer: Any = nn.AvgPool2d if name == "avg_pool2d" else nn.MaxPool2d
-        return _layer(layer(*rest, **options), name)
-    form = arguments.READ.get(name)
-    why = (
-        f"has arguments that bounds cannot read: use {form}" if form else f"is not supported by bounds: use {SUPPORTED}"
-    )
-    raise ValueError(f"{name} in the code of {owner(step)} {why}")
-
-
-def _arithmetic(name: str, constant: Callable[[], Tensor], factor: float, *, constant_first: bool) -> Known | None:
-    if name in _SUMS and constant_first:
-        return [*([] if factor == 1 else [times(factor)]), ("affine", affine.shifted(constant))]
-    if name in _SUMS:
-        return [("affine", affine.shifted(constant if factor == 1 else lambda: factor * constant()))]
-    if name in ("mul", "imul"):
-        return [("affine", affine.scaled(constant))]
-    return None if constant_first else [("affine", affine.scaled(constant, divided=True))]
 
 
 def _fetch(root: nn.Module, path: str) -> Callable[[], Tensor]:
@@ -377,20 +336,3 @@ def _fetch(root: nn.Module, path: str) -> Callable[[], Tensor]:
             raise ValueError(f"bounds cannot read {path[2:]}, which a forward pass adds: add it in __init__") from None
 
     return get
-
-
-def _seen(argument: Any, found: Found) -> Any:
-    if isinstance(argument, fx.Node):
-        return found[argument]
-    if isinstance(argument, (int, float)) and not isinstance(argument, bool):
-        number = float(argument)
-        # A tensor without dimensions on the CPU combines with any device and any dtype.
-        return _Constant(lambda: torch.tensor(number, dtype=torch.float64))
-    return argument
-
-
-def _position(argument: Any, found: Found, name: str) -> int:
-    place = _seen(argument, found)
-    if type(place) is not int:
-        raise ValueError(f"{name} must be one tensor of logits that depends on the input, got {argument}")
-    return place

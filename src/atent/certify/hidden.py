@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from atent.certify import interval
+from atent.certify.affine import vectors
 from atent.certify.graph import Graph, Node
 from atent.certify.interval import Box
 from atent.certify.linear import Coefficients, Form, Relaxation, back, form, least, relax, widest
@@ -64,7 +65,7 @@ def _defined(boxes: list[Box], logits: Box) -> Box:
 
     Layers after such a value may hide it: the interval of its sigmoid is finite, and the network's own is NaN.
     """
-    anything = [(box.lower.isneginf() & box.upper.isposinf()).flatten(1).any(1) for box in boxes]
+    anything = [vectors(box.lower.isneginf() & box.upper.isposinf()).any(1) for box in boxes]
     lost = torch.stack(anything).any(0).unsqueeze(1)
     slack = torch.zeros_like(logits.lower) if logits.slack is None else logits.slack
     lower, upper = logits.lower.masked_fill(lost, -torch.inf), logits.upper.masked_fill(lost, torch.inf)
@@ -114,7 +115,7 @@ def _tighten(
             columns.append(units.columns)
     else:
         width = shape.numel()
-        for samples, places, unit in _all(n, width, chunk, device) if mask is None else _open(mask.flatten(1), chunk):
+        for samples, places, unit in _all(n, width, chunk, device) if mask is None else _open(vectors(mask), chunk):
             # The part up to the nearest ReLUs is the same for all samples: computed per unit, not per pair.
             one = torch.zeros(len(places), width, dtype=box.lower.dtype, device=device)
             one = one.scatter(1, places[:, None], 1.0).view(1, -1, *shape)
@@ -126,7 +127,7 @@ def _tighten(
     if not found:
         return box
     where, below = (torch.cat(rows), torch.cat(columns)), torch.cat(found)
-    old_lower, old_upper = box.lower.flatten(1), box.upper.flatten(1)
+    old_lower, old_upper = vectors(box.lower), vectors(box.upper)
     lower, upper = old_lower.index_put(where, below[:, 0]), old_upper.index_put(where, -below[:, 1])
     if keep:
         lower, upper = torch.fmax(lower, old_lower), torch.fmin(upper, old_upper)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atent.certify import copies, smooth
-from atent.certify.affine import Affine, plain
+from atent.certify.affine import Affine, check_image, plain
 from atent.certify.graph import Node
 from atent.certify.region import Region
 from atent.certify.rounding import FLOOR, SAFE, UNIT, Arithmetic, gamma
@@ -94,6 +94,7 @@ def _sum(node: Node, one: Box, other: Box, arithmetic: Arithmetic | None) -> Box
 
 def _max_pool(node: Node, box: Box, arithmetic: Arithmetic | None) -> Box:
     m = node.op
+    check_image(box.lower.shape)
     lower, upper, *size = (
         F.max_pool2d(z, m.kernel_size, m.stride, m.padding, m.dilation)
         for z in (box.lower, box.upper, *(() if arithmetic is None else (box.size(),)))

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atent.certify import copies, smooth
-from atent.certify.affine import Affine, everywhere, plain
+from atent.certify.affine import Affine, everywhere, plain, vectors
 from atent.certify.graph import Graph, Node
 from atent.certify.interval import Box
 from atent.certify.operators import CURVED
@@ -323,12 +323,12 @@ def _weighed(a: Coefficients, v: Tensor, rows: Tensor | None = None) -> Tensor:
 def _dot(a: Tensor, v: Tensor) -> Tensor:
     """<a, v> for a (n or 1, s, ...) and v (n, ...): (n, s)."""
     if len(a) == 1:
-        return v.flatten(1) @ a[0].flatten(1).T
-    return (a.flatten(2) @ v.flatten(1)[..., None]).squeeze(-1)
+        return vectors(v) @ vectors(a[0]).T
+    return (vectors(a, 2) @ vectors(v)[..., None]).squeeze(-1)
 
 
 def _sum(a: Tensor) -> Tensor:
-    return a.flatten(2).sum(2)
+    return vectors(a, 2).sum(2)
 
 
 def _full(offset: Tensor, dims: int) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -37,6 +37,9 @@ def check_readable(model: nn.Module) -> None:
 class _Proxy(fx.Proxy):
     """Records ``x -= 1`` differently from ``x = x - 1``: the first also changes other references to x."""
 
+    def __len__(self) -> int:
+        raise ValueError("len(x) is not traced: use x.shape[0]")
+
 
 def _augmented(function: Callable[[Any, Any], Any]) -> Callable[[_Proxy, Any], fx.Proxy]:
     return lambda self, other: self.tracer.create_proxy("call_function", function, (self, other), {})
@@ -51,6 +54,9 @@ class Tracer(fx.Tracer):
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        raise ValueError("a loop over sizes or parts of x is not traced: use x.flatten(1), or an index")
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return known_layer(m) is not None or super().is_leaf_module(m, module_qualified_name)
