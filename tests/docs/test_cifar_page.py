@@ -25,6 +25,12 @@ def robust(name):
     return [f"{100 * row['average_validation_robust']:.1f}" for row in rows(name)]
 
 
+def share(name, key):
+    """What was measured of a network."""
+    found = with_present_keys(read_json(PLACE / name / "measures.json"))[key]["share"]
+    return Share.of(found["k"], found["n"])
+
+
 def figures(pattern):
     """The figures of the one passage that matches."""
     (found,) = re.findall(pattern, TEXT)
@@ -56,10 +62,13 @@ def test_the_epochs_of_mma():
     assert max(map(float, robusts)) == float(robusts[-1])
     margins = [f"{row['margin_median']:.2f}" for row in found[12:]]
     assert figures(rf"median margin of the training images is {n}, {n} and {n}, where") == margins
-    measures = with_present_keys(read_json(PLACE / "cifar10-l2-mma" / "measures.json"))
-    shares = [next(e["share"] for k, e in measures.items() if k.startswith(key)) for key in ("natural", "AutoAttack")]
+    half, full = (f"AutoAttack(norm=l2, eps={eps}), stratified 300" for eps in (0.5, 1.0))
+    shares = [share("cifar10-l2-mma", key) for key in ("natural, stratified 10000", full)]
     passage = r"clean accuracy of the l2 networks, (\S+ % \[\S+ \S+\]), .* lowest robust one, (\S+ % \[\S+ \S+\])"
-    assert figures(passage) == [Share.of(share["k"], share["n"]).text for share in shares]
+    assert figures(passage) == [each.text for each in shares]
+    mma, pgdat, atent = (share(f"cifar10-l2-{name}", half) for name in ("mma", "pgdat", "atent"))
+    passage = rf"AutoAttack leaves (\S+ % \[\S+ \S+\]) of the 300 images, {n} % of PGD-AT's and {n} % of ATENT's"
+    assert figures(passage) == [mma.text, *(f"{100 * each.value:.1f}" for each in (pgdat, atent))]
 
 
 def test_the_epochs_of_figure_s1():
