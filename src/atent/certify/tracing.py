@@ -40,6 +40,13 @@ class _Proxy(fx.Proxy):
     def __len__(self) -> int:
         raise ValueError("len(x) is not traced: use x.shape[0]")
 
+    def __getattr__(self, name: str) -> _Attribute:
+        return _Attribute(self, name)
+
+
+class _Attribute(fx.proxy.Attribute, _Proxy):
+    """A method, or a value such as ``x.mT``, which ``x.mT -= 1`` changes as it does any other."""
+
 
 def _augmented(function: Callable[[Any, Any], Any]) -> Callable[[_Proxy, Any], fx.Proxy]:
     return lambda self, other: self.tracer.create_proxy("call_function", function, (self, other), {})
