@@ -272,6 +272,25 @@ def test_what_is_not_read_is_named_with_its_reason(name):
     refused(lambda: bounds(net, inputs((1, 4, 4), n=1), Threat("linf", 0.03)), *parts)
 
 
+class Centred(nn.Conv2d):
+    def _conv_forward(self, z, weight, bias):
+        return super()._conv_forward(z, weight - weight.mean(), bias)
+
+
+class Halved(nn.Conv2d):
+    def _conv_forward(self, z, weight, bias):
+        return super()._conv_forward(z / 2, weight, bias)
+
+
+def test_a_convolution_of_its_own_is_read_from_its_code():
+    """Before: read as the convolution of torch that it is a subclass of."""
+    net = net_of(lambda m, z: m.own(z), 64)
+    net.own = Centred(4, 4, 1).double().eval()
+    refused(lambda: read(net), "own (Centred)", "weights or buffers alone")
+    net.own = Halved(4, 4, 1).double().eval()
+    encloses(net, inputs((1, 4, 4)), Threat("linf", 0.03), "crown", 20)
+
+
 def test_a_square_window_is_the_image_of_square_images_alone():
     net = net_of(lambda m, z: (lambda a: F.avg_pool2d(a, a.size(2)))(z[:, :, :2]))
     refused(lambda: bounds(net, inputs((1, 4, 4)), Threat("linf", 0.03)), "square window", "(2, 4)")

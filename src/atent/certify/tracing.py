@@ -16,8 +16,16 @@ AUGMENTED = {name: getattr(operator, name) for name in ("iadd", "isub", "imul", 
 
 
 def known_layer(module: nn.Module) -> type[nn.Module] | None:
-    """The supported layer of torch that it is, if any; a subclass with its own forward is not."""
-    return next((k for k in LAYERS if isinstance(module, k) and type(module).forward is k.forward), None)
+    """The supported layer of torch that it is, if any; a subclass with its own forward or convolution is not."""
+
+    def same(kind: type[nn.Module]) -> bool:
+        return all(getattr(type(module), name, None) is getattr(kind, name, None) for name in _COMPUTES)
+
+    return next((kind for kind in LAYERS if isinstance(module, kind) and same(kind)), None)
+
+
+_COMPUTES = ("forward", "_conv_forward")
+"""The methods that compute a layer."""
 
 
 def check_readable(model: nn.Module) -> None:
