@@ -81,6 +81,8 @@ TWINS = {
         lambda m, z: z.clamp(min=0),
         lambda m, z: torch.clip(z, 0),
         lambda m, z: z.clamp_min_(0),
+        lambda m, z: z.clamp(0, math.inf),
+        lambda m, z: F.hardtanh(z, 0.0, math.inf),
         lambda m, z: F.threshold(z, 0, 0),
         lambda m, z: torch.threshold_(z, 0, 0),
         lambda m, z: torch.maximum(z, torch.zeros(())),

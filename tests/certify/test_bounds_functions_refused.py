@@ -1,6 +1,7 @@
 """Functions and methods that bounds refuse: changes in place, the samples, casts, and what only looks alike."""
 
 import math
+import operator
 
 import pytest
 import torch
@@ -92,6 +93,68 @@ def test_a_statement_that_changes_a_view_in_place_is_refused_where_the_value_is_
     refused(lambda: read(net_of(middle, 64)), "changes in place what the network reads again later")
 
 
+def attribute(m, z):
+    a = m.mix(z)
+    turned = a.mT
+    turned *= m.shift
+    return a
+
+
+def later_size(m, z):
+    a = m.mix(z)
+    sizes = a.shape  # which the trace takes where it is used
+    a.unsqueeze_(1)
+    return a.view(-1, sizes[1], 16)
+
+
+def later_view(m, z):
+    a = m.mix(z)
+    turned = a.mT
+    a.transpose_(2, 3)
+    return torch.cat([a, turned], 1)[:, :4]
+
+
+@pytest.mark.parametrize("middle", [attribute, later_size, later_view])
+def test_a_change_in_place_is_refused_where_an_attribute_is_changed_or_taken_later(middle):
+    """Before: the first was read as a new tensor, and the others' attributes as those of the changed value."""
+    refused(lambda: read(net_of(middle, 64)), "changes in place what the network reads again later")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda a: operator.iadd(a[:, 1:], a[:, :-1]),
+        lambda a: a[:, 1:].sub_(a[:, :-1], alpha=2),
+        lambda a: a.narrow(3, 1, 3).add_(other=a.narrow(3, 0, 3)),
+        lambda a: operator.isub(a.view(-1, 8, 8)[:, 2:], a.view(-1, 8, 8)[:, :-2]),
+    ],
+)
+def test_a_slice_that_is_changed_by_another_slice_of_the_same_memory_is_refused(change):
+    """Before: read as if no entry were written before it is read."""
+    refused(lambda: read(net_of(lambda m, z: change(m.mix(z)), 48)), "in place", "another slice or view", "x = x + y")
+
+
+def test_a_sum_in_place_with_what_dropout_returns_is_read():
+    def middle(m, z):
+        a = m.mix(z)
+        out = F.dropout(a, 0.5, m.training)
+        out += a
+        return out
+
+    encloses(net_of(middle), inputs((1, 4, 4)), Threat("linf", 0.03), "crown", 20)
+
+
+def test_a_number_that_is_computed_from_a_size_leaves_the_size_as_it_is():
+    """Before: `more` was read as a new value of `count`."""
+
+    def middle(m, z):
+        more = count = z.size(1)
+        more *= 2
+        return z.view(-1, count, 16)
+
+    encloses(net_of(middle), inputs((1, 4, 4)), Threat("linf", 0.03), "crown", 20)
+
+
 def test_a_copy_may_be_changed_in_place():
     def middle(m, z):
         a = m.mix(z)
@@ -179,6 +242,13 @@ REFUSED = {
     "sizes of another": (lambda m, z: z.view(-1, m.mix(z).size(1) * 16), ["view", "x's own sizes"]),
     "a threshold with a jump": (lambda m, z: F.threshold(z, 0.1, 0), ["threshold", "use equal ones"]),
     "celu": (lambda m, z: F.celu(z, 2.0), ["celu", "alpha 2.0", "use 1"]),
+    "a constant in the shape of an activation": (
+        lambda m, z: z[:, :, 0] + m.square.expand_as(z)[:, :, 0],
+        ["getitem", "the shape of an activation", "call expand_as last"],
+    ),
+    "a bias that is no vector": (lambda m, z: F.linear(z, m.square, m.gain.view(1, 4)), ["bias", "(1, 4)", "a vector"]),
+    "a scale in place of a flag": (lambda m, z: torch._C._nn.elu(z, 1.0, 2.0), ["elu", "arguments"]),
+    "a view of more than a sample": (lambda m, z: z.view(-1, 2, 2, 2), ["64 values", "(2, 2, 2)"]),
     "a vector": (lambda m, z: z @ m.gain, ["product", "shape (4,)", "use a matrix"]),
     "a linear map to one number": (lambda m, z: F.linear(z, m.gain), ["product", "shape (4,)", "use a matrix"]),
     "a matrix first": (lambda m, z: m.square @ z, ["matmul", "a constant before its input"]),
@@ -200,6 +270,25 @@ def test_what_is_not_read_is_named_with_its_reason(name):
     middle, parts = REFUSED[name]
     net = net_of(middle, 64)
     refused(lambda: bounds(net, inputs((1, 4, 4), n=1), Threat("linf", 0.03)), *parts)
+
+
+class Centred(nn.Conv2d):
+    def _conv_forward(self, z, weight, bias):
+        return super()._conv_forward(z, weight - weight.mean(), bias)
+
+
+class Halved(nn.Conv2d):
+    def _conv_forward(self, z, weight, bias):
+        return super()._conv_forward(z / 2, weight, bias)
+
+
+def test_a_convolution_of_its_own_is_read_from_its_code():
+    """Before: read as the convolution of torch that it is a subclass of."""
+    net = net_of(lambda m, z: m.own(z), 64)
+    net.own = Centred(4, 4, 1).double().eval()
+    refused(lambda: read(net), "own (Centred)", "weights or buffers alone")
+    net.own = Halved(4, 4, 1).double().eval()
+    encloses(net, inputs((1, 4, 4)), Threat("linf", 0.03), "crown", 20)
 
 
 def test_a_square_window_is_the_image_of_square_images_alone():

@@ -25,6 +25,8 @@ class Constant:
     get: Callable[[], Tensor]
     like: bool = False
     """Whether it has the dtype or the shape of an activation, which may round it: sums and products count that."""
+    expanded: bool = False
+    """Whether the network's code expands it to the shape of an activation: `get` gives it as it is before."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,8 @@ _RENAMED = {"axis": "dim", "keepdims": "keepdim", "axis0": "dim0", "axis1": "dim
 _COPIES = ("view", "reshape", "getitem", "unsqueeze", "squeeze", "expand", "flatten", "permute", "transpose", "t", "T",
            "mT", "clone", "contiguous", "detach", "float", "double", "to", "type", "type_as", "expand_as")  # fmt: skip
 _LIKE = ("to", "type", "type_as", "expand_as")
+# What keeps the shape.
+_ENTRYWISE = ("clone", "contiguous", "detach", "float", "double", "to", "type", "type_as")
 
 
 def order(step: fx.Node) -> None:
@@ -173,13 +177,20 @@ def copied(step: fx.Node, name: str, found: Found) -> Constant | None:
         return None
     if name in _LIKE and len(constants) < len(sources):
         changes = any(not (isinstance(source, Like) and source.name == "device") for source in sources[1:])
-        return replace(constants[0], like=constants[0].like or changes)
+        expanded = constants[0].expanded or name == "expand_as"
+        return replace(constants[0], like=constants[0].like or changes, expanded=expanded)
     if len(constants) < len(sources):
         return None
     if name not in _COPIES:
         raise ValueError(
             f"{name} in the code of {owner(step)} computes with weights or buffers alone, which bounds cannot read:"
             " compute it in __init__"
+        )
+    expanded = any(constant.expanded for constant in constants)
+    if expanded and name not in _ENTRYWISE:
+        raise ValueError(
+            f"{name} in the code of {owner(step)} acts on a constant that has the shape of an activation, which bounds"
+            " cannot read: call expand_as last"
         )
 
     def value(source: fx.Node) -> Tensor:
@@ -192,7 +203,7 @@ def copied(step: fx.Node, name: str, found: Found) -> Constant | None:
         args, kwargs = fx.node.map_arg((step.args, step.kwargs), value)
         return getattr(args[0], target)(*args[1:], **kwargs) if isinstance(target, str) else target(*args, **kwargs)
 
-    return Constant(get, any(constant.like for constant in constants))
+    return Constant(get, any(constant.like for constant in constants), expanded)
 
 
 def given(step: fx.Node, found: Found) -> tuple[list[Any], dict[str, Any]]:

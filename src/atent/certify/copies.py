@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -92,7 +93,11 @@ def reshaped(sides: Sequence[int | Callable[[Tensor], int]]) -> Affine:
     """Each sample in another shape; one of the ``sides`` may be -1, and others may be computed from the input."""
 
     def move(z: Tensor) -> Tensor:
-        return z.reshape(len(z), *(side(z) if callable(side) else side for side in sides))
+        given = [side(z) if callable(side) else side for side in sides]
+        known, values = math.prod(side for side in given if side != -1), z.shape[1:].numel()
+        if given.count(-1) > 1 or (values % max(known, 1) if -1 in given else values != known):
+            raise ValueError(f"the network reshapes {values} values per sample into {tuple(given)}")
+        return z.reshape(len(z), *given)
 
     return copied(move)
 

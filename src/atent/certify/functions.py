@@ -76,6 +76,8 @@ def _as(kind: Callable[..., nn.Module]) -> Callable[..., Known]:
         if any(callable(given) or isinstance(given, fx.Node) for given in (*arguments, *options.values())):
             raise TypeError
         layer = kind(*arguments, **options)
+        if not isinstance(getattr(layer, "inplace", False), bool):  # another argument of a function of torch._C
+            raise TypeError
         return LAYERS[type(layer)](layer)
 
     return known
@@ -253,6 +255,7 @@ def _constants(*given: Any) -> None:
 
 def _linear(z: int, weight: Any, bias: Any = None) -> Known:
     _constants(weight, bias)
+    bias = None if bias is None else _shaped(bias, "a bias", "a vector", 0, 1)
     return [("affine", affine.linear(_Arguments(weight=_matrix(weight), bias=bias)))]
 
 
@@ -262,10 +265,16 @@ def _matmul(z: int, other: Any) -> Known:
 
 
 def _matrix(constant: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    return _shaped(constant, "a product with weights", "a matrix", 2)
+
+
+def _shaped(constant: Callable[[], Tensor], what: str, form: str, *dims: int) -> Callable[[], Tensor]:
+    """The constant; ValueError where its number of dimensions is none of ``dims``."""
+
     def get() -> Tensor:
         value = constant()
-        if value.dim() != 2:
-            raise ValueError(f"a product with weights of shape {tuple(value.shape)}: use a matrix")
+        if value.dim() not in dims:
+            raise ValueError(f"{what} of shape {tuple(value.shape)}: use {form}")
         return value
 
     return get

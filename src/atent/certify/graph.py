@@ -126,7 +126,8 @@ def read(model: nn.Module, *, training: bool = False) -> Graph:
             output = reading.position(step.args[0], "the output")
         else:
             reading.found[step] = reading.layer(step) if step.op == "call_module" else reading.function(step)
-            if sharing.alone(step, root):
+            # Numbers, as `Size`, have no memory.
+            if type(reading.found[step]) is int and sharing.alone(step, root):
                 reading.found[step.all_input_nodes[0]] = reading.found[step]
     if len(reading.casts) > 1:
         dtypes = " and ".join(sorted(map(str, reading.casts)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -65,9 +66,10 @@ def clamped(low: Limit, high: Limit) -> Known:
     if isinstance(low, (int, float)) and isinstance(high, (int, float)) and low > high:
         raise ValueError(f"limits {low} > {high}: use low <= high")
     known: Known = []
-    if low is not None:
+    # An infinite number limits nothing; as a constant it would make the bounds infinite.
+    if low is not None and low != -math.inf:
         known += [RELU] if low == 0 else [_plus(low, -1.0), RELU, _plus(low)]
-    if high is not None:
+    if high is not None and high != math.inf:
         known += [TIMES_MINUS_1, _plus(high), RELU, TIMES_MINUS_1, _plus(high)]
     return known
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import fx, nn
 
 from atent.certify.arguments import Constant, Found
-from atent.certify.names import VIEWS, named
+from atent.certify.names import DROPOUTS, VIEWS, named
 from atent.certify.tracing import AUGMENTED
 
 Shared = dict[fx.Node, list[fx.Node]]
@@ -25,8 +25,13 @@ def in_place(step: fx.Node, root: nn.Module) -> bool:
 
 
 def alone(step: fx.Node, root: nn.Module) -> bool:
-    """Whether the step is a statement that changes its input in place, as ``x.relu_()``: later code reads the input."""
-    return in_place(step, root) and not step.users and bool(step.all_input_nodes)
+    """Whether the step is a statement that changes its input in place, as ``x.relu_()``: later code reads the input.
+
+    Not so for a change of the shape: the trace takes ``x.shape`` and ``x.mT`` where they are used, perhaps after it.
+    """
+    if not in_place(step, root) or step.users or not step.all_input_nodes:
+        return False
+    return step.op == "call_module" or named(step)[1] not in VIEWS or named(step)[1] in DROPOUTS
 
 
 def share(step: fx.Node, root: nn.Module, shared: Shared) -> None:
@@ -48,6 +53,9 @@ def refuse_change(step: fx.Node, name: str, root: nn.Module, found: Found, share
         raise ValueError(f"{name} changes a weight or a buffer in place in the forward pass: bounds need fixed weights")
     # The change itself, and its input where the code goes on with that, are read in place of the former values.
     known = [step, *(sources if alone(step, root) else [])]
-    others = (node for source in sources for node in shared[source] if node not in known)
+    others = [node for source in sources for node in shared[source] if node not in known]
+    # Entries may be read after they are written. The same value twice, as of a dropout, is read entry by entry.
+    if any(node in others and found[node] != found[sources[0]] for node in step.all_input_nodes[1:]):
+        raise ValueError(f"{name} changes in place what it also reads as another slice or view: use x = x + y")
     if any(user > step for node in others for user in node.users):
         raise ValueError(f"{name} changes in place what the network reads again later: use inplace=False")

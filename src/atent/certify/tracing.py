@@ -16,8 +16,16 @@ AUGMENTED = {name: getattr(operator, name) for name in ("iadd", "isub", "imul", 
 
 
 def known_layer(module: nn.Module) -> type[nn.Module] | None:
-    """The supported layer of torch that it is, if any; a subclass with its own forward is not."""
-    return next((k for k in LAYERS if isinstance(module, k) and type(module).forward is k.forward), None)
+    """The supported layer of torch that it is, if any; a subclass with its own forward or convolution is not."""
+
+    def same(kind: type[nn.Module]) -> bool:
+        return all(getattr(type(module), name, None) is getattr(kind, name, None) for name in _COMPUTES)
+
+    return next((kind for kind in LAYERS if isinstance(module, kind) and same(kind)), None)
+
+
+_COMPUTES = ("forward", "_conv_forward")
+"""The methods that compute a layer."""
 
 
 def check_readable(model: nn.Module) -> None:
@@ -39,6 +47,13 @@ class _Proxy(fx.Proxy):
 
     def __len__(self) -> int:
         raise ValueError("len(x) is not traced: use x.shape[0]")
+
+    def __getattr__(self, name: str) -> _Attribute:
+        return _Attribute(self, name)
+
+
+class _Attribute(fx.proxy.Attribute, _Proxy):
+    """A method, or a value such as ``x.mT``, which ``x.mT -= 1`` changes as it does any other."""
 
 
 def _augmented(function: Callable[[Any, Any], Any]) -> Callable[[_Proxy, Any], fx.Proxy]:
