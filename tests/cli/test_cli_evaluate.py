@@ -101,6 +101,71 @@ def test_a_killed_evaluate_goes_on(run_of, capsys, monkeypatch):
     assert resumed == whole
 
 
+def test_only_the_file_of_the_same_network_is_removed(run_of, capsys, monkeypatch):
+    """Networks differ that have one name, and options that choose a network in a file."""
+    from atent.attacks import Attack
+
+    def stopping(self, *args, **kwargs):
+        raise KeyboardInterrupt
+
+    def partial():
+        # A hint about the accuracy may precede the refusal.
+        assert said(capsys, *command)[0] == 130
+        (found,) = set(out.glob("e.*.partial.jsonl")) - seen
+        return found
+
+    out, seen = run_of.parent / "out", set()
+    out.mkdir()
+    for name in ("a", "b"):
+        shutil.copytree(run_of, run_of.parent / name / "run")
+    torch.manual_seed(0)
+    states = [atent.models.build("digits_cnn").state_dict() for _ in range(2)]
+    for folder_, state in zip("ab", states):
+        torch.save({"one": state, "two": {k: v + 0.01 for k, v in state.items()}}, run_of.parent / folder_ / "w.pt")
+    file = ["w.pt", "--model", "digits_cnn", "--data", "digits", "--norm", "linf", "--eps", "0.1"]
+    commands = [
+        ["a", "run"], ["b", "run"], ["b", "run", "--which", "last"], ["a", *file, "--key", "one"],
+        ["a", *file, "--key", "two"], ["b", *file, "--key", "one"],
+        ["b", *file, "--key", "one", "--mean", "0.5", "--std", "0.5"],
+    ]  # fmt: skip
+    original = Attack.run
+
+    def second(self, *args, **kwargs):
+        monkeypatch.setattr(Attack, "run", stopping)
+        return original(self, *args, **kwargs)
+
+    for where, *given in commands:
+        command = ["evaluate", *given, *CHEAP, "--batch-size", "16", "--out", str(out / "e.json")]
+        monkeypatch.chdir(run_of.parent / where)
+        monkeypatch.setattr(Attack, "run", second)
+        seen.add(partial())
+    assert set(out.glob("e.*.partial.jsonl")) == seen
+
+
+def test_a_run_that_is_moved_resumes(run_of, capsys, monkeypatch):
+    from atent.attacks import Attack
+
+    def stopping(self, *args, **kwargs):
+        monkeypatch.setattr(Attack, "run", refusing)
+        return original(self, *args, **kwargs)
+
+    def refusing(self, *args, **kwargs):
+        raise KeyboardInterrupt
+
+    original = Attack.run
+    monkeypatch.setattr(Attack, "run", stopping)
+    refused(capsys, "evaluate", "run", *CHEAP, "--batch-size", "16", status=130)
+    (partial,) = run_of.glob("evaluation.*.partial.jsonl")
+    moved = run_of.parent / "elsewhere" / "other"
+    moved.parent.mkdir()
+    run_of.rename(moved)
+    monkeypatch.setattr(Attack, "run", original)
+    status, _, err = said(capsys, "evaluate", "elsewhere/other", *CHEAP, "--batch-size", "16")
+    assert status == 0, err
+    assert "removed" not in err
+    assert not (moved / partial.name).exists()
+
+
 def test_radii_give_rows_and_a_picture(run_of, capsys):
     status, out, err = said(capsys, "evaluate", "run", *CHEAP, "--radius", "16/255", "8/255")
     assert status == 0, err

@@ -5,7 +5,6 @@ import json
 import os
 import random
 import shutil
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,6 @@ from atent.certify import Sampling, certify_run
 from atent.certify.rows import sums
 from atent.evaluate import measure_corruptions, measure_transfer
 from atent.evaluate.lines import Foreign, Lines
-from atent.experiments.partial_files import unfinished
 from atent.runs.locks import InUse, lock_of
 from atent.threat import Threat
 
@@ -57,69 +55,6 @@ def full(task, tmp_path_factory):
     found = measured(task, path)
     assert len(path.read_text().splitlines()) > 8
     return path, found
-
-
-# ---- the file of a request
-
-
-ABOUT = {"model": "m1", "inputs": "x", "attacks": [["fgsm", "FGSM(norm=linf, eps=0.1)", 0.0, 1.0]], "version": "1"}
-REQUEST = {"network": ["run", "best"], "definitions": 1}
-
-
-def interrupted(place, about, **request):
-    """What the measurement of a request leaves: its file, with a part."""
-    with suppress(KeyboardInterrupt), unfinished(place, "evaluation", about, **{**REQUEST, **request}) as path:
-        Lines(path, "evaluation", about).add({"key": "a"})
-        Lines(path.with_suffix(".sweep.jsonl"), "sweep", about).add({"key": "a"})
-        raise KeyboardInterrupt
-    return path
-
-
-@pytest.mark.parametrize(
-    ("about", "request_", "differs"),
-    [
-        ({"model": "m2"}, {}, "weights"),
-        ({"version": "2", "model": "m2"}, {}, "weights and version of atent"),
-        ({"attacks": [[*ABOUT["attacks"][0], "code"]]}, {}, "code"),
-        ({}, {"definitions": 2}, "weights, code or definitions"),
-    ],
-)
-def test_what_a_repeated_command_no_longer_resumes_is_removed_with_one_line(
-    tmp_path, capsys, about, request_, differs
-):  # fmt: skip
-    place = tmp_path / "evaluation.json"
-    old = interrupted(place, ABOUT)
-    capsys.readouterr()
-    new = interrupted(place, {**ABOUT, **about}, **request_)
-    (line,) = capsys.readouterr().err.splitlines()
-    assert f"{old.name} is of an evaluation that was interrupted with other {differs}: removed" in line
-    assert {path for path in tmp_path.iterdir() if path.is_file()} == {new, new.with_suffix(".sweep.jsonl")}
-
-
-@pytest.mark.parametrize(
-    ("about", "request_"),
-    [
-        ({}, {}),
-        ({"inputs": "other"}, {}),
-        ({"attacks": [["fgsm", "FGSM(norm=linf, eps=0.2)", 0.0, 1.0]]}, {}),
-        ({"model": "m2"}, {"network": ["run", "last"]}),
-    ],
-)
-def test_the_file_of_another_request_is_kept_without_a_word(tmp_path, capsys, about, request_):
-    place = tmp_path / "evaluation.json"
-    old = interrupted(place, ABOUT)
-    interrupted(place, {**ABOUT, **about}, **request_)
-    assert old.exists()
-    assert "removed" not in capsys.readouterr().err
-
-
-def test_a_file_in_use_is_not_removed(tmp_path, capsys):
-    place = tmp_path / "evaluation.json"
-    old = interrupted(place, ABOUT)
-    with held_elsewhere(lock_of(old)):
-        interrupted(place, {**ABOUT, "model": "m2"})
-    assert old.exists()
-    assert "removed" not in capsys.readouterr().err
 
 
 # ---- damage

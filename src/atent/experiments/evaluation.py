@@ -27,7 +27,7 @@ from atent.evaluate.masking import CHECKS
 from atent.evaluate.samples import Checked
 from atent.evaluate.search import resolve
 from atent.evaluate.sweep import at_radii
-from atent.experiments.partial_files import beside, unfinished
+from atent.experiments.partial_files import beside, seen_from, unfinished
 from atent.experiments.results import EvaluationFile
 from atent.experiments.studies import Studies, run_studies
 from atent.experiments.target import EvaluateSettings, Target, inputs
@@ -168,13 +168,16 @@ def unfinished_evaluation(target: Target, place: Path, request: Request) -> Iter
     # The other parts of the request are in the description of the evaluation.
     more = {"radii": [str(r) for r in request.radii], "checks": request.checks, **request.studies.about}
     about = about_evaluation(target, request)
-    with unfinished(place, "evaluation", about, network=network_of(target), **more) as partial:
+    with unfinished(place, "evaluation", about, network=network_of(target, place), **more) as partial:
         yield partial
 
 
-def network_of(target: Target) -> list[Any]:
-    """The network that a command names, whatever its weights are now: its name, and which weights."""
-    return [target.name, target.about.get("weights")]
+def network_of(target: Target, place: Path) -> list[str | None]:
+    """The network that a command names, whatever its weights are now: see `Named.asked`.
+
+    Files and folders are relative to the folder of the result ``place``, so that all may be moved together.
+    """
+    return [seen_from(place, each) if isinstance(each, Path) else each for each in target.asked]
 
 
 def about_evaluation(target: Target, request: Request) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from atent import runs as folder
 from atent.experiments.recipe_files import recipe_names
 from atent.models.convention import Convention
 from atent.runs.foreign import SUFFIXES, is_weights
+from atent.runs.places import is_named
 from atent.threat import EXTRA
 
 
@@ -23,6 +24,12 @@ class Named:
     weights: str | None
     key: str | None
     convention: Convention
+
+    def asked(self, target: str) -> tuple[Path | str | None, ...]:
+        """The network that ``target`` and the options name, whatever its weights are; places as full paths."""
+        found = None if is_named(target) or not Path(target).exists() else Path(target).resolve()
+        weights = None if self.weights is None else Path(self.weights).resolve()
+        return found or target, self.model, self.which, weights, self.key, self.convention.options()
 
     def check_file(self, target: str) -> None:
         """ValueError for options of run folders on a weights file."""

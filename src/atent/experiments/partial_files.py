@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -37,7 +38,7 @@ def unfinished(place: Path, kind: str, fingerprint: Mapping[str, Any], **request
     kind, fingerprint
         What is measured, as `Lines` records it.
     request
-        Further inputs that the result depends on; the network's name and which of its weights are meant.
+        Further inputs that the result depends on, and the network that is meant, whatever its weights are.
 
     Raises
     ------
@@ -68,16 +69,18 @@ def _drop_superseded(place: Path, wish: str, path: Path, kind: str, fingerprint:
     form = re.compile(rf"({re.escape(place.stem)}\.{wish}-[0-9a-f]{{12}}\.partial)(\..*)?\.jsonl")
     found = (form.fullmatch(each.name) for each in place.parent.glob(f"{glob.escape(place.stem)}.{wish}-*.jsonl"))
     for old in sorted({place.with_name(f"{match[1]}.jsonl") for match in found if match} - {path}):
-        # Another process may be measuring the network as it was.
-        with suppress(InUse), held(lock_of(old), kind):
+        # Another process, of this host or another, may be measuring the network as it was. What cannot be removed, such
+        # as the file of another user, is no obstacle to this measurement.
+        with suppress(InUse, OSError), held(lock_of(old), kind, steal=False):
             article, differs = "an" if kind[0] in "aeiou" else "a", _changed(old, fingerprint)
-            note(
-                f"{old.name} is of {article} {kind} that was interrupted with other {differs}: removed, this one starts"
-                " anew"
-            )
-            for each in family(old):
-                with suppress(FileNotFoundError):
-                    each.unlink()
+            files = family(old)
+            for each in files:
+                each.unlink()
+            if files:
+                note(
+                    f"{old.name} is of {article} {kind} that was interrupted with other {differs}: removed, this one"
+                    " starts anew"
+                )
 
 
 def _changed(old: Path, fingerprint: Mapping[str, Any]) -> str:
@@ -95,7 +98,15 @@ def _changed(old: Path, fingerprint: Mapping[str, Any]) -> str:
 def family(path: Path) -> list[Path]:
     """The existing files of a measurement and of its parts."""
     found = [path, *path.parent.glob(f"{glob.escape(path.stem)}.*{path.suffix}")]
-    return [file for file in found if file.exists()]
+    return [file for file in found if file.is_file()]
+
+
+def seen_from(place: Path, path: Path) -> str:
+    """``path`` relative to the folder of the result ``place``; a full path where that is impossible (another drive)."""
+    try:
+        return Path(os.path.relpath(path, place.parent.resolve())).as_posix()
+    except ValueError:
+        return str(path)
 
 
 def beside(path: Path, part: str) -> Path:

@@ -123,7 +123,7 @@ def evaluation_shard(
     """
     check_request(target, request)
     of, file = _of(target, request), shard_file(place, shard)
-    with unfinished(file, "evaluation", of, network=network_of(target)) as partial:
+    with unfinished(file, "evaluation", of, network=network_of(target, file)) as partial:
         if file.exists():
             check_same(file, _read(file)["of"], of)
             return file
@@ -174,7 +174,7 @@ def merging(target: Target, place: Path, request: Request) -> Iterator[Path]:
                 f"shard {content['shard']} of {place.name} classifies other images correctly than shard"
                 f" {found[0]['shard']}: make all shards on machines of one kind"
             )
-    more = {"merged": len(found), "checks": request.checks, "network": network_of(target)}
+    more = {"merged": len(found), "checks": request.checks, "network": network_of(target, place)}
     with unfinished(place, "evaluation", of, **more) as partial:
         for name in dict.fromkeys(name for content in found for name in content["parts"]):
             each = [content["parts"][name] for content in found if name in content["parts"]]

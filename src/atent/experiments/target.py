@@ -160,6 +160,8 @@ class Target:
     """Whether the weights are from an external file."""
     origin: Path | None = None
     """A run's folder, which is not ``place`` for a network of the zoo or of the Hub."""
+    asked: tuple[Path | str | None, ...] = ()
+    """As `Named.asked`."""
 
     def chosen(self) -> Split:
         """The test images that the settings ask for, by the data's subset."""
@@ -204,8 +206,7 @@ def load_target(
     trust_code: bool = False,
     allow_long: bool = False,
 ) -> Target:
-    """Load the target of an evaluation: a run folder, a weights file, zoo:name, hub:user/name, or
-    module:function.
+    """Load the target of an evaluation: a run folder, a weights file, zoo:name, hub:user/name or module:function.
 
     A run folder brings its network, data, threat and attacks; ``which`` and ``weights`` choose its weights. One that
     was trained from Python needs ``model`` (see `restore`) and, where it was trained on tensors, ``data`` (see
@@ -213,12 +214,11 @@ def load_target(
     `STRONG` of the norm by default. ``threats`` are several at once, as `EvaluateSettings` has them, in the place of
     ``attacks``. A file needs ``model`` unless it says what it holds; ``key`` and ``convention`` are as `load_file`
     takes them, and where its network is more accurate under another usual convention a warning names that
-    (`check_convention`). ``limit`` test images ("all": every one) are
-    chosen by ``subset``, "stratified" or "first" (default: as the run, or stratified). ``threads`` sets those of
-    torch on the CPU, "auto" as many as the network gains from. Numbers are the run's by default, or those of
-    `EvaluateSettings`. ``trust_code``: let a run from another machine import the code that it names.
-    FileNotFoundError or ValueError for anything that is missing, unknown, incompatible, or without effect on
-    such a target; Untrusted, before anything is imported, where that needs ``trust_code``.
+    (`check_convention`). ``limit`` test images ("all": every one) are chosen by ``subset``, "stratified" or "first"
+    (default: as the run, or stratified). ``threads`` sets those of torch on the CPU, "auto" as many as the network
+    gains from. Numbers are the run's by default, or those of `EvaluateSettings`. ``trust_code``: let a run from another
+    machine import the code that it names. FileNotFoundError or ValueError for anything that is missing, unknown,
+    incompatible or without effect; Untrusted, before an import, where that needs ``trust_code``.
     """
     listed = None if attacks is None else tuple(attacks)
     # Attacks that are named replace a recipe's threats.
@@ -244,7 +244,7 @@ def load_target(
     if subset is not None:
         check_rule(subset)
         made = replace(made, data=replace(made.data, subset=subset))
-    made = replace(made, model=made.model.to(pick_device(device)).eval())
+    made = replace(made, model=made.model.to(pick_device(device)).eval(), asked=network.asked(target))
     if made.foreign:
         check_convention(target, made.model, *made.test()[:2], made.data.classes)
     if threads is not None:

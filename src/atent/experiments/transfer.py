@@ -16,6 +16,7 @@ from atent.evaluate import checked, measure_transfer
 from atent.evaluate.outcomes import bits
 from atent.evaluate.study import depends_on
 from atent.evaluate.transfer import transfer_settings
+from atent.experiments.evaluation import network_of
 from atent.experiments.partial_files import unfinished
 from atent.experiments.results import TRANSFER_VERSION, Samples, Share, TransferFile
 from atent.experiments.results.base import Adversary
@@ -120,7 +121,7 @@ def unfinished_matrix(
         seed=first.settings.seed, batch=first.settings.batch, attacks={"attack": attack},
         models=models, **transfer_settings(models, search_dtype, first.settings.folding),
     )  # fmt: skip
-    networks = [[name, target.about.get("weights")] for name, target in targets.items()]
+    networks = [[name, *network_of(target, place)] for name, target in targets.items()]
     with unfinished(place, "transfer matrix", about, networks=networks) as partial:
         yield partial
 

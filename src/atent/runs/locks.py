@@ -75,7 +75,7 @@ def lock_of(path: Path) -> Path:
 
 @contextlib.contextmanager
 def held(
-    path: str | Path, what: str, *, steal: bool = False, wait: Callable[[str], None] | None = None
+    path: str | Path, what: str, *, steal: bool | None = None, wait: Callable[[str], None] | None = None
 ) -> Iterator[None]:
     """Hold the kernel lock on the file ``path``; temporary files of dead processes beside it are removed.
 
@@ -90,7 +90,7 @@ def held(
     what
         What is done under it, for others to read, such as "train".
     steal
-        Also take over a lock that names another host, which this kernel cannot verify; default: as `steal` says.
+        Whether to take over a lock that names another host, which this kernel cannot verify. Default: as `steal` says.
     wait
         Called with the line of `InUse` while waiting for a lock of another process; it may raise.
 
@@ -104,7 +104,7 @@ def held(
         while own is None:
             try:
                 with postponed():
-                    own = _entered(place, what, steal or stealing())
+                    own = _entered(place, what, stealing() if steal is None else steal)
             except InUse as error:
                 if wait is None:
                     raise
