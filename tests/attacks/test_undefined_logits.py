@@ -10,7 +10,7 @@ from torch import nn
 
 from atent import Threat
 from atent.attacks import PGD, Attack, Square, Transfer
-from atent.attacks.oracle import UNDEFINED, Oracle
+from atent.attacks.oracle import GRADIENTS, LOGITS, POINTS, UNDEFINED, Oracle, Undefined
 from atent.attacks.windowed import Scores, Window
 from atent.evaluate import evaluate
 from atent.integrations.peers import _Counted
@@ -34,7 +34,7 @@ HOW = {
 }
 
 
-class Undefined(nn.Module):
+class Broken(nn.Module):
     """A linear network whose logits are NaN on the inputs ``where``."""
 
     def __init__(self, where, how):
@@ -48,7 +48,7 @@ class Undefined(nn.Module):
 def case(where, how):
     """A network, 4 inputs, the first two of which have a large first element, and their labels."""
     torch.manual_seed(0)
-    model, x = Undefined(where, how), VALUES[torch.randint(2, (4, 3, 8, 8))]
+    model, x = Broken(where, how), VALUES[torch.randint(2, (4, 3, 8, 8))]
     x[:, 0, 0, 0] = VALUES[torch.tensor([1, 1, 0, 0])]
     return model, x, model.linear(x.flatten(1)).argmax(1)
 
@@ -102,7 +102,7 @@ def test_logits_from_cached_layers_count_too():
             return torch.full((len(z), 5), math.inf)
 
     x, side = torch.rand(2, 3, 8, 8), torch.tensor([2, 2])
-    oracle = Oracle(nn.Identity(), *torch.zeros(2, 2).long(), check=False, undefined=torch.tensor(0))
+    oracle = Oracle(nn.Identity(), *torch.zeros(2, 2).long(), check=False, undefined=Undefined())
     scores = Scores(oracle, x)
     scores.graph, scores.windowed, scores.side = object(), Cached(), 2
     scores.logits(oracle, x, torch.tensor([0, 1]), x, Window(side, side, side))
@@ -137,9 +137,34 @@ class Steep(nn.Module):
 @pytest.mark.parametrize("logits", [True, False])
 def test_the_network_of_another_package_records_what_it_meets(logits):
     model, x, y = case("everywhere", "NaN gradients")
-    model, met, undefined = model if logits else Steep(), 2 if logits else 1, torch.tensor(0)
+    model, met, undefined = model if logits else Steep(), LOGITS if logits else GRADIENTS, Undefined()
     network, x = _Counted(model, x.dtype, undefined), x.requires_grad_()
     for _ in range(2):
         torch.nn.functional.cross_entropy(network(x), y).backward()
-    assert int(undefined) == met
+    assert undefined.first() == met
     assert network.backwards == 8
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor that says that it is on a GPU."""
+
+    device = torch.device("cuda")
+
+    def to(self, device):
+        return self
+
+
+@pytest.mark.parametrize("kind", [torch.Tensor, Elsewhere])
+@pytest.mark.parametrize("first", [LOGITS, GRADIENTS, POINTS, None])
+def test_what_was_not_finite_first_is_noted_and_large_numbers_are_finite(first, kind):
+    undefined = Undefined()
+    large = torch.full((3, 2), 3e38)
+    assert large.sum().isinf()
+    half, double = torch.full((2, 2), 6e4, dtype=torch.float16), torch.full((2,), 1e308, dtype=torch.float64)
+    noted = [(large, POINTS), (half, LOGITS), (double, GRADIENTS)]
+    if first is not None:
+        noted += [(torch.tensor([0.0, -math.inf]), first), (torch.tensor([math.nan]), LOGITS), (large, POINTS)]
+    for values, cause in noted:
+        undefined.note(values.as_subclass(kind), cause)
+    assert undefined.first() == (first or 0)
+    assert bool(undefined) == (kind is Elsewhere or first is not None)

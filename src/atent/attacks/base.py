@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from atent.attacks.oracle import UNDEFINED, Oracle
+from atent.attacks.oracle import UNDEFINED, Oracle, Undefined
 from atent.attacks.watch import Callback, Watch
 from atent.checks import NotFinite, Settings, as_inputs, as_labels, check_batch, check_seed, numbered
 from atent.contracts import Member, flaw, kind_of
@@ -321,7 +321,7 @@ class Attack(metaclass=Settings):
             seen = model if search_dtype is None else Lowered(model, search_dtype)
             last = channels_last and images_last(model, clean)
             watch = None if callback is None else Watch(callback, clean)
-            undefined = torch.zeros((), dtype=torch.int64, device=x.device) if rng is None else None
+            undefined = Undefined() if rng is None else None
             oracle = Oracle(
                 seen, *counters, check=rng is None, channels_last=last, targeted=targeted, watch=watch,
                 undefined=undefined,
@@ -332,7 +332,7 @@ class Attack(metaclass=Settings):
             with kept_buffers(model) if verdict else nullcontext():
                 found = search(oracle, clean, y, streams)
             x_adv = self._checked(found, clean).detach()
-            if undefined is not None and undefined:
+            if undefined:
                 self._report(oracle, remark)
             if not verdict:
                 return x_adv, torch.empty(0), *counters
@@ -344,6 +344,8 @@ class Attack(metaclass=Settings):
     def _report(self, oracle: Oracle, remark: Callable[[str], None] | None) -> None:
         """Say what the search met that is not finite."""
         what, fix = oracle.met()
+        if not what:
+            return
         once(f"{type(self).__name__} {UNDEFINED.format(what)}: {fix}")
         if remark is not None:
             remark(UNDEFINED.format(what))

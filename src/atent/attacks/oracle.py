@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, replace
@@ -31,7 +32,9 @@ CAUSES = {
     "NaN or infinite logits": "correct the forward pass (division by 0, log or sqrt of a negative number, overflow)",
     "NaN or infinite points of its own": "its steps overflow, use smaller settings",
 }
-"""What a search may meet that is not finite, with the remedy, by `Oracle.undefined`."""
+"""What a search may meet that is not finite, with the remedy."""
+GRADIENTS, LOGITS, POINTS = range(1, 4)
+"""The positions in `CAUSES`."""
 
 # Largest number of elements of per-class gradients in memory: 64 MiB in float32.
 _MOST = 2**24
@@ -47,6 +50,28 @@ def _not_per_sample(values: Any, n: int) -> ValueError:
         f"the loss must have one value per sample, {n}, got {got}: use a loss of atent.losses, such as cross_entropy or"
         f" margin, or do not average it{at}"
     )
+
+
+class Undefined(list[tuple[Tensor, int]]):
+    """What a search met that is not finite: sums that are NaN where something was not, with its position in `CAUSES`.
+
+    Empty on a CPU while all was finite.
+    """
+
+    def note(self, values: Tensor, cause: int) -> None:
+        """Add ``values`` unless they are known to be finite."""
+        values = values.detach()
+        # The host does not wait for another device: it reads the sums once, after the search.
+        if values.device.type != "cpu" or not values.isfinite().all():
+            self.append(((values * 0).sum(dtype=torch.float32), cause))
+
+    def first(self) -> int:
+        """The position in `CAUSES` of what was the first not to be finite, 0 for nothing."""
+        if not self:
+            return 0
+        sums, causes = zip(*self)
+        lost = torch.stack([each.to(sums[0].device) for each in sums]).isnan().tolist()
+        return int(causes[lost.index(True)]) if any(lost) else 0
 
 
 @dataclass(eq=False)
@@ -78,9 +103,8 @@ class Oracle:
     """The largest margin (n,) of the current samples that rounding may explain; None: no limit. See `doubting`."""
     least: tuple[int, str] = (0, "")
     """The smallest number of classes that the first pass accepts, and the error for fewer."""
-    undefined: Tensor | None = None
-    """int64 scalar, updated here: the position in `CAUSES` of what was the first to be NaN or infinite, 0 for nothing;
-    None: not checked, as in training."""
+    undefined: Undefined | None = None
+    """What was the first to be NaN or infinite, updated here; None: not checked, as in training."""
 
     def take(self, rows: Tensor) -> Oracle:
         """The same model and counters, for the samples ``rows``."""
@@ -123,7 +147,7 @@ class Oracle:
 
     def met(self) -> tuple[str, str]:
         """What was the first to be NaN or infinite, "" if nothing was, and what the user can do."""
-        return list(CAUSES.items())[0 if self.undefined is None else int(self.undefined)]
+        return list(CAUSES.items())[0 if self.undefined is None else self.undefined.first()]
 
     def aimed(self, loss: Loss) -> Loss:
         """The loss to maximise: ``loss``, or its negative if labels are targets."""
@@ -146,10 +170,10 @@ class Oracle:
                 raise ValueError(f"{why}, got {logits.shape[1]} classes")
             self.check = False
         self.forwards += self.seen
-        if self.undefined is not None:
-            # On the device: the host reads it once, after the search.
-            for values, cause in ((x.detach(), 3), (logits.detach(), 2)):
-                self.undefined.add_((self.undefined == 0) & ~values.isfinite().all(), alpha=cause)
+        # A sum is far less work than a test of each number; those of large numbers overflow.
+        if self.undefined is not None and not (x.is_cpu and math.isfinite(x.detach().sum() + logits.detach().sum())):
+            self.undefined.note(x, POINTS)
+            self.undefined.note(logits, LOGITS)
         return logits
 
     def _slope(self, values: Tensor, x: Tensor, *, again: bool = False) -> Tensor:
@@ -162,8 +186,8 @@ class Oracle:
             explain(self.model, x, error)
             raise
         self.backwards += self.seen
-        if self.undefined is not None:
-            self.undefined.add_((self.undefined == 0) & ~grad.isfinite().all())
+        if self.undefined is not None and not (grad.is_cpu and math.isfinite(grad.sum())):
+            self.undefined.note(grad, GRADIENTS)
         return grad
 
     @torch.no_grad()

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from atent.attacks.affected import SLIDING, Affected, affected, apply, constant, graph_of, layer, sliding
-from atent.attacks.oracle import Oracle
+from atent.attacks.oracle import LOGITS, Oracle
 from atent.losses import magnitude
 
 # Largest number of cached elements: 256 MiB in float32.
@@ -212,7 +212,7 @@ class Scores:
         oracle.forwards += oracle.seen
         logits = self.windowed.logits(z, window.top, window.left)
         if oracle.undefined is not None:
-            oracle.undefined.add_((oracle.undefined == 0) & ~logits.isfinite().all(), alpha=2)
+            oracle.undefined.note(logits, LOGITS)
         return logits
 
     def _begin(self, oracle: Oracle, z: Tensor, y: Tensor, best: Tensor, window: Window, side: int) -> Tensor:

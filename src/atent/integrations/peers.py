@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from atent.attacks.base import ATTACKS, Attack
-from atent.attacks.oracle import Oracle
+from atent.attacks.oracle import GRADIENTS, LOGITS, Oracle, Undefined
 from atent.attacks.spec import parse, show
 from atent.guard import ask, seed_all
 from atent.integrations.packages import (
@@ -155,10 +155,10 @@ class Peer(Attack):
 
 
 class _Counted(nn.Module):
-    """The network for a package: converts inputs to the network's type, counts passes per sample, and sets what of
-    ``undefined``, see `Oracle`, they meet."""
+    """The network for a package: converts inputs to the network's type, counts passes per sample, and notes in
+    ``undefined`` what they meet that is not finite."""
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype, undefined: Tensor | None = None) -> None:
+    def __init__(self, model: nn.Module, dtype: torch.dtype, undefined: Undefined | None = None) -> None:
         super().__init__()
         self.network, self.dtype, self.undefined = model, dtype, undefined
         self.forwards = self.backwards = 0
@@ -172,7 +172,7 @@ class _Counted(nn.Module):
         if logits.requires_grad:
             logits.register_hook(self._back)
         if self.undefined is not None:
-            self.undefined.add_((self.undefined == 0) & ~logits.detach().isfinite().all(), alpha=2)
+            self.undefined.note(logits, LOGITS)
             if x.requires_grad:
                 x.register_hook(self._slope)
         return logits
@@ -182,7 +182,7 @@ class _Counted(nn.Module):
 
     def _slope(self, grad: Tensor) -> None:
         assert self.undefined is not None
-        self.undefined.add_((self.undefined == 0) & ~grad.isfinite().all())
+        self.undefined.note(grad, GRADIENTS)
 
 
 def _spread(total: int, oracle: Oracle) -> Tensor:
