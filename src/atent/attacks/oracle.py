@@ -62,7 +62,7 @@ class Undefined(list[tuple[Tensor, int]]):
         """Add ``values`` unless they are known to be finite."""
         values = values.detach()
         # The host does not wait for another device: it reads the sums once, after the search.
-        if values.device.type != "cpu" or not values.isfinite().all():
+        if not values.is_cpu or not values.isfinite().all():
             self.append(((values * 0).sum(dtype=torch.float32), cause))
 
     def first(self) -> int:
