@@ -60,3 +60,12 @@ def test_the_summary_repeats_the_generated_tables():
     assert sum(bool(interval) for _, interval in ratios) == 4
     assert "1.76 in [another measurement]" in summary
     assert f"{measured('atent_step')['speed']['accumulated']['median']:.2f}" == "1.76"
+
+
+def test_the_text_on_autoattack_repeats_its_measurement():
+    found = json.loads((ROOT / "results" / "speed" / "autoattack.json").read_text("utf-8"))["results"]
+    small, residual = (f"{each['ratio']['total']:.2f}" for each in found)
+    text = " ".join(WRITTEN.split())
+    assert f"is {small} times as fast as pyautoattack on SmallCNN and {residual} times on ResNet-20" in text
+    seconds = {name: part["seconds"] for name, part in found[1]["parts"].items()}
+    assert f"which is {100 * seconds['Square'] / sum(seconds.values()):.0f} % of the time of all four" in text
