@@ -1,5 +1,6 @@
 """Files of interrupted measurements that a repeated command no longer resumes, and those that it leaves alone."""
 
+import hashlib
 import json
 import os
 from contextlib import suppress
@@ -11,6 +12,7 @@ from processes import held_elsewhere
 
 from atent.evaluate.lines import Lines
 from atent.experiments.partial_files import unfinished
+from atent.runs import dumps
 from atent.runs.locks import lock_of, steal
 
 
@@ -111,3 +113,33 @@ def test_a_folder_of_such_a_name_is_left_alone(tmp_path):
     own.mkdir()
     interrupted(place, {**ABOUT, "model": "m2"})
     assert own.is_dir()
+
+
+def earlier(place, **request):
+    """A file with a part, under the name that the version before networks were part of a request gave it."""
+    digest = hashlib.sha256(dumps(["evaluation", ABOUT, request]).encode()).hexdigest()[:12]
+    path = place.with_suffix(f".{digest}.partial.jsonl")
+    Lines(path, "evaluation", ABOUT).add({"key": "a"})
+    Lines(path.with_suffix(".sweep.jsonl"), "sweep", ABOUT).add({"key": "a"})
+    return path
+
+
+def test_a_file_of_an_earlier_version_is_resumed_under_its_present_name(tmp_path, capsys):
+    place = tmp_path / "evaluation.json"
+    old, other = earlier(place, checks=True), earlier(place, checks=False)
+    content = old.read_text()
+    with unfinished(place, "evaluation", ABOUT, network=["run", "best"], checks=True) as path:
+        assert path.read_text() == content
+        assert path.with_suffix(".sweep.jsonl").is_file()
+        assert not old.exists()
+    assert {each for each in tmp_path.iterdir() if each.is_file()} == {other, other.with_suffix(".sweep.jsonl")}
+    assert not capsys.readouterr().err
+
+
+def test_a_file_of_an_earlier_version_with_the_first_definitions_is_removed_with_one_line(tmp_path, capsys):
+    place = tmp_path / "evaluation.json"
+    old = earlier(place, checks=True)
+    new = interrupted(place, ABOUT, definitions=2, network=["run", "best"], checks=True)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{old.name} is of an evaluation that was interrupted with other weights, code or definitions" in line
+    assert {each for each in tmp_path.iterdir() if each.is_file()} == {new, new.with_suffix(".sweep.jsonl")}

@@ -21,6 +21,8 @@ from atent.signals import resumed_by
 _SUFFIX = ".partial.jsonl"
 _CHANGES = {"model": "weights", "others": "weights", "version": "version of atent", "definitions": "definitions"}
 """What a command that is repeated may find changed, and how it is named."""
+_ADDED = ("network", "networks", "definitions")
+"""What the names of earlier versions did not depend on."""
 
 
 @contextmanager
@@ -51,9 +53,11 @@ def unfinished(place: Path, kind: str, fingerprint: Mapping[str, Any], **request
     wish, digest = _digest([kind, asked], 8), _digest([kind, fingerprint, request], 12)
     path = place.with_suffix(f".{wish}-{digest}{_SUFFIX}")
     with held(lock_of(path), kind), resumed_by("repeating the command resumes"):
-        _drop_superseded(place, wish, path, kind, fingerprint)
+        former, superseded = _former(place, kind, fingerprint, request), _superseded(place, wish, path)
+        # It has no version of the definitions, and so their first.
+        _drop([*superseded, former] if "definitions" in {**fingerprint, **request} else superseded, kind, fingerprint)
         if not path.exists():
-            _take_up(place, path, kind, fingerprint)
+            _take_up(place, path, former, kind, fingerprint)
         yield path
         for each in family(path):
             with suppress(FileNotFoundError):
@@ -64,11 +68,22 @@ def _digest(values: Any, digits: int) -> str:
     return hashlib.sha256(folder.dumps(values).encode()).hexdigest()[:digits]
 
 
-def _drop_superseded(place: Path, wish: str, path: Path, kind: str, fingerprint: Mapping[str, Any]) -> None:
-    """Remove the files of the same request at ``place`` that this measurement does not resume; one line for each."""
+def _former(place: Path, kind: str, fingerprint: Mapping[str, Any], request: Mapping[str, Any]) -> Path:
+    """The file of this measurement under the name that an earlier version gave it."""
+    known, asked = ({k: v for k, v in each.items() if k not in _ADDED} for each in (fingerprint, request))
+    return place.with_suffix(f".{_digest([kind, known, asked], 12)}{_SUFFIX}")
+
+
+def _superseded(place: Path, wish: str, path: Path) -> list[Path]:
+    """The files of the same request at ``place`` that the measurement of ``path`` does not resume."""
     form = re.compile(rf"({re.escape(place.stem)}\.{wish}-[0-9a-f]{{12}}\.partial)(\..*)?\.jsonl")
     found = (form.fullmatch(each.name) for each in place.parent.glob(f"{glob.escape(place.stem)}.{wish}-*.jsonl"))
-    for old in sorted({place.with_name(f"{match[1]}.jsonl") for match in found if match} - {path}):
+    return sorted({place.with_name(f"{match[1]}.jsonl") for match in found if match} - {path})
+
+
+def _drop(superseded: list[Path], kind: str, fingerprint: Mapping[str, Any]) -> None:
+    """Remove these files and their parts; one line for each."""
+    for old in filter(family, superseded):
         # Another process, of this host or another, may be measuring the network as it was. What cannot be removed, such
         # as the file of another user, is no obstacle to this measurement.
         with suppress(InUse, OSError), held(lock_of(old), kind, steal=False):
@@ -114,11 +129,11 @@ def beside(path: Path, part: str) -> Path:
     return path.with_suffix(f".{part}{path.suffix}") if part else path
 
 
-def _take_up(place: Path, path: Path, kind: str, fingerprint: Mapping[str, Any]) -> None:
-    """Give the files of an earlier version, which were numbered as results are, their present names."""
-    former = re.compile(rf"{re.escape(place.stem)}(-\d+)?{re.escape(_SUFFIX)}")
+def _take_up(place: Path, path: Path, hashed: Path, kind: str, fingerprint: Mapping[str, Any]) -> None:
+    """Give the files of an earlier version their present names: it numbered them as results are, or ``hashed`` them."""
+    numbered = re.compile(rf"{re.escape(place.stem)}(-\d+)?{re.escape(_SUFFIX)}")
     for each in sorted(place.parent.glob(f"*{_SUFFIX}")):
-        if former.fullmatch(each.name) and belongs(each, kind, fingerprint):
+        if (each == hashed or numbered.fullmatch(each.name)) and belongs(each, kind, fingerprint):
             for one in family(each):
                 one.rename(path.with_name(path.stem + one.name.removeprefix(each.stem)))
             return
