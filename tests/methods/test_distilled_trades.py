@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from kit import ROUNDING, N, batch, distance, gradient, network, stream
-from test_trades import EPS, slow_adversary, slow_kl, threat
+from trades_family import EPS, slow_adversary, slow_kl, threat
 
 from atent.methods import TRADES, DistilledTRADES
 
