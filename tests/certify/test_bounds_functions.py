@@ -28,6 +28,8 @@ class Net(nn.Module):
         self.up1, self.up2 = nn.ConvTranspose1d(4, 6, 3, 2, 1, 1, 2), nn.ConvTranspose2d(4, 6, 3, 2, 1, 1, 2)
         self.same, self.linear = nn.Conv1d(4, 4, 3, padding=2, dilation=2), nn.Linear(4, 5)
         self.bn1 = nn.BatchNorm2d(4, eps=0.1)
+        self.prelu, self.even = nn.PReLU(4), nn.Conv1d(4, 4, 2, padding="same")
+        self.mirror = nn.Conv2d(4, 4, (3, 2), padding=(1, 2), padding_mode="reflect")
         self.fc = nn.LazyLinear(3)
 
     def forward(self, x):
@@ -110,6 +112,31 @@ TWINS = {
     "silu": (nn.SiLU(), lambda m, z: F.silu(z, inplace=True)),
     "gelu": (nn.GELU("tanh"), lambda m, z: F.gelu(z, approximate="tanh")),
     "elu": (nn.ELU(), lambda m, z: F.elu_(z), lambda m, z: torch.celu(z), nn.CELU()),
+    "elu of another height": (nn.ELU(0.4), lambda m, z: F.elu(z, 0.4, inplace=True)),
+    "elu of another width": (lambda m, z: F.elu(z / 0.4) * 0.4, nn.CELU(0.4), lambda m, z: torch.celu_(z, 0.4)),
+    "selu": (nn.SELU(), lambda m, z: F.selu(z, inplace=True), lambda m, z: torch.selu(z)),
+    "mish": (nn.Mish(), lambda m, z: F.mish(z, inplace=True)),
+    "hard swish": (nn.Hardswish(), lambda m, z: F.hardswish(z, True)),
+    "hard sigmoid": (
+        lambda m, z: (z + 3).clamp(0, 6) / 6,
+        nn.Hardsigmoid(),
+        lambda m, z: F.hardsigmoid(z, inplace=True),
+    ),
+    "softplus": (lambda m, z: F.softplus(z * 3) / 3, nn.Softplus(3), lambda m, z: F.softplus(z, beta=3.0)),
+    "log sigmoid": (lambda m, z: -F.softplus(-z, threshold=60), nn.LogSigmoid(), lambda m, z: F.logsigmoid(z)),
+    "softsign": (nn.Softsign(), lambda m, z: F.softsign(z)),
+    "tanhshrink": (nn.Tanhshrink(), lambda m, z: F.tanhshrink(z)),
+    "softshrink": (
+        lambda m, z: F.relu(z - 0.2) - F.relu(-z - 0.2),
+        nn.Softshrink(0.2),
+        lambda m, z: F.softshrink(z, 0.2),
+    ),
+    "slopes of channels": (
+        lambda m, z: m.prelu(z),
+        lambda m, z: F.prelu(z, m.prelu.weight),
+        lambda m, z: z.prelu(weight=m.prelu.weight),
+        lambda m, z: m.prelu(z.flatten(2)),
+    ),
     "copies": (
         lambda m, z: m.relu(z),
         lambda m, z: z.clone().relu_() + 0 * z,
@@ -224,6 +251,90 @@ TWINS = {
         lambda m, z: F.max_pool2d(row(z).unsqueeze(2), (1, 3), (1, 2), (0, 1)),
         lambda m, z: F.max_pool1d(row(z), 3, 2, 1),
         nn.Sequential(nn.Flatten(-2, -1), nn.MaxPool1d(3, 2, 1)),
+    ),
+    "repeats": (
+        lambda m, z: torch.cat([z, z], 1),
+        lambda m, z: z.repeat(1, 2, 1, 1),
+        lambda m, z: z.repeat((1, 2, 1, 1)),
+        lambda m, z: z.unsqueeze(1).expand(-1, 2, -1, -1, -1).flatten(1, 2),
+    ),
+    "repeats of each": (
+        lambda m, z: torch.stack([z, z], 2).flatten(1, 2),
+        lambda m, z: z.repeat_interleave(2, 1),
+        lambda m, z: torch.repeat_interleave(z, repeats=2, dim=-3),
+    ),
+    "one channel as several": (
+        lambda m, z: torch.cat([z[:, :1], z[:, :1], z[:, :1]], 1),
+        lambda m, z: z[:, :1].expand(-1, 3, -1, -1),
+        lambda m, z: (lambda a: a.expand(a.size(0), 3, a.shape[2], 4))(z[:, :1]),
+        lambda m, z: torch.narrow(z, 1, 0, 1).expand((-1, 3, 4, 4)),
+    ),
+    "reversed": (
+        lambda m, z: torch.stack([z[..., 3], z[..., 2], z[..., 1], z[..., 0]], -1),
+        lambda m, z: z.flip(3),
+        lambda m, z: torch.flip(z, (-1,)),
+        lambda m, z: z.flip(dims=[3]),
+        lambda m, z: torch.flip(z, [2, 3]).flip(2),
+        lambda m, z: torch.fliplr(z.transpose(1, 3)).transpose(1, 3),
+    ),
+    "rolled": (
+        lambda m, z: torch.cat([z[..., 3:], z[..., :3]], 3),
+        lambda m, z: z.roll(1, 3),
+        lambda m, z: torch.roll(z, shifts=(1, 4), dims=(-1, 2)),
+    ),
+    "enlarged": (
+        lambda m, z: z.repeat_interleave(2, 2).repeat_interleave(2, 3),
+        lambda m, z: F.interpolate(z, scale_factor=2),
+        lambda m, z: F.interpolate(z, (8, 8), mode="nearest-exact"),
+        nn.Upsample(scale_factor=2),
+        nn.UpsamplingNearest2d(8),
+    ),
+    "pixels from channels": (
+        lambda m, z: z.view(-1, 2, 2, 4, 4).permute(0, 3, 1, 4, 2).reshape(-1, 1, 8, 8),
+        lambda m, z: F.pixel_shuffle(z, 2),
+        nn.PixelShuffle(2),
+    ),
+    "channels from pixels": (
+        lambda m, z: z.view(-1, 4, 2, 2, 2, 2).permute(0, 1, 3, 5, 2, 4).reshape(-1, 16, 2, 2),
+        lambda m, z: torch.pixel_unshuffle(z, downscale_factor=2),
+        nn.PixelUnshuffle(2),
+    ),
+    "channels of groups": (
+        lambda m, z: z.view(-1, 2, 2, 4, 4).transpose(1, 2).reshape(-1, 4, 4, 4),
+        lambda m, z: F.channel_shuffle(z, 2),
+        nn.ChannelShuffle(2),
+    ),
+    "padding by mirror images": (
+        lambda m, z: (lambda a: torch.cat([a[:, :, 1:2], a], 2))(torch.cat([z[..., 2:3], z[..., 1:2], z], 3)),
+        lambda m, z: F.pad(z, (2, 0, 1, 0), mode="reflect"),
+        nn.ReflectionPad2d((2, 0, 1, 0)),
+        nn.Sequential(
+            nn.ReflectionPad2d((2, 0, 0, 0)),
+            nn.Flatten(1, 2),
+            nn.Unflatten(1, (4, 4)),
+            nn.ReflectionPad2d((0, 0, 1, 0)),
+        ),
+    ),
+    "padding by the border": (
+        lambda m, z: torch.cat([z[..., :1], z[..., :1], z, z[..., 3:]], 3),
+        lambda m, z: F.pad(z, (2, 1, 0, 0), "replicate"),
+        nn.ReplicationPad2d((2, 1, 0, 0)),
+        nn.Sequential(nn.Flatten(1, 2), nn.ReplicationPad1d((2, 1)), nn.Unflatten(1, (4, 4))),
+    ),
+    "padding by the other side": (
+        lambda m, z: torch.cat([z[..., 2:], z, z[..., :1]], 3),
+        lambda m, z: F.pad(z, (2, 1, 0, 0), "circular"),
+        nn.CircularPad2d((2, 1, 0, 0)),
+        nn.Sequential(nn.Flatten(1, 2), nn.CircularPad1d((2, 1)), nn.Unflatten(1, (4, 4))),
+    ),
+    "convolution of mirror images": (
+        lambda m, z: F.conv2d(F.pad(z, (2, 2, 1, 1), "reflect"), m.mirror.weight, m.mirror.bias),
+        lambda m, z: m.mirror(z),
+    ),
+    "convolution to the same size by an even window": (
+        lambda m, z: F.conv1d(F.pad(row(z), (0, 1)), m.even.weight, m.even.bias),
+        lambda m, z: m.even(row(z)),
+        lambda m, z: F.conv1d(row(z), m.even.weight, m.even.bias, padding="same"),
     ),
     "linear": (
         lambda m, z: m.linear(z),

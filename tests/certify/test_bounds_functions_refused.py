@@ -32,6 +32,7 @@ from atent.threat import Threat
         lambda a: a.unbind(1)[0],
         lambda a: a.flatten(2),
         lambda a: a.unflatten(1, (2, 2)),
+        lambda a: a.expand(-1, 4, -1, -1),
         lambda a: a.double(),
         lambda a: a.to(torch.float64),
         lambda a: a.type_as(a),
@@ -192,6 +193,16 @@ SAMPLES = {
     "view by a multiple of the samples": lambda m, z: z.view(z.size(0) * 4, -1),
     "view by a multiple of the samples twice": lambda m, z: z.view(z.size(0), z.size(0) * 16),
     "view by all sizes": lambda m, z: z.view(-1, math.prod(z.shape[:])),
+    "flip": lambda m, z: z.flip(0),
+    "flip, counted from the last": lambda m, z: z.flip(3, -4),
+    "roll": lambda m, z: z.roll(1, -4),
+    "roll of all": lambda m, z: torch.roll(z, 1),
+    "repeat": lambda m, z: z.repeat(2, 1, 1, 1),
+    "repeat by the samples": lambda m, z: z.repeat(z.size(0), 1, 1, 1),
+    "repeat each": lambda m, z: z.repeat_interleave(2, 0),
+    "repeat each of all": lambda m, z: z.repeat_interleave(2),
+    "expand": lambda m, z: z[:, :1].expand(4, 4, 4, 4),
+    "expand to channels by the samples": lambda m, z: z[:, :1].expand(-1, z.size(0), -1, -1),
     "view by the samples twice": lambda m, z: z.view(z.size(0), z.size(0), -1),
 }
 
@@ -200,7 +211,9 @@ SAMPLES = {
 def test_what_acts_on_the_samples_is_refused(name):
     net = net_of(SAMPLES[name], 64)
     # As many samples as channels: torch itself finds no fault with a view by the wrong one of the two.
-    with pytest.raises(ValueError, match=r"samples|use squeeze\(dim\)|use view|use flatten|of a sample|index") as error:
+    with pytest.raises(
+        ValueError, match=r"sample|use squeeze\(dim\)|use view|use flatten|index|use repeat|a fixed number|own sizes"
+    ) as error:
         bounds(net, inputs((1, 4, 4), n=4), Threat("linf", 0.03), "ibp")
     assert "\n" not in str(error.value)
 
@@ -241,7 +254,22 @@ REFUSED = {
     "sizes of two": (lambda m, z: z.view(-1, z.size(1) * m.mix(z).size(2) * 4), ["mul", "computes with a size"]),
     "sizes of another": (lambda m, z: z.view(-1, m.mix(z).size(1) * 16), ["view", "x's own sizes"]),
     "a threshold with a jump": (lambda m, z: F.threshold(z, 0.1, 0), ["threshold", "use equal ones"]),
-    "celu": (lambda m, z: F.celu(z, 2.0), ["celu", "alpha 2.0", "use 1"]),
+    "celu": (lambda m, z: F.celu(z, -2.0), ["celu", "alpha -2.0", "use a positive number"]),
+    "slopes that depend on the input": (lambda m, z: F.prelu(z, z[0, :, 0, 0]), ["index"]),
+    "repeats of further dimensions": (
+        lambda m, z: z.repeat(1, 1, 1, 1, 1),
+        ["5 repeats", "4 dimensions", "one for each"],
+    ),
+    "repeats by numbers of their own": (
+        lambda m, z: z.repeat_interleave(m.gain, 1),
+        ["repeat_interleave", "use repeat"],
+    ),
+    "sizes of further dimensions": (lambda m, z: z.expand(-1, 1, 4, 4, 4), ["5 sizes", "4 dimensions", "one for each"]),
+    "an enlargement by means": (
+        lambda m, z: F.interpolate(z, scale_factor=2, mode="bilinear"),
+        ["interpolate", "'bilinear'", "use nearest"],
+    ),
+    "pixels of images without channels": (lambda m, z: F.pixel_unshuffle(z[:, 0], 2), ["(4, 4)", "(channels"]),
     "a constant in the shape of an activation": (
         lambda m, z: z[:, :, 0] + m.square.expand_as(z)[:, :, 0],
         ["getitem", "the shape of an activation", "call expand_as last"],

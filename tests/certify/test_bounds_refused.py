@@ -64,15 +64,15 @@ def hooked():
 @pytest.mark.parametrize(
     ("net", "parts"),
     [
-        (nn.Sequential(nn.Linear(3, 3), nn.Softplus()), ["1 (Softplus)", "not supported", "ReLU"]),
+        (nn.Sequential(nn.Linear(3, 3), nn.Hardshrink()), ["1 (Hardshrink)", "not supported", "ReLU"]),
         (nn.Sequential(nn.Linear(3, 3), nn.Softmax(1)), ["1 (Softmax)", "BatchNorm, pooling, ReLU"]),
         (nn.Sequential(Own(3, 3)), ["0 (Own)", "not supported"]),
         (Branch(), ["branch"]),
         (Aliased(), ["act (ReLU)", "inplace=False"]),
         (hooked(), ["0 (Linear)", "hook"]),
         (nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False)), ["track_running_stats"]),
-        (nn.Sequential(nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular")), ["circular", "zeros"]),
-        (nn.Sequential(nn.Conv2d(1, 1, 2, padding="same")), ["same", "odd kernel"]),
+        (nn.Sequential(nn.ConstantPad2d(1, 0.5)), ["0 (ConstantPad2d)", "value 0.5", "use zeros"]),
+        (nn.Sequential(nn.Upsample(scale_factor=2, mode="bilinear")), ["0 (Upsample)", "'bilinear'", "use nearest"]),
         (nn.Sequential(nn.AvgPool2d(2, ceil_mode=True)), ["ceil_mode"]),
         (nn.Sequential(nn.AvgPool2d(2, padding=1, count_include_pad=False)), ["count_include_pad"]),
         (nn.Sequential(nn.MaxPool2d(2, ceil_mode=True)), ["ceil_mode"]),
@@ -82,7 +82,10 @@ def hooked():
         (nn.Sequential(nn.MaxPool1d(2, ceil_mode=True)), ["0 (MaxPool1d)", "ceil_mode"]),
         (nn.Sequential(nn.AvgPool1d(3, padding=1, count_include_pad=False)), ["0 (AvgPool1d)", "count_include_pad"]),
         (nn.Sequential(nn.Threshold(0.5, 0.0)), ["0 (Threshold)", "use equal ones"]),
-        (nn.Sequential(nn.CELU(2.0)), ["0 (CELU)", "alpha 2.0"]),
+        (nn.Sequential(nn.CELU(-2.0)), ["0 (CELU)", "alpha -2.0", "use a positive number"]),
+        (nn.Sequential(nn.ELU(2.5)), ["0 (ELU)", "alpha 2.5", "up to 2"]),
+        (nn.Sequential(nn.Softplus(-1.0)), ["0 (Softplus)", "beta -1.0", "use a positive number"]),
+        (nn.Sequential(nn.Softshrink(-0.1)), ["0 (Softshrink)", "lambd -0.1"]),
         (nn.Sequential(nn.Flatten(0)), ["start_dim"]),
         (Wide(torch.ones(3, 3)), ["(3, 3)", "samples"]),
         (Wide(torch.ones(1, 1)), None),
@@ -277,7 +280,9 @@ ARGUMENTS = {
     nn.ConvTranspose2d: (2, 2, 1), nn.AvgPool1d: (1,), nn.AvgPool2d: (1,), nn.BatchNorm1d: (2,), nn.BatchNorm2d: (2,),
     nn.MaxPool1d: (1,), nn.MaxPool2d: (1,), nn.AdaptiveAvgPool1d: (1,), nn.AdaptiveAvgPool2d: (1,),
     nn.Threshold: (0, 0), nn.Unflatten: (1, (2, 1)), nn.ZeroPad1d: (0,), nn.ZeroPad2d: (0,),
-    nn.ConstantPad1d: (0, 0.0), nn.ConstantPad2d: (0, 0.0),
+    nn.ConstantPad1d: (0, 0.0), nn.ConstantPad2d: (0, 0.0), nn.ReflectionPad1d: (0,), nn.ReflectionPad2d: (0,),
+    nn.ReplicationPad1d: (0,), nn.ReplicationPad2d: (0,), nn.CircularPad1d: (0,), nn.CircularPad2d: (0,),
+    nn.Upsample: (None, 1), nn.PixelShuffle: (1,), nn.PixelUnshuffle: (1,), nn.ChannelShuffle: (1,),
 }  # fmt: skip
 
 

@@ -47,7 +47,7 @@ class Affine:
     """Shape of one input -> the largest number of roundings of a term of one output of W z + b, and of one entry of
     W^T a, for every order of summation."""
     mixes: bool = True
-    """Whether an output may depend on several inputs; False: W has one entry per row and per column."""
+    """Whether an output may depend on several inputs; False: W has at most one entry per row."""
     windows: Windows | None = None
     """For layers whose W^T can act on a part of an image."""
     cached: Callable[[], Affine] | None = None
@@ -81,9 +81,9 @@ def linear(m: Any, cache: Cache | None = None) -> Affine:
     )
 
 
-def conv(m: nn.Conv2d, cache: Cache | None = None) -> Affine:
-    """A convolution and its transpose. ValueError for padding that is not zeros and symmetric."""
-    padding, stride, dilation = _two(symmetric(m)), _two(m.stride), _two(m.dilation)
+def conv(m: nn.Conv2d, padding: tuple[int, ...], cache: Cache | None = None) -> Affine:
+    """A convolution with ``padding`` zeros at both ends of each side, and its transpose."""
+    padding, stride, dilation = _two(padding), _two(m.stride), _two(m.dilation)
     high, wide = (d * (k - 1) + 1 for k, d in zip(m.kernel_size, dilation))
 
     def weight(dtype: torch.dtype) -> Tensor:
@@ -133,7 +133,7 @@ def conv(m: nn.Conv2d, cache: Cache | None = None) -> Affine:
         return math.prod(window) + 1, outputs // m.groups * math.prod(window[1:])
 
     windows = Windows(window, stride, padding, (high, wide))
-    return Affine(apply, transpose, offset, roundings, windows=windows, cached=lambda: conv(m, {}))
+    return Affine(apply, transpose, offset, roundings, windows=windows, cached=lambda: conv(m, padding, {}))
 
 
 DENSE = 16
@@ -252,34 +252,40 @@ def batch_norm(m: Any) -> Affine:
         moved = of(-m.running_mean.to(dtype) * scale(dtype))
         return moved if m.bias is None else of(m.bias.to(dtype)) + moved
 
-    def channels(v: Tensor, dims: int) -> Tensor:
-        return v.view(-1, *[1] * (dims - 1))
-
     return Affine(
-        lambda z, of: z * of(_fitting(channels(scale(z.dtype), z.dim() - 1), z)),
-        lambda a, shape: a * channels(scale(a.dtype), len(shape)),
-        lambda dims, dtype, of: channels(shift(dtype, of), dims),
+        lambda z, of: z * of(_fitting(_channels(scale(z.dtype), z.dim() - 1), z)),
+        lambda a, shape: a * _channels(scale(a.dtype), len(shape)),
+        lambda dims, dtype, of: _channels(shift(dtype, of), dims),
         # The sum with eps, the root, the quotient, and a product and a sum each for the mean and the offset; two spare.
         lambda shape: (9, 6),
         mixes=False,
-        windows=Windows(lambda a: a * channels(scale(a.dtype), 3)),
+        windows=Windows(lambda a: a * _channels(scale(a.dtype), 3)),
     )
 
 
-def scaled(constant: Callable[[], Tensor], *, divided: bool = False) -> Affine:
-    """z times a constant of the network, or ``divided`` by it, entry by entry."""
+def _channels(v: Tensor, dims: int) -> Tensor:
+    """Numbers of the channels, the first of the ``dims`` dimensions of a sample, as they multiply its values."""
+    return v.view(-1, *[1] * (dims - 1))
 
-    def factor(dtype: torch.dtype) -> Tensor:
+
+def scaled(constant: Callable[[], Tensor], *, divided: bool = False, channels: bool = False) -> Affine:
+    """z times a constant of the network, or ``divided`` by it, entry by entry.
+
+    ``channels``: the constant has one number for each channel, or one for all.
+    """
+
+    def factor(dtype: torch.dtype, dims: int) -> Tensor:
         value = constant().to(dtype)
+        value = _channels(value, dims) if channels else value
         return 1 / value if divided else value
 
     def window(a: Tensor) -> Tensor | None:
-        each = _one_sample(factor(a.dtype), 3)
+        each = _one_sample(factor(a.dtype, 3), 3)
         return a * each if everywhere(each) else None
 
     return Affine(
-        lambda z, of: z * of(_fitting(factor(z.dtype), z)),
-        lambda a, shape: a * _one_sample(factor(a.dtype), len(shape)),
+        lambda z, of: z * of(_fitting(factor(z.dtype, z.dim() - 1), z)),
+        lambda a, shape: a * _one_sample(factor(a.dtype, len(shape)), len(shape)),
         _no_offset,
         # The network's dtype may round the constant.
         lambda shape: (3, 3),
@@ -337,17 +343,12 @@ def _two(value: int | Sequence[int]) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[-1])
 
 
-def symmetric(m: Any) -> tuple[int, ...]:
-    """The padding of a convolution on each side. ValueError for padding that is not zeros or not the same at both
-    ends."""
-    if m.padding_mode != "zeros":
-        raise ValueError(f"padding_mode {m.padding_mode!r}: use zeros")
+def both_ends(m: Any) -> list[tuple[int, int]]:
+    """The padding of a convolution at both ends of each side."""
     if not isinstance(m.padding, str):
-        return tuple(m.padding)
-    total = [0 if m.padding == "valid" else d * (k - 1) for d, k in zip(m.dilation, m.kernel_size)]
-    if any(side % 2 for side in total):
-        raise ValueError("padding 'same' with an even kernel pads one side more: use an odd kernel")
-    return tuple(side // 2 for side in total)
+        return [(side, side) for side in m.padding]
+    totals = [0 if m.padding == "valid" else d * (k - 1) for d, k in zip(m.dilation, m.kernel_size)]
+    return [(total // 2, total - total // 2) for total in totals]
 
 
 def _rest(

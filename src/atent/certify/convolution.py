@@ -9,15 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atent.certify.affine import Affine, Entrywise, symmetric
+from atent.certify.affine import Affine, Entrywise
 
 _FORWARD: dict[int, Any] = {1: F.conv1d, 2: F.conv2d}
 _BACKWARD: dict[int, Any] = {1: F.conv_transpose1d, 2: F.conv_transpose2d}
 
 
-def conv1d(m: nn.Conv1d) -> Affine:
-    """A convolution of (n, channels, length). ValueError for padding that is not zeros and symmetric."""
-    stride, padding, dilation, groups = m.stride, symmetric(m), m.dilation, m.groups
+def conv1d(m: nn.Conv1d, padding: tuple[int, ...]) -> Affine:
+    """A convolution of (n, channels, length) with ``padding`` zeros at both ends."""
+    stride, dilation, groups = m.stride, m.dilation, m.groups
 
     def apply(z: Tensor, of: Entrywise) -> Tensor:
         return F.conv1d(z, of(m.weight.to(z.dtype)), None, stride, padding, dilation, groups)

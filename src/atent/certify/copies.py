@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,29 +14,40 @@ from torch import Tensor
 from atent.certify.affine import SAMPLES, Affine, Entrywise, inner
 
 
-def copied(move: Callable[[Tensor], Tensor]) -> Affine:
+def copied(move: Callable[[Tensor], Tensor], *, often: bool = False) -> Affine:
     """The map ``move`` of (n, ...), whose matrix has at most one 1 in each row and column, and zeros elsewhere.
 
-    |W| and the squared entries of W are W, and nothing is rounded in either direction.
+    |W| and the squared entries of W are W, and nothing is rounded in either direction. ``often``: an entry may be
+    copied several times, so that columns have several ones, and entries of W^T a are sums.
     """
 
     def apply(z: Tensor, of: Entrywise) -> Tensor:
         return move(z)
 
-    def transpose(a: Tensor, shape: torch.Size) -> Tensor:
-        rows = a.flatten(0, 1)
+    def adjoint(rows: Tensor, shape: Sequence[int]) -> Tensor:
         # The adjoint of a linear map is its vector-Jacobian product at any point.
-        adjoint = torch.func.vjp(move, rows.new_zeros(len(rows), *shape))[1]
-        back: Tensor = adjoint(rows)[0].unflatten(0, a.shape[:2])
+        back: Tensor = torch.func.vjp(move, rows.new_zeros(len(rows), *shape))[1](rows)[0]
         return back
 
-    return Affine(apply, transpose, lambda dims, dtype, of: None, lambda shape: (0, 0), mixes=False)
+    def transpose(a: Tensor, shape: torch.Size) -> Tensor:
+        back: Tensor = adjoint(a.flatten(0, 1), shape).unflatten(0, a.shape[:2])
+        return back
+
+    @functools.cache
+    def roundings(shape: torch.Size) -> tuple[int, int]:
+        if not often:
+            return 0, 0
+        copies = adjoint(torch.ones_like(move(torch.zeros(1, *shape))), shape)
+        # One rounding forwards, of which there is none, lets the way back be counted.
+        return 1, int(copies.max()) if copies.numel() else 0
+
+    return Affine(apply, transpose, lambda dims, dtype, of: None, roundings, mixes=False)
 
 
-def within(move: Callable[[Tensor], Tensor], dims: Sequence[int], *, more: int = 0) -> Affine:
+def within(move: Callable[[Tensor], Tensor], dims: Sequence[int], *, more: int = 0, often: bool = False) -> Affine:
     """The map ``move`` of (n, ...), which acts on the dimensions ``dims`` alone, of values with ``more`` dimensions.
 
-    ValueError, also of the map, where one of them is that of the samples.
+    ValueError, also of the map, where one of them is that of the samples. ``often``: see `copied`.
     """
     if 0 in dims:
         raise ValueError(SAMPLES)
@@ -44,7 +56,7 @@ def within(move: Callable[[Tensor], Tensor], dims: Sequence[int], *, more: int =
         inner(dims, z.dim() + more)
         return move(z)
 
-    return copied(checked)
+    return copied(checked, often=often)
 
 
 def sliced(index: Any) -> Affine:
@@ -73,10 +85,16 @@ def _sides(part: slice) -> tuple[Any, Any, Any]:
     return part.start, part.stop, part.step
 
 
+COPYING = ("reflect", "replicate", "circular")
+"""The modes of padding that copy values."""
+
+
 def padded(widths: Sequence[Any], mode: str = "constant", value: Any = None) -> Affine:
-    """`torch.nn.functional.pad` with zeros. ValueError for another mode or value."""
-    if mode != "constant" or value not in (None, 0, 0.0):
-        raise ValueError(f"padding by mode {mode!r} and value {value}: use zeros")
+    """`torch.nn.functional.pad` with zeros, or by another mode with copies. ValueError for another value."""
+    if mode not in ("constant", *COPYING):
+        raise ValueError(f"padding by mode {mode!r}: use zeros, or one of {', '.join(COPYING)}")
+    if value not in (None, 0, 0.0):
+        raise ValueError(f"padding by value {value}: use zeros")
     sides = [w for w in widths if isinstance(w, int)]
     if len(sides) != len(widths):
         raise ValueError("padding whose width depends on the input: use fixed numbers")
@@ -84,9 +102,9 @@ def padded(widths: Sequence[Any], mode: str = "constant", value: Any = None) -> 
     def move(z: Tensor) -> Tensor:
         if len(sides) > 2 * (z.dim() - 1):
             raise ValueError(f"padding of {len(sides) // 2} dimensions includes the samples: pad the others only")
-        return F.pad(z, sides)
+        return F.pad(z, sides, mode)
 
-    return copied(move)
+    return copied(move, often=mode in COPYING)
 
 
 def reshaped(sides: Sequence[int | Callable[[Tensor], int]]) -> Affine:

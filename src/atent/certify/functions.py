@@ -5,27 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
-from atent.certify import affine, copies
+from atent.certify import affine
 from atent.certify.affine import dims
-from atent.certify.arguments import Like, Parts, Size
+from atent.certify.arguments import Parts, Size
 from atent.certify.convolution import conv1d, transposed
 from atent.certify.names import DROPOUTS, EXTREMES, SUMS
 from atent.certify.operators import (
     LAYERS,
     RELU,
     TIMES_MINUS_1,
-    Cast,
     Fork,
     Known,
     clamped,
-    flattened,
+    convolved,
     leaky,
     times,
-    unflattened,
 )
+from atent.certify.shapes import SHAPES, integers
 
 
 def function(meaning: str, arguments: Sequence[Any], options: dict[str, Any]) -> Known | Parts | None:
@@ -104,6 +102,11 @@ def _refuse_random(training: Any) -> None:
         raise ValueError("random numbers in eval mode too: give it training=self.training")
 
 
+def _prelu(z: int, weight: Any) -> Known:
+    _constants(weight)
+    return leaky(weight)
+
+
 def _clamp(z: int, min: Any = None, max: Any = None) -> Known:
     return clamped(min, max)
 
@@ -134,104 +137,9 @@ def _total(mean: bool) -> Callable[..., Known]:
     def known(z: int, dim: Any, keepdim: Any = False, *, dtype: Any = None) -> Known:
         if dtype is not None or not isinstance(keepdim, bool):
             raise TypeError
-        return [("affine", affine.total(_integers(dims(dim)), keepdim=keepdim, mean=mean))]
+        return [("affine", affine.total(integers(dims(dim)), keepdim=keepdim, mean=mean))]
 
     return known
-
-
-# -- copies
-
-
-def _integers(numbers: Sequence[Any]) -> tuple[int, ...]:
-    if not all(type(number) is int for number in numbers):
-        raise TypeError
-    return tuple(numbers)
-
-
-def _within(move: Callable[[Tensor], Tensor], places: Any, others: Sequence[Any] = (), *, more: int = 0) -> Known:
-    """A copy that acts on the dimensions ``places`` and has ``others`` as further arguments; see `copies.within`."""
-    _integers(others)
-    return [("affine", copies.within(move, _integers(dims(places)), more=more))]
-
-
-def _flatten(z: int, start_dim: Any = 0, end_dim: Any = -1) -> Known:
-    if start_dim == 0:
-        raise TypeError
-    return flattened(*_integers((start_dim, end_dim)))
-
-
-def _unflatten(z: int, dim: Any, sizes: Any) -> Known:
-    _integers((dim,))
-    return unflattened(dim, _integers(sizes))
-
-
-def _permute(z: int, *order: Any, dims: Any = None) -> Known:
-    order = dims or (order[0] if len(order) == 1 else order)
-    # The dimension that is left for the first place is that of the samples.
-    return _within(lambda t: t.permute(order), order[1:], order[:1])
-
-
-def _parted(slices: Callable[[Tensor, Any, int], Sequence[Tensor]]) -> Callable[..., Parts]:
-    """A function that cuts its input into parts; how is its first argument."""
-
-    def parts(z: int, *given: Any, dim: Any = 0, **named: Any) -> Parts:
-        how, dim, *_ = (*given, *named.values(), dim)
-        _integers((*dims(how), dim))
-        if dim == 0:
-            raise ValueError(affine.SAMPLES)
-        return Parts(z, dim, lambda t: slices(t, how, dim))
-
-    return parts
-
-
-def _unbind(z: int, dim: Any = 0) -> Parts:
-    return _parted(lambda t, _, dim: t.unbind(dim))(z, (), dim)
-
-
-def _reshape(z: int, *sizes: Any) -> Known:
-    first, *rest = (sizes[0] if sizes and isinstance(sizes[0], tuple) else sizes) or (None,)
-    own = [side for side in rest if isinstance(side, Size) and side.of == z and side.number]
-    numbers = [side for side in rest if type(side) is int]
-    samples = (isinstance(first, Size) and first.samples) or (first == -1 and all(side > 0 for side in numbers))
-    if not rest or not samples or len(own) + len(numbers) < len(rest):
-        raise TypeError
-    if len(rest) == 1 and isinstance(rest[0], int):
-        return [("affine", affine.flatten(None if rest[0] == -1 else rest[0]))]
-    return [("affine", copies.reshaped([side.side if isinstance(side, Size) else side for side in rest]))]
-
-
-def _index(z: int, index: Any) -> Known:
-    return [("affine", copies.sliced(index))]
-
-
-def _pad(z: int, pad: Any, mode: str = "constant", value: Any = None) -> Known:
-    return [("affine", copies.padded(pad, mode, value))]
-
-
-def _cast(z: int, *arguments: Any, **options: Any) -> Known:
-    """`Tensor.to`: a dtype is noted; a device or a layout of memory changes no value."""
-    known: Known = []
-    for given in (*arguments, *options.values()):
-        if isinstance(given, torch.dtype):
-            dtype: torch.dtype | None = given
-        elif callable(given):  # a constant
-            dtype = given().dtype
-        elif isinstance(given, Like):
-            dtype = given.dtype()
-        elif given is None or isinstance(given, bool | str | torch.device | torch.memory_format | fx.Node):
-            dtype = None
-        else:
-            raise TypeError
-        if dtype not in (None, torch.float32, torch.float64):
-            raise ValueError(f"a cast to {dtype}: use float32 or float64")
-        known += [] if dtype is None else [Cast(dtype)]
-    return known
-
-
-def _type(z: int, dtype: Any) -> Known:
-    if isinstance(dtype, str):  # of torch.Tensor.to it is a device
-        raise TypeError
-    return _cast(z, dtype)
 
 
 # -- weights
@@ -280,7 +188,7 @@ def _shaped(constant: Callable[[], Tensor], what: str, form: str, *dims: int) ->
     return get
 
 
-def _convolved(make: Callable[[Any], affine.Affine], sides: int) -> Callable[..., Known]:
+def _convolved(nodes: Callable[[Any], Known], sides: int) -> Callable[..., Known]:
     def known(z: int, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
               groups: int = 1, *, output_padding: Any = 0) -> Known:  # fmt: skip
         _constants(weight, bias)
@@ -290,17 +198,17 @@ def _convolved(make: Callable[[Any], affine.Affine], sides: int) -> Callable[...
             kernel_size=lambda: tuple(weight().shape[2:]), in_channels=lambda: weight().shape[1] * groups,
             **{name: _sides(value, sides) for name, value in each.items()},
         )  # fmt: skip
-        return [("affine", make(layer))]
+        return nodes(layer)
 
     return known
 
 
 def _unconvolved(sides: int) -> Callable[..., Known]:
-    convolved = _convolved(transposed, sides)
+    forward = _convolved(lambda layer: [("affine", transposed(layer))], sides)
 
     def known(z: int, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, output_padding: Any = 0,
               groups: int = 1, dilation: Any = 1) -> Known:  # fmt: skip
-        return convolved(z, weight, bias, stride, padding, dilation, groups, output_padding=output_padding)
+        return forward(z, weight, bias, stride, padding, dilation, groups, output_padding=output_padding)
 
     return known
 
@@ -309,7 +217,7 @@ def _sides(value: Any, sides: int) -> Any:
     """A setting of a convolution as its layer has it: a number for each side, or the name of a padding."""
     if isinstance(value, str):
         return value
-    each = _integers(dims(value))
+    each = integers(dims(value))
     return each * sides if len(each) == 1 else each
 
 
@@ -328,10 +236,13 @@ FUNCTIONS: dict[str, Callable[..., Known | Parts]] = {
     "abs": lambda z: [Fork([RELU], [TIMES_MINUS_1, RELU])],
     "relu": lambda z, inplace=False: [RELU],
     "leaky_relu": _as(nn.LeakyReLU),
+    "prelu": _prelu,
     "rrelu": _randomized,
     "relu6": _as(nn.ReLU6),
     "hardtanh": _as(nn.Hardtanh),
     "threshold": _as(nn.Threshold),
+    "hardsigmoid": _as(nn.Hardsigmoid),
+    "softshrink": _as(nn.Softshrink),
     "clamp": _clamp,
     "clamp_min": lambda z, min: clamped(min, None),
     "clamp_max": lambda z, max: clamped(None, max),
@@ -345,6 +256,13 @@ FUNCTIONS: dict[str, Callable[..., Known | Parts]] = {
     "gelu": _as(nn.GELU),
     "elu": _as(nn.ELU),
     "celu": _as(nn.CELU),
+    "selu": _as(nn.SELU),
+    "mish": _as(nn.Mish),
+    "hardswish": _as(nn.Hardswish),
+    "softplus": _as(nn.Softplus),
+    "logsigmoid": _as(nn.LogSigmoid),
+    "softsign": _as(nn.Softsign),
+    "tanhshrink": _as(nn.Tanhshrink),
     "avg_pool1d": _as(nn.AvgPool1d),
     "avg_pool2d": _average,
     "max_pool1d": _as(nn.MaxPool1d),
@@ -353,37 +271,11 @@ FUNCTIONS: dict[str, Callable[..., Known | Parts]] = {
     "adaptive_avg_pool2d": _as(nn.AdaptiveAvgPool2d),
     "mean": _total(mean=True),
     "sum": _total(mean=False),
-    "positive": lambda z: [],
-    "clone": lambda z, memory_format=None: [],
-    "contiguous": lambda z, memory_format=None: [],
-    "to": _cast,
-    "type": _type,
-    "type_as": lambda z, other: _cast(z, other),
-    "float": lambda z, memory_format=None: [Cast(torch.float32)],
-    "double": lambda z, memory_format=None: [Cast(torch.float64)],
-    "getitem": _index,
-    "pad": _pad,
-    "flatten": _flatten,
-    "reshape": _reshape,
-    "unflatten": _unflatten,
-    "permute": _permute,
-    "transpose": lambda z, dim0, dim1: _within(lambda t: t.transpose(dim0, dim1), (dim0, dim1)),
-    "mT": lambda z: _within(lambda t: t.mT, (-2, -1)),
-    "movedim": lambda z, source, destination: _within(
-        lambda t: t.movedim(source, destination), (*dims(source), *dims(destination))
-    ),
-    "squeeze": lambda z, dim: _within(lambda t: t.squeeze(dim), dim),
-    "unsqueeze": lambda z, dim: _within(lambda t: t.unsqueeze(dim), dim, more=1),
-    "select": lambda z, dim, index: _within(lambda t: t.select(dim, index), dim, (index,)),
-    "narrow": lambda z, dim, start, length: _within(lambda t: t.narrow(dim, start, length), dim, (start, length)),
-    "chunk": _parted(torch.chunk),
-    "split": _parted(torch.split),
-    "tensor_split": _parted(torch.tensor_split),
-    "unbind": _unbind,
+    **SHAPES,
     "linear": _linear,
     "matmul": _matmul,
-    "conv1d": _convolved(conv1d, 1),
-    "conv2d": _convolved(affine.conv, 2),
+    "conv1d": _convolved(lambda layer: convolved(layer, conv1d), 1),
+    "conv2d": _convolved(lambda layer: convolved(layer, affine.conv), 2),
     "conv_transpose1d": _unconvolved(1),
     "conv_transpose2d": _unconvolved(2),
     "batch_norm": _batch_norm,
@@ -391,6 +283,7 @@ FUNCTIONS: dict[str, Callable[..., Known | Parts]] = {
 _FORMS = {
     "flatten": "flatten(1)", "reshape": "view(n, -1) with n = x.shape[0], x's own sizes or fixed sides",
     "squeeze": "squeeze(dim)", "mean": "dimensions of a sample", "sum": "dimensions of a sample",
-    "max": "max(x, constant)", "min": "min(x, constant)",
+    "max": "max(x, constant)", "min": "min(x, constant)", "repeat_interleave": "repeat_interleave(number, dim)",
+    "expand": "x's own sizes, -1 or fixed sides",
 }  # fmt: skip
 """What bounds read of a function that they do not read in every form."""

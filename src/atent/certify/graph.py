@@ -18,8 +18,8 @@ from atent.docstrings import Documented
 from atent.guard import check_module, guard
 
 SUPPORTED = (
-    "Linear, convolutions, BatchNorm, pooling, ReLU, LeakyReLU, clamp, sigmoid, tanh, SiLU, GELU, ELU, slices, padding,"
-    " cat, sums, and constants that are added or multiplied"
+    "Linear, convolutions, BatchNorm, pooling, ReLU, LeakyReLU, PReLU, clamp, sigmoid, tanh, SiLU, GELU, ELU, Softplus,"
+    " slices, padding, cat, sums, and constants that are added or multiplied"
 )
 SPREAD = (
     "divides by the spread of its own input, which bounds do not cover: use batch-norm, or certify by smoothing"

@@ -11,7 +11,7 @@ SUMS = ("add", "sub")
 PRODUCTS = ("mul", "div")
 EXTREMES = ("maximum", "minimum", "max", "min")
 """What may have its constant first."""
-SIZED = ("reshape", "avg_pool2d")
+SIZED = ("reshape", "avg_pool2d", "expand")
 """What may be given the sizes of its own input."""
 NORMS = ("layer_norm", "group_norm", "instance_norm", "local_response_norm", "rms_norm")
 DROPOUTS = {"dropout": True, "dropout1d": True, "dropout2d": True, "dropout3d": True, "feature_dropout": True,
@@ -19,8 +19,8 @@ DROPOUTS = {"dropout": True, "dropout1d": True, "dropout2d": True, "dropout3d": 
 """The functions that return their input unless they are told that they train, and whether they are by default."""
 VIEWS = (
     "flatten", "reshape", "unflatten", "getitem", "squeeze", "unsqueeze", "permute", "transpose", "movedim", "mT",
-    "select", "narrow", "chunk", "split", "tensor_split", "unbind", "contiguous", "positive", "to", "type", "type_as",
-    "float", "double", *DROPOUTS,
+    "select", "narrow", "chunk", "split", "tensor_split", "unbind", "expand", "contiguous", "positive", "to", "type",
+    "type_as", "float", "double", *DROPOUTS,
 )  # fmt: skip
 """What may return the memory of its input."""
 ALIASES = {
@@ -28,6 +28,7 @@ ALIASES = {
     "true_divide": "div", "truediv": "div", "itruediv": "div", "negative": "neg", "pos": "positive", "absolute": "abs",
     "clip": "clamp", "special_expit": "sigmoid", "concat": "cat", "concatenate": "cat",
     "view": "reshape", "swapaxes": "transpose", "swapdims": "transpose", "moveaxis": "movedim", "mm": "matmul",
+    "log_sigmoid": "logsigmoid",
 }  # fmt: skip
 # Where torch has them.
 _MODULES = ("torch", "torch.functional", "torch.nn.functional", "torch._C._nn", "torch._C._special", "_operator")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atent.certify import affine, copies, smooth
@@ -54,9 +55,15 @@ RELU: tuple[Kind, Any] = ("relu", None)
 TIMES_MINUS_1 = times(-1.0)
 
 
-def leaky(slope: float) -> Known:
-    """a z + (1 - a) relu(z): the lines of the ReLU give those of the leaky ReLU, and they are as tight."""
-    return [Fork([times(slope)], [RELU, times(1 - slope)])]
+def leaky(slope: float | Callable[[], Tensor]) -> Known:
+    """a z + (1 - a) relu(z): the lines of the ReLU give those of the leaky ReLU, and they are as tight.
+
+    A slope that the network learns has one number for each channel, or one for all.
+    """
+    if not callable(slope):
+        return [Fork([times(slope)], [RELU, times(1 - slope)])]
+    rest = affine.scaled(lambda: 1 - slope().double(), channels=True)
+    return [Fork([("affine", affine.scaled(slope, channels=True))], [RELU, ("affine", rest)])]
 
 
 def clamped(low: Limit, high: Limit) -> Known:
@@ -84,15 +91,68 @@ def _gelu(approximate: str = "none") -> Known:
     return [("smooth", smooth.GELU if approximate == "none" else smooth.GELU_TANH)]
 
 
-def _elu(alpha: float = 1.0) -> Known:
-    if alpha != 1:
-        raise ValueError(f"alpha {alpha}: use 1")
-    return [("smooth", smooth.ELU)]
+def _elu(alpha: float) -> Known:
+    if not 0 < alpha <= smooth.STEEPEST:
+        raise ValueError(f"alpha {alpha}: use a positive number up to {smooth.STEEPEST:g}")
+    return [("smooth", smooth.elu(alpha))]
 
 
-def _zero_pad(m: Any) -> Known:
-    widths = (m.padding,) * 2 if isinstance(m.padding, int) else tuple(m.padding)
-    return [("affine", copies.padded(widths, value=getattr(m, "value", 0)))]
+def _within(factor: float, name: str, f: smooth.Smooth) -> Known:
+    """f(factor z) / factor."""
+    if not 0 < factor < math.inf:
+        raise ValueError(f"{name}: use a positive number")
+    return [("smooth", f)] if factor == 1 else [times(factor), ("smooth", f), times(1 / factor)]
+
+
+def _hardsigmoid(m: nn.Hardsigmoid) -> Known:
+    return [_plus(3.0), *clamped(0, 6), times(1 / 6)]
+
+
+def _softshrink(m: nn.Softshrink) -> Known:
+    """relu(z - l) - relu(-z - l): one of the two is 0, so that intervals remain exact."""
+    if not 0 <= m.lambd < math.inf:
+        raise ValueError(f"lambd {m.lambd}: use a number from 0")
+    beyond: Known = [_plus(m.lambd, -1.0), RELU]
+    return [Fork(beyond, [TIMES_MINUS_1, *beyond, TIMES_MINUS_1])]
+
+
+def _pad(mode: str = "constant") -> Callable[[Any], Known]:
+    def known(m: Any) -> Known:
+        widths = (m.padding,) * 2 if isinstance(m.padding, int) else tuple(m.padding)
+        return [("affine", copies.padded(widths, mode, getattr(m, "value", None)))]
+
+    return known
+
+
+def convolved(m: Any, make: Callable[[Any, tuple[int, ...]], affine.Affine]) -> Known:
+    """A convolution, after a padding of its own where that is not as many zeros at both ends."""
+    ends = affine.both_ends(m)
+    if m.padding_mode == "zeros" and all(start == stop for start, stop in ends):
+        return [("affine", make(m, tuple(start for start, _ in ends)))]
+    widths = [width for side in reversed(ends) for width in side]
+    mode = "constant" if m.padding_mode == "zeros" else m.padding_mode
+    return [("affine", copies.padded(widths, mode)), ("affine", make(m, (0,) * len(ends)))]
+
+
+def resized(size: Any, scale: Any, mode: str, recompute: bool | None = None) -> Known:
+    """`torch.nn.functional.interpolate` by copies of the nearest value. ValueError for other modes."""
+    if mode not in ("nearest", "nearest-exact"):
+        raise ValueError(f"mode {mode!r}: use nearest")
+
+    def move(z: Tensor) -> Tensor:
+        return F.interpolate(z, size, scale, mode, recompute_scale_factor=recompute)
+
+    return [("affine", copies.copied(move, often=True))]
+
+
+def pixels(move: Callable[[Tensor, int], Tensor], number: int) -> Known:
+    """A map of images, of which torch would take the samples for channels."""
+
+    def checked(z: Tensor) -> Tensor:
+        affine.check_image(z.shape)
+        return move(z, number)
+
+    return [("affine", copies.copied(checked))]
 
 
 def _unflatten(m: nn.Unflatten) -> Known:
@@ -146,8 +206,8 @@ def _nothing(m: nn.Module) -> Known:
 
 LAYERS: dict[type[nn.Module], Callable[[Any], Known]] = {
     nn.Linear: lambda m: [("affine", affine.linear(m))],
-    nn.Conv1d: lambda m: [("affine", conv1d(m))],
-    nn.Conv2d: lambda m: [("affine", affine.conv(m))],
+    nn.Conv1d: lambda m: convolved(m, conv1d),
+    nn.Conv2d: lambda m: convolved(m, affine.conv),
     nn.ConvTranspose1d: lambda m: [("affine", transposed(m))],
     nn.ConvTranspose2d: lambda m: [("affine", transposed(m))],
     nn.AvgPool1d: lambda m: _of_row(nn.AvgPool2d, m, ceil_mode=m.ceil_mode, count_include_pad=m.count_include_pad),
@@ -160,10 +220,20 @@ LAYERS: dict[type[nn.Module], Callable[[Any], Known]] = {
     nn.AdaptiveAvgPool2d: lambda m: _global(m, 2),
     nn.Flatten: _flat,
     nn.Unflatten: _unflatten,
-    nn.ZeroPad1d: _zero_pad,
-    nn.ZeroPad2d: _zero_pad,
-    nn.ConstantPad1d: _zero_pad,
-    nn.ConstantPad2d: _zero_pad,
+    nn.ZeroPad1d: _pad(),
+    nn.ZeroPad2d: _pad(),
+    nn.ConstantPad1d: _pad(),
+    nn.ConstantPad2d: _pad(),
+    nn.ReflectionPad1d: _pad("reflect"),
+    nn.ReflectionPad2d: _pad("reflect"),
+    nn.ReplicationPad1d: _pad("replicate"),
+    nn.ReplicationPad2d: _pad("replicate"),
+    nn.CircularPad1d: _pad("circular"),
+    nn.CircularPad2d: _pad("circular"),
+    nn.Upsample: lambda m: resized(m.size, m.scale_factor, m.mode, m.recompute_scale_factor),
+    nn.PixelShuffle: lambda m: pixels(F.pixel_shuffle, m.upscale_factor),
+    nn.PixelUnshuffle: lambda m: pixels(F.pixel_unshuffle, m.downscale_factor),
+    nn.ChannelShuffle: lambda m: pixels(F.channel_shuffle, m.groups),
     nn.Identity: _nothing,
     nn.Dropout: _nothing,
     nn.Dropout1d: _nothing,
@@ -173,6 +243,7 @@ LAYERS: dict[type[nn.Module], Callable[[Any], Known]] = {
     nn.FeatureAlphaDropout: _nothing,
     nn.ReLU: lambda m: [RELU],
     nn.LeakyReLU: lambda m: leaky(m.negative_slope),
+    nn.PReLU: lambda m: leaky(lambda: m.weight),
     nn.RReLU: lambda m: leaky((m.lower + m.upper) / 2),
     nn.ReLU6: lambda m: clamped(0, 6),
     nn.Hardtanh: lambda m: clamped(m.min_val, m.max_val),
@@ -181,7 +252,16 @@ LAYERS: dict[type[nn.Module], Callable[[Any], Known]] = {
     nn.SiLU: lambda m: [("smooth", smooth.SILU)],
     nn.GELU: lambda m: _gelu(m.approximate),
     nn.ELU: lambda m: _elu(m.alpha),
-    nn.CELU: lambda m: _elu(m.alpha),
+    nn.CELU: lambda m: _within(1 / m.alpha if m.alpha else math.inf, f"alpha {m.alpha}", smooth.ELU),
+    nn.SELU: lambda m: [("smooth", smooth.SELU)],
+    nn.Mish: lambda m: [("smooth", smooth.MISH)],
+    nn.Hardswish: lambda m: [("smooth", smooth.HARDSWISH)],
+    nn.Softplus: lambda m: _within(m.beta, f"beta {m.beta}", smooth.softplus(m.threshold)),
+    nn.LogSigmoid: lambda m: [TIMES_MINUS_1, ("smooth", smooth.SOFTPLUS), TIMES_MINUS_1],
+    nn.Softsign: lambda m: [("smooth", smooth.SOFTSIGN)],
+    nn.Tanhshrink: lambda m: [("smooth", smooth.TANHSHRINK)],
     nn.Threshold: _threshold,
+    nn.Hardsigmoid: _hardsigmoid,
+    nn.Softshrink: _softshrink,
 }
 """The layers of torch that bounds support, and the nodes of each."""

@@ -1,11 +1,11 @@
-"""Relaxations of smooth activations by two lines of one slope: sigmoid, tanh, SiLU, GELU and ELU."""
+"""Relaxations of curved activations by two lines of one slope."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -16,23 +16,29 @@ from atent.certify.rounding import UNIT
 BISECTIONS = 60
 LARGE = 1e100
 """Largest argument with finite bounds: the cube of a larger one might overflow."""
+STEEPEST = 2.0
+"""Largest derivative."""
 ULPS = 16
 """Largest error of torch's functions here, in units of roundoff relative to the larger of value and argument."""
 
 
 @dataclass(frozen=True)
 class Smooth:
-    """A function of one number with a continuous derivative."""
+    """A continuous function of one number, with a derivative in [-0.5, `STEEPEST`] that jumps at few places at most."""
 
     name: str
     value: Callable[[Tensor], Tensor]
     derivative: Callable[[Tensor], Tensor]
     inflections: tuple[float, ...]
-    """Extrema of the derivative: between two of them, and outside the outermost, it is monotone."""
+    """Extrema of the derivative, and where it jumps: between two of them, and outside the outermost, it is monotone."""
     lowest: tuple[float, float] | None = None
     """The minimiser, and a number just below the minimum; None: the function increases everywhere."""
     bounded: bool = False
     """Whether its error in floating point is relative to its value, for every argument."""
+    jumps: tuple[float, ...] = ()
+    """Those of the inflections at which the derivative jumps; it is that of one of the two sides there."""
+    off: float = 0.0
+    """The largest difference of what the network computes from the function, rounding aside."""
 
 
 def _silu_slope(z: Tensor) -> Tensor:
@@ -45,6 +51,7 @@ def _gelu_slope(z: Tensor) -> Tensor:
 
 
 _ROOT, _CUBIC = math.sqrt(2 / math.pi), 0.044715
+_ALPHA, _SCALE = 1.6732632423543772, 1.0507009873554805
 
 
 def _gelu_tanh_slope(z: Tensor) -> Tensor:
@@ -63,7 +70,56 @@ GELU_TANH = Smooth(
     (-1.4185040087908284, 1.4185040087908284),
     (-0.7524614220710162, -0.1700407507),
 )
-ELU = Smooth("elu", F.elu, lambda z: torch.exp(z.clamp(max=0)), ())
+
+
+def elu(alpha: float) -> Smooth:
+    """z for z > 0, otherwise alpha (exp(z) - 1)."""
+    if alpha == 1:
+        return Smooth("elu", F.elu, lambda z: torch.exp(z.clamp(max=0)), ())
+    return Smooth("elu", lambda z: F.elu(z, alpha), _elu_slope(alpha, 1.0), (0.0,), jumps=(0.0,))
+
+
+def _elu_slope(below: float, above: float) -> Callable[[Tensor], Tensor]:
+    # At 0 the side on which the slope varies, so that it is monotone on that side.
+    return lambda z: torch.where(z > 0, above, below * torch.exp(z.clamp(max=0)))
+
+
+ELU = elu(1.0)
+SELU = Smooth("selu", F.selu, _elu_slope(_ALPHA * _SCALE, _SCALE), (0.0,), jumps=(0.0,))
+
+
+def _mish_slope(z: Tensor) -> Tensor:
+    t = torch.tanh(_softplus(z))
+    return t + z * (1 - t * t) * torch.sigmoid(z)
+
+
+def _softplus(z: Tensor) -> Tensor:
+    # Beyond 40 the difference from z is less than a rounding in float64.
+    return F.softplus(z, threshold=40)
+
+
+def softplus(threshold: float) -> Smooth:
+    """log(1 + exp(z)), which the network replaces by z above ``threshold``, where the difference is largest.
+
+    The factor is for the rounding of what the network compares with the threshold.
+    """
+    return replace(SOFTPLUS, off=1.001 * float(F.softplus(torch.tensor(-threshold, dtype=torch.float64))))
+
+
+MISH = Smooth(
+    "mish", F.mish, _mish_slope, (-2.2563763963607931, 1.4905711794854284), (-1.1924312145154952, -0.3088434131)
+)
+HARDSWISH = Smooth(
+    "hardswish",
+    F.hardswish,
+    lambda z: torch.where(z < -3, 0, torch.where(z > 3, 1, (2 * z + 3) / 6)),
+    (-3.0, 3.0),
+    (-1.5, -0.375 - 1e-12),
+    jumps=(-3.0, 3.0),
+)
+SOFTPLUS = Smooth("softplus", _softplus, torch.sigmoid, ())
+SOFTSIGN = Smooth("softsign", F.softsign, lambda z: 1 / (1 + z.abs()) ** 2, (0.0,))
+TANHSHRINK = Smooth("tanhshrink", F.tanhshrink, lambda z: torch.tanh(z) ** 2, (0.0,))
 
 
 def interval(f: Smooth, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,17 +132,17 @@ def interval(f: Smooth, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
     if f.lowest is not None:
         place, least = f.lowest
         low = torch.where((lower < place) & (place < upper), torch.full_like(low, least), low)
-    return low, high
+    return low - f.off, high + f.off
 
 
 def lines(f: Smooth, lower: Tensor, upper: Tensor, *, rounding: bool) -> tuple[Tensor, Tensor, Tensor]:
     """(slope, offset below, offset above): f lies between two lines of this slope where ``lower`` <= z <= ``upper``.
 
-    The slope s is that of the chord. Any s is sound: f - s z is smallest and largest at an end or where f' = s, and
-    between two inflections f' is monotone, so that bisection finds the only such point there, or an end of the piece.
-    After the last bisection the error of the point is 2^-60 of the width, and that of the value twice that, since
-    |f' - s| < 2; where rounding decides the sign of f' - s, it is that rounding times the width. With ``rounding`` both
-    are added to the offsets, with the rounding of f and of the product.
+    The slope s is that of the chord. Any s is sound: f - s z is smallest and largest at an end, where f' = s, or at a
+    jump of f'. Between two inflections f' is monotone, so that bisection finds the only point with f' = s there, or an
+    end of the piece. After the last bisection the error of the point is 2^-60 of the width, and that of the value twice
+    that, since |f' - s| <= 2; where rounding decides the sign of f' - s, it is that rounding times the width. With
+    ``rounding`` both are added to the offsets, with the rounding of f and of the product.
     """
     width = upper - lower
     known = (lower > -LARGE) & (upper < LARGE)
@@ -98,7 +154,7 @@ def lines(f: Smooth, lower: Tensor, upper: Tensor, *, rounding: bool) -> tuple[T
     # A point at an end has the derivative of that end.
     places = [a, b, *(torch.where(z <= a, a, torch.where(z >= b, b, z)) for z in inner)]
     found = torch.stack([f.value(z) - slope * z for z in places])
-    below, above = found.amin(0), found.amax(0)
+    below, above = found.amin(0) - f.off, found.amax(0) + f.off
     if rounding:
         size = torch.maximum(a.detach().abs(), b.detach().abs())
         off = ULPS * UNIT * (2 + 4 * size) + (2 * ULPS * UNIT + 2.0**-50) * (b - a).detach().abs()
@@ -109,7 +165,8 @@ def lines(f: Smooth, lower: Tensor, upper: Tensor, *, rounding: bool) -> tuple[T
 
 @torch.no_grad()
 def _turning(f: Smooth, a: Tensor, b: Tensor, slope: Tensor) -> list[Tensor]:
-    """In each monotone piece of f' the point where f' = ``slope``, or the end of the piece that is nearest to it."""
+    """In each monotone piece of f' the point where f' = ``slope``, or the end of the piece that is nearest to it; and
+    the jumps of f', or the end of the box that is nearest to them."""
     ends = (-math.inf, *f.inflections, math.inf)
     found = []
     for start, stop in itertools.pairwise(ends):
@@ -120,4 +177,4 @@ def _turning(f: Smooth, a: Tensor, b: Tensor, slope: Tensor) -> list[Tensor]:
             before = (f.derivative(middle) < slope) == rising
             left, right = torch.where(before, middle, left), torch.where(before, right, middle)
         found.append(left.clamp(a, b))
-    return found
+    return [*found, *(torch.full_like(a, place).clamp(a, b) for place in f.jumps)]
