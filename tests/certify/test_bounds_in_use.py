@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from bound_networks import EPS, METHOD, NORM
+from bound_networks import EPS, METHOD, NORM, shuffled
 from kit import BALLS, Syncs
 from torch import nn
 from torch.nn import functional as F
@@ -19,9 +19,9 @@ from atent.threat import Threat
 def test_gradients_by_finite_differences(method, norm, trained, batch):
     x, y = batch(1)
     threat = Threat(norm, EPS[norm] / 2)
-    # Linear bounds of every layer are slow: one network suffices.
+    # Linear bounds of every layer are slow: one trained network suffices.
     names = trained if method in ("ibp", "crown-ibp") else ["residual"]
-    for net in (copy.deepcopy(trained[name]) for name in names):
+    for net in (*(copy.deepcopy(trained[name]) for name in names), _copying()):
         graph = read(net)
 
         def loss(graph=graph):
@@ -36,6 +36,17 @@ def test_gradients_by_finite_differences(method, norm, trained, batch):
             slopes = ((_shifted(loss, w, h * v) - _shifted(loss, w, -h * v)) / (2 * h) for h in (1e-6, 1e-8))
             got = float((grad * v).sum())
             assert any(got == pytest.approx(slope, rel=2e-4, abs=1e-5) for slope in slopes), name
+
+
+def _copying():
+    """A network that copies entries, and learns the slopes of an activation."""
+    return shuffled(
+        nn.Sequential(
+            nn.AvgPool2d(2), nn.Conv2d(1, 3, 3, padding=1, padding_mode="reflect"), nn.PReLU(3),
+            nn.Upsample(scale_factor=2), nn.Conv2d(3, 2, 3, 2, padding=1, padding_mode="circular"), nn.Mish(),
+            nn.Flatten(), nn.Linear(32, 10),
+        )
+    )  # fmt: skip
 
 
 def _shifted(loss, w, d):

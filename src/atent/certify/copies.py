@@ -37,7 +37,8 @@ def copied(move: Callable[[Tensor], Tensor], *, often: bool = False) -> Affine:
     def roundings(shape: torch.Size) -> tuple[int, int]:
         if not often:
             return 0, 0
-        copies = adjoint(torch.ones_like(move(torch.zeros(1, *shape))), shape)
+        one = torch.zeros(1, *shape, dtype=torch.float64, device="cpu")
+        copies = adjoint(torch.ones_like(move(one)), shape)
         # One rounding forwards, of which there is none, lets the way back be counted.
         return 1, int(copies.max()) if copies.numel() else 0
 
