@@ -46,3 +46,23 @@ def test_another_form_is_refused(references, tmp_path):
     (tmp_path / "mine.py").write_text('"""Mine.\n\nReferences\n----------\nA paper of ours.\n"""\n')
     with pytest.raises(ValueError, match=r"mine\.py: a reference is Authors year"):
         references.papers(tmp_path)
+
+
+def test_the_glossary_cites_the_titles_of_the_docstrings(references):
+    known = {}
+    for title, paper in references.papers(SOURCE).items():
+        first = re.split(r",| et al\.| and ", paper["authors"])[0]
+        known.setdefault((first, paper["year"]), {})[title.lower()] = paper["where"]
+    sources = (ROOT / "docs" / "glossary.md").read_text("utf-8").partition("\n## Sources\n")[2]
+    shared = 0
+    for entry in (" ".join(text.split()) for text in sources.split("\n- ")[1:]):
+        name, year = re.match(r"(.+?)(?:,| et al\.| and .+?)? (\d{4})[a-z]?:", entry).groups()
+        title, where = re.search(r'"(.+?)[,.]?"(.*)', entry).groups()
+        titles = known.get((name.split(",")[0], year))
+        # the docstrings cite another paper of its first author and year
+        if titles and "Obfuscated" not in title:
+            assert title.lower() in titles, entry
+            number = re.search(r"\d{4}\.\d{5}", where)
+            assert number is None or number[0] in titles[title.lower()], entry
+            shared += 1
+    assert shared > 20

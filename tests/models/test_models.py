@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from atent.models import MODELS, Normalize, build, check_output, from_reference, has_dropout, native_shape
+from atent.models.dm_resnets import DMPreActResNet, DMWideResNet
 from atent.models.wrn import WideResNet
 
 COUNTS = {
@@ -220,6 +221,27 @@ def test_the_start_of_kw_resnet():
     assert max(convolutions, key=lambda m: m.weight.numel()).weight.std().item() == pytest.approx(
         (2 / (9 * 64)) ** 0.5, rel=0.02
     )
+
+
+@pytest.mark.parametrize(
+    ("make", "share"),
+    [
+        (lambda: DMWideResNet(10, 2), 0.01),
+        (lambda: DMPreActResNet(3, (4, 8), (1, 2), 10), 0.01),
+        (lambda: WideResNet(10, 2), 0.1),
+        (lambda: build("resnet8"), 0.1),
+    ],
+)
+def test_the_running_statistics_of_published_networks(make, share):
+    model, seen = make().double(), {}
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.register_forward_pre_hook(lambda norm, given: seen.__setitem__(norm, given[0].detach()))
+    model(torch.rand(3, 3, 8, 8, dtype=torch.float64))
+    for norm in norms:
+        values = seen[norm].transpose(0, 1).flatten(1)
+        torch.testing.assert_close(norm.running_mean, share * values.mean(1))
+        torch.testing.assert_close(norm.running_var, (1 - share) + share * values.var(1))
 
 
 def by_hand(model, shapes):

@@ -9,14 +9,15 @@ from atent.models.registry import model
 
 @model
 def dm_large(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32)) -> nn.Sequential:
-    """The "large" network of Gowal et al. 2018, "DM-large" of Zhang et al. 2020 (CROWN-IBP).
+    """The network "DM-large" of Zhang et al. 2020 (CROWN-IBP), after the "large" one of Gowal et al. 2018.
 
     (n, c, h, w) to (n, classes) logits. Five 3x3 convolutions with padding 1, to 64, 64, 128, 128 and 128 channels,
     the third of stride 2, then fully connected 512-classes, ReLUs between. For (3, 32, 32) and 10 classes:
 
         convolutions 1,792 + 36,928 + 73,856 + 147,584 + 147,584; fully connected 16,777,728 + 5,130
 
-    which is 17,190,602 parameters. Any h and w.
+    which is 17,190,602 parameters. Any h and w. As in the code of Zhang et al., the convolution of stride 2 pads on all
+    sides; that of Gowal et al. pads images of even sides only below and to the right.
     """
     c, h, w = shape
     rows, columns = (h + 1) // 2, (w + 1) // 2

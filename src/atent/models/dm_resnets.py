@@ -1,8 +1,9 @@
 """The SiLU networks of Gowal et al. 2020 and Rebuffi et al. 2021 (DeepMind), used by many models of RobustBench.
 
 They differ from `wrn_28_10` and `preact_resnet18` in more than the activation: a convolution of stride 2 pads only
-below and to the right, as TensorFlow does. The names in the state dict are those of the published files, so that
-weights of one kind do not load as the other.
+below and to the right, as TensorFlow does, and the running statistics of a batch-norm move by 0.01 of the difference at
+each batch, not by 0.1. The names in the state dict are those of the published files, so that weights of one kind do
+not load as the other.
 """
 
 from collections import OrderedDict
@@ -14,6 +15,9 @@ from torch.nn.functional import pad, silu
 from atent.models.registry import model
 
 from .init import kaiming_fan_out
+
+MOMENTUM = 0.01
+"""Weight of a batch in the running statistics: a decay rate of 0.99."""
 
 
 def _same(x: Tensor, stride: int) -> Tensor:
@@ -27,9 +31,9 @@ class WideBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
         self.stride = stride
-        self.batchnorm_0 = nn.BatchNorm2d(inputs)
+        self.batchnorm_0 = nn.BatchNorm2d(inputs, momentum=MOMENTUM)
         self.conv_0 = nn.Conv2d(inputs, outputs, 3, stride, bias=False)
-        self.batchnorm_1 = nn.BatchNorm2d(outputs)
+        self.batchnorm_1 = nn.BatchNorm2d(outputs, momentum=MOMENTUM)
         self.conv_1 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
         self.shortcut = None if inputs == outputs else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
@@ -47,9 +51,9 @@ class PreActBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
         self.stride = stride
-        self.batchnorm_0 = nn.BatchNorm2d(inputs)
+        self.batchnorm_0 = nn.BatchNorm2d(inputs, momentum=MOMENTUM)
         self.conv_2d_1 = nn.Conv2d(inputs, outputs, 3, stride, bias=False)
-        self.batchnorm_1 = nn.BatchNorm2d(outputs)
+        self.batchnorm_1 = nn.BatchNorm2d(outputs, momentum=MOMENTUM)
         self.conv_2d_2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
         same = stride == 1 and inputs == outputs
         self.shortcut = None if same else nn.Conv2d(inputs, outputs, 3, stride, bias=False)
@@ -83,7 +87,7 @@ class DMWideResNet(nn.Module):
                 for inputs, outputs, stride in zip(widths, widths[1:], (1, 2, 2), strict=False)
             )
         )
-        self.batchnorm = nn.BatchNorm2d(widths[-1])
+        self.batchnorm = nn.BatchNorm2d(widths[-1], momentum=MOMENTUM)
         self.logits = nn.Linear(widths[-1], classes)
         kaiming_fan_out(self)
 
@@ -104,7 +108,7 @@ class DMPreActResNet(nn.Module):
         for number, (width, count) in enumerate(zip(widths, blocks, strict=True)):
             self.add_module(f"layer_{number}", _stage(PreActBlock, inputs, width, 1 if number == 0 else 2, count))
             inputs = width
-        self.batchnorm = nn.BatchNorm2d(inputs)
+        self.batchnorm = nn.BatchNorm2d(inputs, momentum=MOMENTUM)
         self.logits = nn.Linear(inputs, classes)
         kaiming_fan_out(self)
 
@@ -136,8 +140,10 @@ def dm_wrn_28_10(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32)
     """WRN-28-10 with SiLU of Gowal et al. 2020; DMWideResNet in RobustBench.
 
     (n, c, h, w) to (n, classes) logits; any c, and h, w >= 8 and divisible by 4, else ValueError. A convolution of
-    stride 2 pads only below and to the right. 36,479,194 parameters for (3, 32, 32) and 10 classes. The published files
-    do not contain the normalisation by CIFAR-10's mean and std.
+    stride 2 pads only below and to the right, and the momentum of batch-norms is 0.01. 36,479,194 parameters for
+    (3, 32, 32) and 10 classes. The published files do not contain the normalisation by CIFAR-10's mean and std. The
+    convolutions are initialised from He's normal distribution and the last layer by PyTorch's default (authors: a
+    variance of 1 / fan-in, and zero).
     """
     return _dm_wrn("dm_wrn_28_10", 28, 10, shape, classes)
 
@@ -165,9 +171,10 @@ def dm_preact_resnet18(*, classes: int = 10, shape: tuple[int, int, int] = (3, 3
     """PreActResNet-18 with SiLU (Rebuffi et al. 2021, Rade and Moosavi-Dezfooli 2022); RobustBench's DMPreActResNet.
 
     (n, c, h, w) to (n, classes) logits; any c, and h, w >= 8 and divisible by 8, else ValueError. Shortcuts that change
-    the size are 3x3 convolutions of the block's input; a convolution of stride 2 pads only below and to the right.
-    12,548,426 parameters for (3, 32, 32) and 10 classes. The published files do not contain the normalisation by
-    CIFAR-10's mean and std.
+    the size are 3x3 convolutions of the block's input; a convolution of stride 2 pads only below and to the right. The
+    momentum of batch-norms is 0.01. 12,548,426 parameters for (3, 32, 32) and 10 classes. The published files do not
+    contain the normalisation by CIFAR-10's mean and std. The convolutions are initialised from He's normal distribution
+    (authors: PyTorch's uniform default).
     """
     c = _check_sides("dm_preact_resnet18", shape, 3)
     return DMPreActResNet(c, (64, 128, 256, 512), (2, 2, 2, 2), classes)

@@ -16,8 +16,9 @@ def kw_small(*, classes: int = 10, shape: tuple[int, int, int] = (1, 28, 28)) ->
     """The convolutional network of Wong and Kolter 2018: (n, c, h, w) to (n, classes) logits.
 
     4x4 convolutions of stride 2 to 16 and 32 channels, then fully connected 100-classes, ReLUs between. For
-    (1, 28, 28) and 10 classes: 272 + 8,224 + 156,900 + 1,010, which is 166,406 parameters. Raises ValueError if h or
-    w is below 4.
+    (1, 28, 28) and 10 classes: 272 + 8,224 + 156,900 + 1,010, which is 166,406 parameters. The initial weights are
+    PyTorch's, as in the authors' code for MNIST; for CIFAR-10 it initialises the convolutions as those of `kw_resnet`.
+    Raises ValueError if h or w is below 4.
     """
     c, rows, columns = _quarter("kw_small", shape)
     return nn.Sequential(

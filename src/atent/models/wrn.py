@@ -95,10 +95,11 @@ def wrn_28_10(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32), d
 
 @model
 def wrn_34_10(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32), dropout: float = 0.0) -> WideResNet:
-    """WRN-34-10, the CIFAR l_inf network of Madry et al. 2018, TRADES and the paper.
+    """WRN-34-10, the CIFAR l_inf network of TRADES and the paper.
 
-    (n, c, h, w) to (n, classes) logits; any c, and h, w >= 8, else ValueError; `dropout` in [0, 1). Five
-    blocks in each stage, widths 160-320-640. For (3, 32, 32) and 10 classes:
+    That of Madry et al. 2018 has as many blocks of the same widths, but leaky ReLUs, and shortcuts without weights that
+    pad channels with zeros. (n, c, h, w) to (n, classes) logits; any c, and h, w >= 8, else ValueError; `dropout` in
+    [0, 1). Five blocks in each stage, widths 160-320-640. For (3, 32, 32) and 10 classes:
 
         conv1 432; stages 2,102,112 + 8,812,480 + 35,237,760; bn1 1,280; fc 6,410
 
