@@ -68,6 +68,18 @@ def test_rates_decay_when_the_authors_do():
     assert rates("cifar10-pretrain")[14:16] == [0.1, 0.01]
 
 
+def test_the_pre_trainings_rate_grows_and_falls_step_by_step():
+    from atent.optim import lr_factor
+
+    schedule, warm, total = made("cifar10-acl").schedule, 10 * 96, 1000 * 96
+    # 49,000 training images in batches of 512; the authors' scheduler takes its step before the optimizer.
+    assert math.ceil(49_000 / 512) == math.ceil(48_928 / 512) == 96
+    for now in (0, 1, 95, 500, 959, 960, 961, 40_000, 95_999):
+        rate = lr_factor(schedule, now, 96, 1000)
+        theirs = (now + 1) / warm if now < warm else (1 + math.cos(math.pi * (now + 1 - warm) / (total - warm))) / 2
+        assert rate == pytest.approx(theirs, abs=math.pi / 2 / (total - warm) if now >= warm else 1e-12)
+
+
 def test_the_smoothing_recipes_noise_is_0_12():
     chain = made("cifar10-l2-atent-smoothing").method.chain()
     assert chain.effective_noise == pytest.approx(0.1203, abs=5e-5)
