@@ -66,6 +66,9 @@ def test_rates_decay_when_the_authors_do():
     assert rates("mnist-linf-atent-reported") == [0.03] * 15 + [0.015] * 15
     assert set(rates("mnist-l2-atent")) == {0.01}
     assert rates("cifar10-pretrain")[14:16] == [0.1, 0.01]
+    # Epochs 15 and 20, and 5 and 10, counted from 1.
+    assert rates("cifar10-acl-trades") == [0.1] * 14 + [0.01] * 5 + [0.001] * 6
+    assert rates("cifar10-acl-semi") == [0.1] * 4 + [0.01] * 5 + [0.001] * 6
 
 
 def test_the_pre_trainings_rate_grows_and_falls_step_by_step():

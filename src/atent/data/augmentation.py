@@ -83,8 +83,8 @@ def crop_flip(x: Tensor, generator: torch.Generator | None = None, *, within: Wi
 def rotate_flip(x: Tensor, generator: torch.Generator | None = None, *, within: Within = None) -> Tensor:
     """Each image rotated about its centre by a uniform angle in [-5, 5) degrees, and mirrored with probability 1/2.
 
-    Bilinear, with zeros outside; torchvision's RandomRotation takes the nearest pixel by default. Random numbers: angles
-    (n,), then one bit per image for the mirroring (n,).
+    Bilinear, with zeros outside; torchvision's RandomRotation takes the nearest pixel by default. Random numbers:
+    angles (n,), then one bit per image for the mirroring (n,).
     """
     _checked(x, generator)
     n, _, h, w = x.shape
