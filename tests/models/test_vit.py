@@ -18,7 +18,7 @@ from atent.data import DataSettings
 from atent.data import load as load_data
 from atent.experiments.target import load_target
 from atent.methods import ATENT, PGDAT
-from atent.models import ModelSettings, build, make, transformers_logits
+from atent.models import ModelSettings, build, make, native_shape, transformers_logits
 from atent.models.vit import VisionTransformer
 from atent.optim import Optimizer
 from atent.runs.checkpoint import load_weights
@@ -425,9 +425,11 @@ def test_the_page_wraps_a_classifier_of_transformers():
     assert names["x_adv"].shape == (4, 3, 8, 8)
 
 
-def test_the_page_counts_the_parameters():
+def test_the_page_has_the_inputs_and_parameters_of_every_network():
     rows = [line.strip("| ").split(" | ") for line in PAGE.splitlines() if line.startswith("| `")]
     told = {}
-    for names, _, _, counts in rows:
-        told |= dict(zip(re.findall(r"`(\w+)`", names), re.findall(r"[\d,]+", counts), strict=True))
-    assert {name: int(count.replace(",", "")) for name, count in told.items()} == COUNTS
+    for names, _, sides, counts in rows:
+        shape = tuple(map(int, re.findall(r"\d+", sides.partition(",")[0])))
+        for name, count in zip(re.findall(r"`(\w+)`", names), re.findall(r"[\d,]+", counts), strict=True):
+            told[name] = shape, int(count.replace(",", ""))
+    assert told == {name: (native_shape(name), count) for name, count in COUNTS.items()}
