@@ -23,9 +23,10 @@ class Views(metaclass=Settings):
     """Random resized crop, mirroring, colour jitter and greyscale of a batch, on its device (Chen et al. 2020, SimCLR).
 
     Each image has its own crop, factors and order of the colour operations. The operations are those of torchvision,
-    with two differences: a crop that would exceed the image is clipped to it, where torchvision samples again up to ten
-    times, and its position is continuous, not an integer number of pixels. The crop is resized bilinearly (in the
-    code of Jiang et al. 2020 bicubically). Saturation, hue and greyscale apply to images of three channels only. Jitter
+    with three differences: a crop that would exceed the image is clipped to it, where torchvision samples again up to
+    ten times; its position is continuous, not an integer number of pixels; and the interpolation at its border takes in
+    the pixels next to it, where torchvision repeats the outermost ones. The crop is resized bilinearly (in the code of
+    Jiang et al. 2020 bicubically). Saturation, hue and greyscale apply to images of three channels only. Jitter
     keeps pixels in [0, 1], the box for which it is defined. The defaults are the values of Jiang et al. 2020.
 
     References
