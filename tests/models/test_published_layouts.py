@@ -96,6 +96,14 @@ def test_the_nearest_network_is_named():
     assert "nearest is wrn_28_10, with 9" in nearest({"": wide})
 
 
+def test_networks_with_the_same_tensors_are_all_named():
+    for name in ("rice_preact_resnet18", "fast_preact_resnet18"):
+        assert nearest({"": empty(PUBLISHED[name]["entries"])}) == (
+            "its tensors are those of preact_resnet18 and preact_resnet18_raw: give --model preact_resnet18 or"
+            " preact_resnet18_raw, by the code that trained it"
+        )
+
+
 def test_recorded_normalisation_is_found_among_the_entries():
     state = {
         "mu": torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1),

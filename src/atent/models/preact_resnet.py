@@ -36,23 +36,25 @@ class PreActBlock(nn.Module):
 class PreActResNet(nn.Module):
     """A 3x3 stem, one stage of blocks per width (all but the first halve h and w), BN-ReLU, mean, one linear layer.
 
-    `channels` of the input, `widths` and `blocks` per stage, number of `classes`. With `plain` there is no BN-ReLU
-    after the last block, and shortcuts are of the block's input. Maps (n, channels, h, w) to logits (n, classes).
+    `channels` of the input, `widths` and `blocks` per stage, number of `classes`. With `raw`, shortcuts are of the
+    block's input; without `ending` there is no BN-ReLU after the last block. Maps (n, channels, h, w) to logits
+    (n, classes).
     """
 
     def __init__(
-        self, channels: int, widths: Sequence[int], blocks: Sequence[int], classes: int, plain: bool = False
+        self, channels: int, widths: Sequence[int], blocks: Sequence[int], classes: int, *, raw: bool = False,
+        ending: bool = True,
     ):  # fmt: skip
         super().__init__()
         self.conv1 = nn.Conv2d(channels, widths[0], 3, padding=1, bias=False)
         self.stages = len(widths)
         inputs = widths[0]
         for number, (width, count) in enumerate(zip(widths, blocks, strict=True), start=1):
-            first = PreActBlock(inputs, width, stride=1 if number == 1 else 2, raw=plain)
-            rest = [PreActBlock(width, width, stride=1, raw=plain) for _ in range(count - 1)]
+            first = PreActBlock(inputs, width, stride=1 if number == 1 else 2, raw=raw)
+            rest = [PreActBlock(width, width, stride=1, raw=raw) for _ in range(count - 1)]
             self.add_module(f"layer{number}", nn.Sequential(first, *rest))
             inputs = width
-        self.bn = None if plain else nn.BatchNorm2d(inputs)
+        self.bn = nn.BatchNorm2d(inputs) if ending else None
         self.linear = nn.Linear(inputs, classes)
         kaiming_fan_out(self)
 
@@ -68,7 +70,7 @@ class PreActResNet(nn.Module):
 
 @model
 def preact_resnet18(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32)) -> PreActResNet:
-    """PreActResNet-18 in its CIFAR form, the network of Wong et al. 2020, Rice et al. 2020 and Wu et al. 2020.
+    """PreActResNet-18 in its CIFAR form, the network of Rice et al. 2020 and Wu et al. 2020.
 
     (n, c, h, w) to (n, classes) logits; any c, and h, w >= 8, else ValueError. Stem of stride 1 without pooling,
     widths 64-128-256-512, 2 blocks each; as He et al. 2016b, a batch-norm and a ReLU after the last block.
@@ -80,7 +82,19 @@ def preact_resnet18(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 
     11,171,146. The names in the state dict are those of that family of files; the convolutions are initialised from
     He's normal distribution (there PyTorch's uniform default).
     """
-    return _preact_resnet18("preact_resnet18", shape, classes, plain=False)
+    return _preact_resnet18("preact_resnet18", shape, classes)
+
+
+@model
+def preact_resnet18_raw(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32)) -> PreActResNet:
+    """PreActResNet-18 with shortcuts of the block's input, the network in the code of Wong et al. 2020.
+
+    Where the size changes, the 1x1 convolution of the shortcut takes the block's input, that of `preact_resnet18` its
+    first activation; otherwise as `preact_resnet18`. The tensors of both have the same names and shapes, so weights of
+    one load as the other, which then computes something else. (n, c, h, w) to (n, classes) logits; any c, and h, w >=
+    8, else ValueError. 11,172,170 parameters for (3, 32, 32) and 10 classes.
+    """
+    return _preact_resnet18("preact_resnet18_raw", shape, classes, raw=True)
 
 
 @model
@@ -91,9 +105,11 @@ def preact_resnet18_plain(*, classes: int = 10, shape: tuple[int, int, int] = (3
     batch-norm. (n, c, h, w) to (n, classes) logits; any c, and h, w >= 8, else ValueError. 11,171,146 parameters for
     (3, 32, 32) and 10 classes.
     """
-    return _preact_resnet18("preact_resnet18_plain", shape, classes, plain=True)
+    return _preact_resnet18("preact_resnet18_plain", shape, classes, raw=True, ending=False)
 
 
-def _preact_resnet18(name: str, shape: tuple[int, int, int], classes: int, plain: bool) -> PreActResNet:
+def _preact_resnet18(
+    name: str, shape: tuple[int, int, int], classes: int, *, raw: bool = False, ending: bool = True
+) -> PreActResNet:  # fmt: skip
     c, _, _ = at_least(8, name, shape)
-    return PreActResNet(c, (64, 128, 256, 512), (2, 2, 2, 2), classes, plain)
+    return PreActResNet(c, (64, 128, 256, 512), (2, 2, 2, 2), classes, raw=raw, ending=ending)

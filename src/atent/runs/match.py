@@ -299,10 +299,27 @@ def nearest(states: Mapping[str, State]) -> str:
                 best, name, shape = found, other, inputs
         if best == 1:
             size = "" if shape == native_shape(name) else f" for inputs {shape}"
-            return f"its tensors are those of {name}{size}: give --model {name}"
+            same = _namesakes(name, shape)
+            fix = f"give --model {' or '.join([name, *same])}{', by the code that trained it' if same else ''}"
+            return f"its tensors are those of {' and '.join([name, *same])}{size}: {fix}"
     if best < 0.5:
         return "no built-in network is similar: give your own as --model module:function"
     return f"nearest is {name}, with {best:.0%} of its tensors: give your own network as --model module:function"
+
+
+def _namesakes(name: str, shape: tuple[int, ...]) -> list[str]:
+    """The other built-in networks with the same tensors, which compute something else."""
+    own = {key: value.shape for key, value in _bare(name, 10, shape).items()}
+    others = [other for other in MODELS if other != name and MODELS.is_built_in(other)]
+    found = []
+    for other in others:
+        try:
+            theirs = _bare(other, 10, shape)
+        except ValueError:
+            continue
+        if own == {key: value.shape for key, value in theirs.items()}:
+            found.append(other)
+    return found
 
 
 def shape_of(name: str, states: Mapping[str, State]) -> tuple[int, ...]:
