@@ -15,7 +15,8 @@ def lenet5(*, classes: int = 10, shape: tuple[int, int, int] = (1, 28, 28)) -> n
 
     5x5 convolutions with padding 2, 32-pool-64-pool, then fully connected 1024-classes. 3,274,634
     parameters for (1, 28, 28) and 10 classes. The names in the state dict are those of advertorch's
-    LeNet5Madry, except for the last two layers, `fc1` and `fc2` (there `linear1` and `linear2`). Raises
+    LeNet5Madry, except for the last two layers, `fc1` and `fc2` (there `linear1` and `linear2`). The initial
+    weights are PyTorch's, as there; those of Madry et al. have a standard deviation of 0.1, and biases of 0.1. Raises
     ValueError if h or w is below 4.
     """
     c, h, w = at_least(4, "lenet5", shape)

@@ -177,8 +177,8 @@ def resnet20_a(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32)) 
     """ResNet-20 for CIFAR as He et al. 2016 define it: `resnet20` with 3 blocks a stage and shortcuts of option A.
 
     If the size changes, the shortcut takes every second pixel and pads the channels with zeros, so that it has no
-    weights: the network of akamaster's published files. (n, c, h, w) to (n, classes) logits; any c, and h, w >= 8, else
-    ValueError. 269,722 parameters for (3, 32, 32) and 10 classes.
+    weights: the network of akamaster's published files, whose initial weights scale with the fan-in. (n, c, h, w) to
+    (n, classes) logits; any c, and h, w >= 8, else ValueError. 269,722 parameters for (3, 32, 32) and 10 classes.
     """
     return _resnet("resnet20_a", shape, (16, 32, 64), (3, 3, 3), classes, PaddedBlock)
 
