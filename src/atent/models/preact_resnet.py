@@ -103,8 +103,8 @@ def preact_resnet18_plain(*, classes: int = 10, shape: tuple[int, int, int] = (3
 
     The network of Andriushchenko and Flammarion 2020 and of Wong et al. 2020 in RobustBench, whose files lack that
     batch-norm. That of kuangliu's pytorch-cifar has the same tensors, but shortcuts of the first activation: load its
-    files into a network of your own. (n, c, h, w) to (n, classes) logits; any c, and h, w >= 8, else ValueError. 11,171,146 parameters for
-    (3, 32, 32) and 10 classes.
+    files into a network of your own. (n, c, h, w) to (n, classes) logits; any c, and h, w >= 8, else ValueError.
+    11,171,146 parameters for (3, 32, 32) and 10 classes.
     """
     return _preact_resnet18("preact_resnet18_plain", shape, classes, raw=True, ending=False)
 
