@@ -31,8 +31,6 @@ def test_the_t_interval_is_students():
     # Counts of 1,000 images that happen to agree: t(2) x 0.001 / sqrt(3).
     found = stats.t_interval([0.7, 0.7, 0.7], resolution=1e-3)
     assert found.high - 0.7 == pytest.approx(4.302652729911275e-3 / math.sqrt(3), rel=1e-9)
-    # Wider than what a share can be: 0.4 +- 0.64.
-    assert stats.t_interval([0, 0, 0.1, 0.9, 1], within=(0, 1)) == stats.Estimate(pytest.approx(0.4), 0, 1)
     with pytest.raises(ValueError, match="two values"):
         stats.t_interval([0.5])
 
@@ -165,22 +163,40 @@ def test_a_mean_of_shares_is_agrestis_and_coulls():
 
 
 def test_a_mean_of_ratios_has_the_error_of_the_infinitesimal_jackknife():
-    """The influence of a sample is the derivative by its weight, here a difference quotient."""
+    """The influence of a sample is the derivative by its weight, here a difference quotient; four samples are added to
+    the 40, with the mean denominators: two without errors and two with as many as there can be."""
     rng = np.random.default_rng(3)
-    top, bottom = rng.integers(0, 6, (3, 40)), rng.integers(0, 6, (3, 40))
+    top, bottom = rng.integers(0, 6, (3, 40)).astype(float), rng.integers(0, 6, (3, 40)).astype(float)
     bottom[1] = 0  # a row without a ratio
 
-    def value(weights):
+    def value(weights, top, bottom):
         return np.mean([(weights * top[i]).sum() / (weights * bottom[i]).sum() for i in (0, 2)])
 
-    found = stats.mean_of_ratios(top, bottom)
-    assert found.value == pytest.approx(value(np.ones(40)), rel=1e-12)
-    steps = 1e-6 * np.eye(40)
-    influence = 40 * np.array([(value(1 + s) - value(1 - s)) / 2e-6 for s in steps])
-    half = reference.t.ppf(0.975, 39) * influence.std(ddof=1) / math.sqrt(40)
+    found = stats.mean_of_ratios(top, bottom, 5)
+    assert found.value == pytest.approx(value(np.ones(40), top, bottom), rel=1e-12)
+    more = np.hstack([top, [[0, 0, 5, 5]] * 3]), np.hstack([bottom, np.tile(bottom.mean(1, keepdims=True), 4)])
+    steps = 1e-6 * np.eye(44)
+    influence = 44 * np.array([(value(1 + s, *more) - value(1 - s, *more)) / 2e-6 for s in steps])
+    middle, half = value(np.ones(44), *more), reference.t.ppf(0.975, 43) * influence.std(ddof=1) / math.sqrt(44)
     # The quotient's error is of the order of 1e-16 / 1e-6.
-    assert (found.value - found.low, found.high - found.value) == pytest.approx((half, half), rel=1e-6)
-    assert stats.mean_of_ratios(top, 0 * bottom) is None
+    assert (middle - found.low, found.high - middle) == pytest.approx((half, half), rel=1e-6)
+    assert stats.mean_of_ratios(top, 0 * bottom, 5) is None
+    for bad in (([[6, 0]], [[1, 1]]), ([[0, -1]], [[1, 1]]), ([[0, 0]], [[1, math.nan]])):
+        with pytest.raises(ValueError, match=r"\[0, 5\]"):
+            stats.mean_of_ratios(*bad, 5)
+
+
+def test_equal_samples_leave_a_mean_of_ratios_uncertain():
+    """No error in ten images says little of other images; neither do the same errors on both sides."""
+    none = stats.mean_of_ratios([[0] * 10], [[1] * 5 + [0] * 5], 1)
+    same = stats.mean_of_ratios([[1] * 5 + [0] * 5], [[1] * 5 + [0] * 5], 1)
+    every = stats.mean_of_ratios([[1] * 10], [[1] * 10], 1)
+    assert (none.value, none.low) == (0, 0)
+    assert (same.value, every.value) == (1, 1)
+    # The largest share of errors that leaves ten images without one with a probability of 2.5 %, by that of 1/2.
+    assert none.high >= (1 - 0.025**0.1) / 0.5
+    assert same.low < 1 < same.high
+    assert every.low < 1 <= every.high
 
 
 # ---- growth

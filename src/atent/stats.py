@@ -100,24 +100,18 @@ def _whole(name: str, value: Any) -> int:
 # ---- one sample --------------------------------------------------------------------------------------------
 
 
-def t_interval(
-    values: Sequence[float],
-    *,
-    level: float = 0.95,
-    resolution: float = 0.0,
-    within: tuple[float, float] = (-math.inf, math.inf),
-) -> Estimate:
+def t_interval(values: Sequence[float], *, level: float = 0.95, resolution: float = 0.0) -> Estimate:
     """The mean of two or more values with Student's t-interval, which is exact for normal values.
 
     ``resolution`` is the granularity of the values, such as 1 / n for a share of n samples, and a lower limit of the
-    standard deviation: counts that agree by chance would give an interval of zero width. The interval is clipped to
-    ``within``, the range of the mean. Raises ValueError for fewer than two values.
+    standard deviation: counts that agree by chance would give an interval of zero width. Raises ValueError for fewer
+    than two values.
     """
     if len(values) < 2:
         raise ValueError(f"a t-interval needs two values or more, got {len(values)}")
     mean, spread = statistics.fmean(values), max(statistics.stdev(values), resolution)
     half = t_quantile(len(values) - 1, level) * spread / math.sqrt(len(values))
-    return Estimate(mean, max(mean - half, within[0]), min(mean + half, within[1]))
+    return Estimate(mean, mean - half, mean + half)
 
 
 def t_quantile(df: float, level: float = 0.95) -> float:
@@ -240,26 +234,33 @@ def ratio(a: Sequence[float], b: Sequence[float], *, level: float = 0.95) -> Est
 
 
 def mean_of_ratios(
-    a: Sequence[Sequence[float]], b: Sequence[Sequence[float]], *, level: float = 0.95
+    a: Sequence[Sequence[float]], b: Sequence[Sequence[float]], most: float, *, level: float = 0.95
 ) -> Estimate | None:
     """The mean over rows of sum(a_row) / sum(b_row), with the interval over columns, which are the samples.
 
-    Rows of ``b`` that sum to 0 are omitted; None if no row remains. The interval is that of the delta method: each
-    sample contributes its share in the numerators minus that in the denominators. ValueError unless both have the same
-    shape, with at least two samples. The interval of tables without negative entries is at least 0.
+    The entries of both tables lie in [0, most]. Rows of ``b`` that sum to 0 are omitted; None if no row remains. The
+    interval is that of the delta method: each sample contributes its share in the numerators minus that in the
+    denominators. As in `bounded_mean`, two samples at 0 and two at ``most`` are added to the numerators, with the mean
+    denominators, so that equal samples do not give an error of 0. ValueError unless both have the same shape, with at
+    least two samples, and for an entry outside [0, most].
     """
     top, bottom = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     if top.shape != bottom.shape or top.ndim != 2 or top.shape[1] < 2:
         raise ValueError(f"a mean of ratios needs two tables (rows, samples) alike, got {top.shape} and {bottom.shape}")
+    if not all(((each >= 0) & (each <= most)).all() for each in (top, bottom)):
+        raise ValueError(f"a mean of ratios needs entries in [0, {most:g}]")
     known = bottom.sum(1) > 0
     if not known.any():
         return None
-    top, bottom, n = top[known], bottom[known], top.shape[1]
-    ratios = top.sum(1) / bottom.sum(1)
-    moves = ((top - ratios[:, None] * bottom) / bottom.mean(1, keepdims=True)).mean(0)
-    value, half = float(ratios.mean()), t_quantile(n - 1, level) * float(moves.std(ddof=1)) / math.sqrt(n)
-    least = 0.0 if min(top.min(), bottom.min()) >= 0 else -math.inf
-    return Estimate(value, max(value - half, least), value + half)
+    top, bottom = top[known], bottom[known]
+    value, per_sample = float((top.sum(1) / bottom.sum(1)).mean()), bottom.mean(1, keepdims=True)
+    rows = len(top)
+    top = np.hstack([top, np.tile([0.0, 0.0, most, most], (rows, 1))])
+    bottom = np.hstack([bottom, np.tile(per_sample, 4)])
+    ratios, n = top.sum(1, keepdims=True) / bottom.sum(1, keepdims=True), top.shape[1]
+    moves = ((top - ratios * bottom) / per_sample).mean(0)
+    middle, half = float(ratios.mean()), t_quantile(n - 1, level) * float(moves.std(ddof=1)) / math.sqrt(n)
+    return Estimate(value, max(0.0, middle - half), middle + half)
 
 
 # ---- growth ------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from atent.evaluate.samples import Checked
 from atent.evaluate.study import listed, study
 from atent.messages import deprecated
 from atent.progress import Advance
-from atent.stats import Estimate, mean_of_ratios, t_interval
+from atent.stats import Estimate, bounded_mean, mean_of_ratios
 from atent.threat import Box
 
 
@@ -54,8 +54,7 @@ class Corrupted(metaclass=Documented):
 
     def mean_error(self) -> Estimate:
         """The mean over corruptions and severities of the error, with its 95 % interval over images."""
-        each = self.wrong.double().mean((0, 1)).tolist()
-        return t_interval(each, resolution=1 / self.wrong[..., 0].numel(), within=(0.0, 1.0))
+        return bounded_mean(self.wrong.double().mean((0, 1)).tolist())
 
     def ratios(self) -> list[float | None]:
         """The corruption error (CE) of each corruption: the sum of errors over severities, divided by the reference
@@ -66,7 +65,8 @@ class Corrupted(metaclass=Documented):
     def mce(self) -> Estimate | None:
         """The mean of the `ratios` that are not None (mCE), with its 95 % interval over images; None where all are.
         ValueError without a reference."""
-        return mean_of_ratios(*(part.tolist() for part in self._sums()))
+        own, other = self._sums()
+        return mean_of_ratios(own.tolist(), other.tolist(), self.wrong.shape[1])
 
     def _sums(self) -> tuple[Tensor, Tensor]:
         """The number of severities at which each image is misclassified, (corruptions, n), by model and reference."""

@@ -15,7 +15,7 @@ from atent.evaluate.lines import Resume, Values
 from atent.evaluate.samples import Checked
 from atent.evaluate.study import listed, study
 from atent.progress import Advance
-from atent.stats import Estimate, mean_of_ratios, t_interval
+from atent.stats import Estimate, bounded_mean, mean_of_ratios
 from atent.threat import Box
 
 
@@ -43,11 +43,11 @@ class Flips(metaclass=Documented):
 
     def rate(self, i: int) -> Estimate:
         """The mean rate of the sequence with index ``i`` over the images, with its 95 % interval."""
-        return _mean(self.rates[i], 1)
+        return bounded_mean(self.rates[i].tolist())
 
     def mean_rate(self) -> Estimate:
         """The mean over sequences and images, with its 95 % interval over images."""
-        return _mean(self.rates.mean(0), len(self.names))
+        return bounded_mean(self.rates.mean(0).tolist())
 
     def mean_flip_rate(self) -> Estimate | None:
         """The mean over the sequences of the rate divided by the reference network's (mFR), with its 95 % interval.
@@ -57,12 +57,7 @@ class Flips(metaclass=Documented):
         """
         if self.reference is None:
             raise ValueError("a mean flip rate needs a reference network: give reference=")
-        return mean_of_ratios(self.rates.tolist(), self.reference.tolist())
-
-
-def _mean(each: Tensor, parts: int) -> Estimate:
-    # The resolution of a rate is one comparison, of which there are at most 30.
-    return t_interval(each.tolist(), resolution=1 / (30 * parts), within=(0.0, 1.0))
+        return mean_of_ratios(self.rates.tolist(), self.reference.tolist(), 1.0)
 
 
 def measure_flips(
