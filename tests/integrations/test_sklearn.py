@@ -105,6 +105,34 @@ def test_what_is_certified_no_attack_changes(iris, fitted):
     assert not fitted.certify(x, 0.2, method="ibp")[~proved].any()
 
 
+class Threshold(torch.nn.Module):
+    """Class 1 above the value 1.05."""
+
+    def __init__(self):
+        super().__init__()
+        self.line = torch.nn.Linear(1, 2)
+        with torch.no_grad():
+            self.line.weight.copy_(torch.tensor([[-20.0], [20.0]]))
+            self.line.bias.copy_(torch.tensor([21.0, -21.0]))
+
+    def forward(self, x):
+        return self.line(x)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_certificate_reaches_beyond_the_training_data(norm):
+    """The inputs of the training end at 1, those of the ball of 0.1 around 1 at 1.1."""
+    x, y = np.linspace(0, 1, 41)[:, None], np.arange(41) % 2
+    how = {"norm": norm, "eps": 0.1, "network": Threshold(), "epochs": 1, "lr": 1e-9, "validation_fraction": 0}
+    made = RobustClassifier("standard", **how).fit(x, y)
+    assert made.predict([[1.0], [1.08]]).tolist() == [0, 1]
+    assert made.certify([[1.0], [0.9]]).tolist() == [False, True]
+    assert made.certify([[1.0]], 0.04).tolist() == [True]
+    # Nothing lies beyond a box that was given.
+    limited = RobustClassifier("standard", box=(0.0, 1.0), **how).fit(x, y)
+    assert limited.certify([[1.0]]).tolist() == [True]
+
+
 def test_samples_outside_the_box(iris):
     """A box from the data grows with what is evaluated; a given one is a limit."""
     x, y = iris

@@ -30,6 +30,7 @@ from atent.models import build
 from atent.optim import Optimizer
 from atent.precision import twin
 from atent.threat import Threat
+from atent.threat import radius as radius_of
 from atent.train import TrainSettings, fit
 
 Shape = tuple[int, ...]
@@ -265,15 +266,16 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         found: np.ndarray = self.classes_[places]
         return found
 
-    def _threat(self, inputs: Tensor, eps: float | str | None) -> Threat:
-        """The threat with the radius ``eps``, in a box that contains the inputs if the box was derived from data."""
+    def _threat(self, inputs: Tensor, eps: float | str | None, *, beyond: float = 0.0) -> Threat:
+        """The threat with the radius ``eps``, in a box that contains the inputs if the box was derived from data; such
+        a box reaches ``beyond`` them."""
         threat = self.threat_
         low, high = threat.box
         learned = self.box is None and not (isinstance(self.method, Method) and self.method.threat)
         if learned and len(inputs):
-            low, high = min(low, float(inputs.min())), max(high, float(inputs.max()))
-        radius = threat.eps if eps is None else eps
-        return Threat(threat.norm, radius, (low, high), threat.allow_large_eps, **threat.extra())
+            low, high = min(low, float(inputs.min())) - beyond, max(high, float(inputs.max())) + beyond
+        size = threat.eps if eps is None else eps
+        return Threat(threat.norm, size, (low, high), threat.allow_large_eps, **threat.extra())
 
     def robust_score(
         self, X: Any, y: Any, attack: str | Attack | Sequence[str | Attack] = "AutoAttack", *,
@@ -316,8 +318,8 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def certify(self, X: Any, radius: float | str | None = None, *, method: BoundMethod = "crown") -> np.ndarray:
         """Whether the prediction of each sample is the same for all inputs within ``radius`` of it, bool (n,).
 
-        True is verified by bounds (`atent.certify.verified`); False means that the bounds do not decide.
-        Together with ``predict(X) == y`` it gives the verified accuracy.
+        True is verified by bounds (`atent.certify.verified`), False undecided. A given box cuts the ball, that of the
+        training data does not. With ``predict(X) == y`` it gives the verified accuracy.
 
         Parameters
         ----------
@@ -340,12 +342,12 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             In one line, for a network with layers that bounds do not support.
         """
         inputs = self._inputs(X)
-        threat = self._threat(inputs, radius)
+        # Inputs may lie outside the range of the training data; the double reach allows for rounding.
+        size = radius_of(self.threat_.eps if radius is None else radius, "radius")
+        threat = self._threat(inputs, size, beyond=2 * size)
         with torch.no_grad(), guard(self.network_):
-            made = []
-            for part in inputs.split(_BATCH):
-                predicted = ask(self.network_, part).argmax(1)
-                made.append(verified(self.network_, part, predicted, threat, method))
+            parts = [(part, ask(self.network_, part).argmax(1)) for part in inputs.split(_BATCH)]
+            made = [verified(self.network_, part, predicted, threat, method) for part, predicted in parts]
         found: np.ndarray = torch.cat(made).cpu().numpy()
         return found
 
