@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import re
 import shutil
 import sys
@@ -15,7 +16,7 @@ from atent import Threat
 from atent.certify.rows import read_rows
 from atent.cli import main
 from atent.experiments.certificate import certify_folder
-from atent.experiments.certificate_lines import layout
+from atent.experiments.certificate_lines import at_most, layout
 from atent.experiments.certificate_table import markdown
 from atent.experiments.results import CertifiedEntry, CertifiedRow, Samples, Share
 from atent.messages import once
@@ -269,7 +270,7 @@ def test_smoothing_and_bounds_meet_in_one_table(run, capsys, tmp_path):
     assert (rows[1]["smoothed"], rows[1]["trained"]) == (None, "Gaussian")
     lines = table.read_text().splitlines()
     assert [h.strip() for h in lines[0].split("|")[5:-2]] == [
-        "l2 0.05 = linf 1.59/255 (%)", "l2 0.125 = linf 3.98/255 (%)",
+        "l2 0.05 = linf 1.593/255 (%)", "l2 0.125 = linf 3.984/255 (%)",
     ]  # fmt: skip
     cells = [[c.strip() for c in line.split("|")[1:-1]] for line in lines[2:4]]
     certain = [r["certified"][-1]["share"] for r in rows]
@@ -302,13 +303,27 @@ def test_no_column_of_a_table_claims_more_than_its_certificates():
     radii = (0.5009, 0.50111, 1.002, 1.0020035)
     lines = markdown([line(0.5, 1.0), *(line(r) for r in radii)]).splitlines()
     head, *rows = ([c.strip() for c in row.split("|")[5:-2]] for row in (lines[0], *lines[2:7]))
-    assert [h.split()[1] for h in head] == ["0.5", "0.501", "1", "1"]
+    assert [h.split()[1] for h in head] == ["0.5", "0.5011", "1", "1.002"]
+    # Of 16 pixels a radius of 1 is linf 63.75/255, and one of 0.50111 is 31.9457.../255.
+    assert [h.split()[4] for h in head] == ["31.87/255", "31.94/255", "63.75/255", "63.87/255"]
     filled = [[place for place, cell in enumerate(row) if cell != "-"] for row in rows]
     assert filled == [[0, 2], [0], [1], [2], [3]]
     assert "Warning" not in lines[-1]
     assert markdown([line(0.5, hint="no certificate is valid")]).splitlines()[-1] == (
         "Warning: run, crown, l2: no certificate is valid."
     )
+
+
+@pytest.mark.parametrize("radius", [8 / 255, 255 * (8 / 255), 255 * (math.sqrt(3072) * 2 / 255) / math.sqrt(3072)])
+def test_a_radius_of_few_digits_is_shown_as_it_is(radius):
+    assert at_most(radius) == f"{radius:.4g}"
+
+
+@pytest.mark.parametrize(
+    ("radius", "shown"), [(0, "0"), (2.27678, "2.276"), (0.99996, "0.9999"), (99.999, "99.99"), (0.0499999, "0.04999")]
+)
+def test_a_radius_is_rounded_down(radius, shown):
+    assert at_most(radius) == shown
 
 
 @pytest.mark.parametrize(

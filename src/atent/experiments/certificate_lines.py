@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from atent.certify import Certificate
 from atent.experiments.results import BoundsFile, CertificateFile, SequentialFile, Share, SmoothingFile
 from atent.threat import radius
+
+
+def at_most(radius: float) -> str:
+    """A certified radius in four digits, rounded down: nothing is certified beyond it."""
+    near = float(f"{radius:.4g}")
+    # 8/255 is computed with an error in the last bits.
+    if near > radius * (1 + 1e-9):
+        near -= 10.0 ** (math.floor(math.log10(radius)) - 3)
+    return f"{near:.4g}"
 
 
 def layout(found: CertificateFile) -> tuple[str, list[tuple[str, Share]], list[str]]:
@@ -21,14 +31,14 @@ def layout(found: CertificateFile) -> tuple[str, list[tuple[str, Share]], list[s
     elif isinstance(found, SequentialFile):
         title += f", shard {found.shard} of them" if found.shard else ""
         (at,) = found.certified
-        rows.append((f"certified at l2 {at.radius:g} (linf {255 * at.linf_radius:.3g}/255)", at.share))
+        rows.append((f"certified at l2 {at.radius:g} (linf {at_most(255 * at.linf_radius)}/255)", at.share))
         rows += [("certified for a wrong class", found.certified_wrong), ("abstained", found.abstained)]
         below = _below(found, _sequential_lines(found))
     elif isinstance(found, SmoothingFile):
         title += f", shard {found.shard} of them" if found.shard else ""
         rows.append(("clean, smoothed network", found.smoothed))
         for at in found.certified:
-            rows.append((f"certified at l2 {at.radius:g} (linf {255 * at.linf_radius:.3g}/255)", at.share))
+            rows.append((f"certified at l2 {at.radius:g} (linf {at_most(255 * at.linf_radius)}/255)", at.share))
         below = _below(found, _smoothing_lines(found))
     return title, rows, below
 
@@ -37,7 +47,7 @@ def _smoothing_lines(found: SmoothingFile) -> list[str]:
     sampling = found.sampling
     return [
         f"sigma {sampling['sigma']:g}, n {sampling['n']:,}, n0 {sampling['n0']}, alpha {sampling['alpha']:g} per image,"
-        f" seed {sampling['seed']}; largest certifiable l2 radius {found.largest_radius:.4g}",
+        f" seed {sampling['seed']}; largest certifiable l2 radius {at_most(found.largest_radius)}",
         f"abstained {found.abstained.k} of {found.n}; mean radius {found.radius_mean:.4g}, median"
         f" {found.radius_median:.4g}, 0 where wrong",
     ]

@@ -13,6 +13,7 @@ from typing import Any
 
 from atent import runs as folder
 from atent.experiments import migrate
+from atent.experiments.certificate_lines import at_most
 from atent.experiments.results import (
     CERTIFIED_VERSION,
     BoundsFile,
@@ -140,7 +141,7 @@ def markdown(rows: Sequence[CertifiedRow]) -> str:
         if not radii or not _belongs(l2, radii[-1]):
             radii.append(l2)
     dim = math.prod(rows[0].images.shape or ())
-    headings = [f"l2 {r:.3g} = linf {255 * r / math.sqrt(dim):.3g}/255 (%)" for r in radii]
+    headings = [f"l2 {at_most(r)} = linf {at_most(255 * r / math.sqrt(dim))}/255 (%)" for r in radii]
     head = ["run", "certificate", "clean, network (%)", "clean, smoothed (%)", *headings, "s / image"]
     shown = []
     for r in rows:

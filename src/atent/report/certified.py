@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from atent import plots
-from atent.experiments.certificate_lines import layout
+from atent.experiments.certificate_lines import at_most, layout
 from atent.experiments.results import SmoothingFile
 from atent.report import words
 from atent.report.collect import Certificate, Run
@@ -33,7 +33,7 @@ def _curve(run: Run, name: str, found: Certificate) -> Drawing | None:
     content = found.content
     if found.radii is None or not isinstance(content, SmoothingFile):
         return None
-    listed = ", ".join(f"{words.percent(row.share.value)} at {row.radius:.3g}" for row in content.certified)
+    listed = ", ".join(f"{words.percent(row.share.value)} at {at_most(row.radius)}" for row in content.certified)
     return drawing(
         plots.certified({run.name: found.radii}),
         f"Certified accuracy of {len(found.radii):,} test images against l2 radius in pixel units: {listed}.",
