@@ -145,58 +145,69 @@ def test_a_ratio_is_paired_by_round():
             stats.ratio(*sides)
 
 
-def test_a_mean_of_shares_is_agrestis_and_coulls():
-    """Of outcomes 0 and 1: the middle (k + 2) / (n + 4) with the t quantile of n + 3; of shares, with their spread."""
-    for k, n in ((0, 10), (3, 10), (250, 300)):
-        found, middle = stats.bounded_mean([1.0] * k + [0.0] * (n - k)), (k + 2) / (n + 4)
-        half = reference.t.ppf(0.975, n + 3) * math.sqrt(middle * (1 - middle) / (n + 4))
-        assert found.value == pytest.approx(k / n)
-        assert (found.low, found.high) == pytest.approx((max(0, middle - half), min(1, middle + half)), rel=1e-12)
-    values = [0.2, 0.25, 0.9, 1.0, 0.4]
-    more = [*values, 0, 0, 1, 1]
-    half = reference.t.ppf(0.95, 8) * np.std(more) / 3
-    found = stats.bounded_mean(values, level=0.9)
-    assert (found.low, found.high) == pytest.approx((np.mean(more) - half, np.mean(more) + half), rel=1e-12)
-    for bad in ([], [1.1]):
+def test_a_mean_of_shares_is_students_or_that_of_a_share():
+    """Student's where the values differ; of equal outcomes Clopper and Pearson's, which no value changes by much."""
+    values = [0.2, 0.25, 0.9, 1.0, 0.4] * 4
+    low, high = reference.t.interval(0.9, 19, np.mean(values), reference.sem(values))
+    assert stats.bounded_mean(values, level=0.9) == Estimate(*map(pytest.approx, (0.55, low, high)))
+    for n in (1, 2, 10, 1000):
+        for k in (0, n):
+            found = stats.bounded_mean([k / n] * n)
+            assert (found.low, found.high) == pytest.approx(stats.interval(k, n), abs=1e-12)
+    found = stats.bounded_mean([0.25] * 40)
+    rare = 1 - 0.025 ** (1 / 40)
+    assert (found.low, found.high) == pytest.approx((0.25 * (1 - rare), 0.25 + 0.75 * rare))
+    # 0.03 +- 0.05 and the like are cut to what a mean of shares can be.
+    assert stats.bounded_mean([0.0] * 9 + [0.3]).low == 0
+    assert stats.bounded_mean([1.0] * 9 + [0.7]).high == 1
+    for bad in ([], [1.1], [math.nan]):
         with pytest.raises(ValueError, match=r"in \[0, 1\]"):
             stats.bounded_mean(bad)
 
 
+@pytest.mark.parametrize(("n", "p"), [(20, 0.1), (100, 0.01), (100, 0.03), (1000, 0.002), (100, 0.5), (100, 0.99)])
+def test_means_of_shares_cover_rare_values(n, p):
+    """The share of samples whose interval contains the mean, summed over the binomial numbers of 1 among n values."""
+    covered = 0.0
+    for k in range(n + 1):
+        found = stats.bounded_mean([1.0] * k + [0.0] * (n - k))
+        covered += reference.binom.pmf(k, n, p) * (found.low <= p <= found.high)
+    assert covered >= 0.93
+
+
 def test_a_mean_of_ratios_has_the_error_of_the_infinitesimal_jackknife():
-    """The influence of a sample is the derivative by its weight, here a difference quotient; four samples are added to
-    the 40, with the mean denominators: two without errors and two with as many as there can be."""
+    """The influence of a sample is the derivative by its weight, here a difference quotient."""
     rng = np.random.default_rng(3)
-    top, bottom = rng.integers(0, 6, (3, 40)).astype(float), rng.integers(0, 6, (3, 40)).astype(float)
+    top, bottom = rng.integers(0, 6, (3, 40)), rng.integers(0, 6, (3, 40))
     bottom[1] = 0  # a row without a ratio
 
-    def value(weights, top, bottom):
+    def value(weights):
         return np.mean([(weights * top[i]).sum() / (weights * bottom[i]).sum() for i in (0, 2)])
 
-    found = stats.mean_of_ratios(top, bottom, 5)
-    assert found.value == pytest.approx(value(np.ones(40), top, bottom), rel=1e-12)
-    more = np.hstack([top, [[0, 0, 5, 5]] * 3]), np.hstack([bottom, np.tile(bottom.mean(1, keepdims=True), 4)])
-    steps = 1e-6 * np.eye(44)
-    influence = 44 * np.array([(value(1 + s, *more) - value(1 - s, *more)) / 2e-6 for s in steps])
-    middle, half = value(np.ones(44), *more), reference.t.ppf(0.975, 43) * influence.std(ddof=1) / math.sqrt(44)
+    found = stats.mean_of_ratios(top, bottom)
+    assert found.value == pytest.approx(value(np.ones(40)), rel=1e-12)
+    steps = 1e-6 * np.eye(40)
+    influence = 40 * np.array([(value(1 + s) - value(1 - s)) / 2e-6 for s in steps])
+    half = reference.t.ppf(0.975, 39) * influence.std(ddof=1) / math.sqrt(40)
     # The quotient's error is of the order of 1e-16 / 1e-6.
-    assert (middle - found.low, found.high - middle) == pytest.approx((half, half), rel=1e-6)
-    assert stats.mean_of_ratios(top, 0 * bottom, 5) is None
-    for bad in (([[6, 0]], [[1, 1]]), ([[0, -1]], [[1, 1]]), ([[0, 0]], [[1, math.nan]])):
-        with pytest.raises(ValueError, match=r"\[0, 5\]"):
-            stats.mean_of_ratios(*bad, 5)
+    assert (found.value - found.low, found.high - found.value) == pytest.approx((half, half), rel=1e-6)
+    assert stats.mean_of_ratios(top, 0 * bottom) is None
+    for bad in (([[6, -1]], [[1, 1]]), ([[0, 1]], [[1, -1]]), ([[0, 0]], [[1, math.nan]])):
+        with pytest.raises(ValueError, match="at least 0"):
+            stats.mean_of_ratios(*bad)
 
 
 def test_equal_samples_leave_a_mean_of_ratios_uncertain():
     """No error in ten images says little of other images; neither do the same errors on both sides."""
-    none = stats.mean_of_ratios([[0] * 10], [[1] * 5 + [0] * 5], 1)
-    same = stats.mean_of_ratios([[1] * 5 + [0] * 5], [[1] * 5 + [0] * 5], 1)
-    every = stats.mean_of_ratios([[1] * 10], [[1] * 10], 1)
-    assert (none.value, none.low) == (0, 0)
-    assert (same.value, every.value) == (1, 1)
-    # The largest share of errors that leaves ten images without one with a probability of 2.5 %, by that of 1/2.
-    assert none.high >= (1 - 0.025**0.1) / 0.5
-    assert same.low < 1 < same.high
-    assert every.low < 1 <= every.high
+    half = [2] * 5 + [0] * 5
+    none, same = stats.mean_of_ratios([[0] * 10], [half]), stats.mean_of_ratios([half], [half])
+    every = stats.mean_of_ratios([[1] * 10], [[1] * 10])
+    # A share of errors that ten images lack with a probability of 2.5 %, against one of a half in the others.
+    rare = 1 - 0.025**0.1
+    more = rare / ((1 - rare) * 0.5)
+    assert none == Estimate(0, 0, pytest.approx(more))
+    assert same == Estimate(1, pytest.approx(1 / (1 + more)), pytest.approx(1 + more))
+    assert every == Estimate(1, pytest.approx(1 - rare), pytest.approx(1 / (1 - rare)))
 
 
 # ---- growth

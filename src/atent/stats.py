@@ -122,18 +122,25 @@ def t_quantile(df: float, level: float = 0.95) -> float:
 
 
 def bounded_mean(values: Sequence[float], *, level: float = 0.95) -> Estimate:
-    """The mean of values in [0, 1], one per sample, with its interval over other samples, clipped to [0, 1].
+    """The mean of values in [0, 1], one per sample, with its interval over other samples, in [0, 1].
 
-    A t-interval of the values with two samples at 0 and two at 1 added, as Agresti and Coull (1998) do for a share, so
-    that equal values do not give an error of 0. ValueError without values, and for a value outside [0, 1].
+    At each end the wider one of the t-interval and of what an `unseen` kind of samples would make of the mean if all of
+    its values were 0, or 1: equal values do not give an error of 0, and for outcomes that are all 0 or all 1 the
+    interval is that of a share. ValueError without values, and for a value outside [0, 1].
     """
     n = len(values)
     if not n or not all(0 <= v <= 1 for v in values):
         raise ValueError(f"a mean of shares needs one value or more, all in [0, 1], got {n} values")
-    middle = (math.fsum(values) + 2) / (n + 4)
-    error = math.sqrt(((math.fsum(v * v for v in values) + 2) / (n + 4) - middle**2) / (n + 4))
-    half = t_quantile(n + 3, level) * error
-    return Estimate(math.fsum(values) / n, max(0.0, middle - half), min(1.0, middle + half))
+    mean, rare = math.fsum(values) / n, unseen(n, level=level)
+    half = t_quantile(n - 1, level) * float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else 0.0
+    low, high = min(mean - half, mean * (1 - rare)), max(mean + half, mean + rare * (1 - mean))
+    return Estimate(mean, max(0.0, low), min(1.0, high))
+
+
+def unseen(n: int, *, level: float = 0.95) -> float:
+    """The largest share of a kind of samples of which n samples contain none with a probability of (1 - level)/2: the
+    upper limit of `interval` for none of n."""
+    return 1 - ((1 - level) / 2) ** (1 / n)
 
 
 # ---- paired samples ----------------------------------------------------------------------------------------
@@ -234,33 +241,32 @@ def ratio(a: Sequence[float], b: Sequence[float], *, level: float = 0.95) -> Est
 
 
 def mean_of_ratios(
-    a: Sequence[Sequence[float]], b: Sequence[Sequence[float]], most: float, *, level: float = 0.95
+    a: Sequence[Sequence[float]], b: Sequence[Sequence[float]], *, level: float = 0.95
 ) -> Estimate | None:
     """The mean over rows of sum(a_row) / sum(b_row), with the interval over columns, which are the samples.
 
-    The entries of both tables lie in [0, most]. Rows of ``b`` that sum to 0 are omitted; None if no row remains. The
-    interval is that of the delta method: each sample contributes its share in the numerators minus that in the
-    denominators. As in `bounded_mean`, two samples at 0 and two at ``most`` are added to the numerators, with the mean
-    denominators, so that equal samples do not give an error of 0. ValueError unless both have the same shape, with at
-    least two samples, and for an entry outside [0, most].
+    Rows of ``b`` that sum to 0 are omitted; None if no row remains. At each end the interval is the wider one of two:
+    that of the delta method, in which each sample contributes its share in the numerators minus that in the
+    denominators, and of what an `unseen` kind of samples would make of the ratios if it occurred in the numerators
+    alone, or in the denominators alone, with the mean of a row's entries above 0. So equal samples do not give an error
+    of 0. ValueError unless both have the same shape, with at least two samples, and no negative entry.
     """
     top, bottom = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     if top.shape != bottom.shape or top.ndim != 2 or top.shape[1] < 2:
         raise ValueError(f"a mean of ratios needs two tables (rows, samples) alike, got {top.shape} and {bottom.shape}")
-    if not all(((each >= 0) & (each <= most)).all() for each in (top, bottom)):
-        raise ValueError(f"a mean of ratios needs entries in [0, {most:g}]")
+    if not (top >= 0).all() or not (bottom >= 0).all():
+        raise ValueError("a mean of ratios needs entries of at least 0")
     known = bottom.sum(1) > 0
     if not known.any():
         return None
-    top, bottom = top[known], bottom[known]
-    value, per_sample = float((top.sum(1) / bottom.sum(1)).mean()), bottom.mean(1, keepdims=True)
-    rows = len(top)
-    top = np.hstack([top, np.tile([0.0, 0.0, most, most], (rows, 1))])
-    bottom = np.hstack([bottom, np.tile(per_sample, 4)])
-    ratios, n = top.sum(1, keepdims=True) / bottom.sum(1, keepdims=True), top.shape[1]
-    moves = ((top - ratios * bottom) / per_sample).mean(0)
-    middle, half = float(ratios.mean()), t_quantile(n - 1, level) * float(moves.std(ddof=1)) / math.sqrt(n)
-    return Estimate(value, max(0.0, middle - half), middle + half)
+    top, bottom, n = top[known], bottom[known], top.shape[1]
+    ratios, each = top.sum(1) / bottom.sum(1), bottom.mean(1)
+    moves = ((top - ratios[:, None] * bottom) / each[:, None]).mean(0)
+    value, half = float(ratios.mean()), t_quantile(n - 1, level) * float(moves.std(ddof=1)) / math.sqrt(n)
+    rare, both = unseen(n, level=level), np.hstack([top, bottom])
+    more = rare * both.sum(1) / (both > 0).sum(1) / ((1 - rare) * each)
+    low, high = float((ratios / (1 + more)).mean()), float((ratios + more).mean())
+    return Estimate(value, max(0.0, min(value - half, low)), max(value + half, high))
 
 
 # ---- growth ------------------------------------------------------------------------------------------------

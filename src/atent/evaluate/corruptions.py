@@ -65,8 +65,7 @@ class Corrupted(metaclass=Documented):
     def mce(self) -> Estimate | None:
         """The mean of the `ratios` that are not None (mCE), with its 95 % interval over images; None where all are.
         ValueError without a reference."""
-        own, other = self._sums()
-        return mean_of_ratios(own.tolist(), other.tolist(), self.wrong.shape[1])
+        return mean_of_ratios(*(part.tolist() for part in self._sums()))
 
     def _sums(self) -> tuple[Tensor, Tensor]:
         """The number of severities at which each image is misclassified, (corruptions, n), by model and reference."""

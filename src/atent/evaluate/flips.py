@@ -57,7 +57,7 @@ class Flips(metaclass=Documented):
         """
         if self.reference is None:
             raise ValueError("a mean flip rate needs a reference network: give reference=")
-        return mean_of_ratios(self.rates.tolist(), self.reference.tolist(), 1.0)
+        return mean_of_ratios(self.rates.tolist(), self.reference.tolist())
 
 
 def measure_flips(
