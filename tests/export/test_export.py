@@ -117,6 +117,8 @@ def test_what_cannot_be_exported_is_one_line(short_run, capsys, monkeypatch):
     assert "--push" in line_of_error(capsys, "export", "run", "--format", "hub", "--private")
     error = line_of_error(capsys, "export", "run", "--format", "vnnlib", "--norm", "l2", "--eps", "1")
     assert "l2 1 is not one" in error
+    error = line_of_error(capsys, "export", "run", "--format", "vnnlib", "--norm", "linf", "--eps", "inf")
+    assert "a property needs a finite eps" in error
     assert "RobustBench has" in line_of_error(capsys, "export", "run", "--format", "robustbench")
 
 
@@ -385,3 +387,10 @@ def test_an_entry_of_robustbench_needs_its_protocol(short_run):
     entry, _ = robustbench.entry(as_cifar, dataclasses.replace(found, evaluations={path: standard}))
     assert entry["autoattack_acc"] == f"{100 * evaluation.worst.value:.2f}"
     assert entry["clean_acc"] == f"{100 * evaluation.clean.value:.2f}"
+    # Another attack that leaves less is not AutoAttack; whole radii are in 1/255 in linf alone.
+    square = dataclasses.replace(standard.attacks["AutoAttack"], attack="Square", robust=Share.of(0, 500))
+    both = dataclasses.replace(standard, attacks={**standard.attacks, "Square": square}, worst=Share.of(0, 500))
+    entry, _ = robustbench.entry(as_cifar, dataclasses.replace(found, evaluations={path: both}))
+    assert entry["autoattack_acc"] == f"{100 * evaluation.worst.value:.2f}"
+    in_l2 = dataclasses.replace(as_cifar, threat=Threat("l2", 1.0))
+    assert robustbench.entry(in_l2, found)[0]["eps"] == "1"

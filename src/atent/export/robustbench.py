@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from atent.attacks.spec import is_standard, show
 from atent.experiments.comparison import caveat_of
+from atent.experiments.results import EvaluationFile, Share
 from atent.experiments.target import Target
 from atent.export.card import Results
 from atent.threat import Threat
@@ -31,29 +33,29 @@ def entry(target: Target, found: Results) -> tuple[dict[str, Any], str]:
         )
     complete = [
         f for f in found.evaluations.values()
-        if caveat_of(f) is None and f.n == f.data.of and f.threats == [_text(threat)]
+        if caveat_of(f) is None and f.n == f.data.of and f.threats == [show(threat)]
     ]  # fmt: skip
     clean = next((f.clean for f in found.evaluations.values() if f.n == f.data.of), None)
     made = {
         "link": "", "name": "", "authors": "", "additional_data": None, "number_forward_passes": 1,
-        "dataset": target.data.name, "venue": "", "architecture": _architecture(target), "eps": _eps(float(threat.eps)),
+        "dataset": target.data.name, "venue": "", "architecture": _architecture(target), "eps": _eps(threat),
         "clean_acc": None if clean is None else f"{100 * clean.value:.2f}", "reported": "",
-        "autoattack_acc": f"{100 * complete[0].worst.value:.2f}" if complete else None,
+        "autoattack_acc": f"{100 * _standard(complete[0]).value:.2f}" if complete else None,
     }  # fmt: skip
     return made, f"model_info/{target.data.name}/{NORMS[threat.norm]}/{target.name}.json"
 
 
-def _text(threat: Threat) -> str:
-    from atent.attacks.spec import show
-
-    return show(threat)
+def _standard(found: EvaluationFile) -> Share:
+    """The robust accuracy under AutoAttack; other attacks of the evaluation may leave less."""
+    return next(a.robust for a in found.attacks.values() if is_standard(a.attack))
 
 
 def _architecture(target: Target) -> str:
     return str((target.config.get("model") or {}).get("name") or target.about.get("model") or "")
 
 
-def _eps(eps: float) -> str:
-    """A radius as RobustBench writes it."""
-    levels = round(255 * eps)
+def _eps(threat: Threat) -> str:
+    """A radius as RobustBench writes it: in linf in units of 1/255."""
+    eps = float(threat.eps)
+    levels = round(255 * eps) if threat.norm == "linf" else 0
     return f"{levels}/255" if levels and math.isclose(levels / 255, eps, rel_tol=1e-6) else f"{eps:g}"

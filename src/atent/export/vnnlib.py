@@ -7,6 +7,7 @@ logit (Y) is at least as large. The version is VNN-LIB 1.0.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from decimal import Decimal
@@ -77,6 +78,8 @@ def check_threat(threat: Threat | None) -> Threat:
         raise ValueError(
             f"VNN-LIB properties are boxes, and {show(threat)} is not one: give --norm linf with its --eps"
         )
+    if threat.eps == math.inf:
+        raise ValueError("a property needs a finite eps, got inf: give --eps")
     return threat
 
 
