@@ -111,7 +111,7 @@ def quantile(norms: Tensor, share: float) -> float:
         raise ValueError(f"share must lie in (0, 1], got {share}: 0.5 is the median")
     ordered = _sorted(norms)
     # Rounded first, as 0.1 * 30 is slightly more than 3 in floating point.
-    return float(ordered[math.ceil(round(share * len(ordered), 9)) - 1])
+    return float(ordered[max(math.ceil(round(share * len(ordered), 9)), 1) - 1])
 
 
 def median(norms: Tensor) -> float:
