@@ -272,7 +272,7 @@ def test_security_writes_grey_levels_as_such():
     figure = plots.security(sweep_rows({"PGD-20": {0: (190, 190), 2 / 255: (150, 150), 8 / 255: (80, 80)}}))
     (axes,) = figure.axes
     assert list(lines(axes)["PGD-20"].get_xdata()) == pytest.approx([0, 2, 8])
-    assert axes.get_xlabel() == "linf radius (1/255 of the pixel range)"
+    assert axes.get_xlabel() == "linf radius (1/255 in pixel units)"
 
 
 @pytest.mark.parametrize(

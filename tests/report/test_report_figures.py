@@ -171,12 +171,35 @@ def test_a_cascade_and_the_parts_of_an_ensemble_are_reported_as_such(run):
     change(run / "evaluation.json", **found | {"attacks": attacks, "worst": worst, "clean": share(9, 10)})
     (run / "evaluation-2.json").unlink()
     doc = part(sections.section("headline", read(run)), sections.section("attacks", read(run)))
-    assert f"{percent(worst)} under the worst of 2 attacks, the strongest AutoAttack, linf 0.15, n = 10" in doc.text
+    # FGSM fooled images that AutoAttack did not meet.
+    assert f"{percent(worst)} under the worst of 2 attacks (FGSM, AutoAttack), linf 0.15, n = 10" in doc.text
     (rows,) = doc.rows("attack", "accuracy, 95 % interval")
     assert rows["AutoAttack: after its APGD-CE"][0] == [percent(share(4, 10)), 0.4]
     assert rows["after AutoAttack"][0] == [percent(worst), 0.3]
     # the parts before the whole, which is the worst case and has no second row
     assert list(rows)[-1] == "after AutoAttack"
+
+
+@pytest.mark.parametrize(
+    ("cascade", "counts", "reported"),
+    [
+        (True, (5, 3), " (FGSM, PGD-2)"),
+        (True, (9, 3), ", the strongest PGD-2"),
+        (True, (5, 5), ", the strongest FGSM"),
+        (True, (9, 9), " (FGSM, PGD-2)"),
+        (False, (5, 3), ", the strongest PGD-2"),
+        (False, (3, 5), ", the strongest FGSM"),
+        ("threat", (5, 3), " (FGSM, PGD-2)"),
+    ],
+)
+def test_an_attack_is_the_strongest_only_where_that_is_known(run, cascade, counts, reported):
+    """In a cascade the second attack does not meet what the first has fooled."""
+    found = load(run / "evaluation-2.json")
+    attacks = {name: found["attacks"][name] | {"robust": share(k, 10)} for name, k in zip(("FGSM", "PGD-2"), counts)}
+    more = {"attacks": attacks, "worst": share(min(counts), 10), "clean": share(9, 10), "cascade": cascade}
+    change(run / "evaluation.json", **found | more)
+    (run / "evaluation-2.json").unlink()
+    assert f"under the worst of 2 attacks{reported}, linf 0.15" in part(sections.section("headline", read(run))).text
 
 
 # ---- images -----------------------------------------------------------------------------------------------

@@ -197,7 +197,7 @@ def security(rows: Sequence[Row], *, title: str | None = None) -> Figure:
         row["radius"] < 1 and abs(255 * row["radius"] - round(255 * row["radius"])) < 1e-6 for row in rows
     )
     unit = 255 if levels else 1
-    units = "1/255 of the pixel range" if levels else _units(norms[0], [str(row.get("threat", "")) for row in rows])
+    units = "1/255 in pixel units" if levels else _units(norms[0], [str(row.get("threat", "")) for row in rows])
     figure = blank(8, 5.2)
     axes = figure.subplots()
     plain(axes)

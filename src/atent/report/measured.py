@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -46,13 +47,21 @@ def _worst(found: EvaluationFile) -> str:
     named = found.attacks
     if len(named) < 2:
         return f"under {next(iter(named))}" if named else ""
-    if found.cascade:
+    strongest = None
+    if not found.cascade:
+        strongest = min(named, key=lambda name: named[name].robust.k)
+    elif found.cascade is True:
         counts = [found.clean.k, *(a.robust.k for a in named.values())]
         took = [name for name, before, after in zip(named, counts, counts[1:]) if after < before]
-        strongest = took[-1] if took and found.cascade != "threat" else None
-    else:
-        strongest = min(named, key=lambda name: named[name].robust.k)
-    return f"under the worst of {len(named)} attacks" + (f", the strongest {strongest}" if strongest else "")
+        # Later attacks meet fewer images: of several that fool some, none is known to be the strongest.
+        strongest = took[0] if len(took) == 1 else None
+    return f"under the worst of {len(named)} attacks" + (f", the strongest {strongest}" if strongest else _names(named))
+
+
+def _names(named: Iterable[str]) -> str:
+    """The names of a few attacks in brackets, "" for many."""
+    names = list(named)
+    return f" ({', '.join(names)})" if len(names) < 4 else ""
 
 
 def _short(found: EvaluationFile) -> str:
