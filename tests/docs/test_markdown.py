@@ -1,6 +1,7 @@
 """The Markdown tables: committed ones are made again, line for line, from the results beside them."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,12 @@ def test_columns_are_aligned_and_a_short_row_is_refused():
     assert table(["a", "b"], [["x", "1"]]) == ["| a | b |", "|---|---:|", "| x | 1 |"]
     with pytest.raises(ValueError, match="1 cells under 2 headings"):
         table(["a", "b"], [["x"]])
+
+
+def test_a_name_with_a_bar_is_one_cell():
+    lines = table(["run", "robust (%)"], [["a|b\nc", "50.0"], ["|", ""]])
+    assert lines[2:] == [r"| a\|b c | 50.0 |", r"| \| |  |"]
+    assert all(len(re.findall(r"(?<!\\)\|", line)) == 3 for line in lines)
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.rglob("comparison.json")), ids=lambda p: p.parent.name)
