@@ -95,6 +95,32 @@ def test_the_pairs_of_classes_are_those_of_the_file_most_frequent_first(run):
     assert "the first 10 of 11 pairs" in doc.text
 
 
+@pytest.mark.parametrize(
+    ("counts", "reported"),
+    [
+        ((3, 4, 5), f"Robust accuracy is lowest for class 0: {percent(share(3, 10))}."),
+        ((5, 3, 3), "Robust accuracy is lowest for the classes 1, 2: 30.0 %."),
+        ((0, 0, 0), "Robust accuracy is 0.0 % for every class."),
+    ],
+)
+def test_classes_that_are_equally_weak_are_all_named(run, counts, reported):
+    rows = [{"class": i, "n": 10, "clean": share(9, 10), "worst": share(k, 10)} for i, k in enumerate(counts)]
+    for name in ("evaluation.json", "evaluation-2.json"):
+        change(run / name, per_class=rows)
+    assert reported in part(sections.section("classes", read(run))).text
+
+
+def test_one_attack_alone_is_no_cascade(run):
+    found = load(run / "evaluation-2.json")
+    for attacks in ({"FGSM": found["attacks"]["FGSM"]}, {}):
+        change(run / "evaluation.json", **found | {"attacks": attacks, "cascade": True})
+        (run / "evaluation-2.json").unlink(missing_ok=True)
+        text = part(sections.section("attacks", read(run))).text
+        assert "after FGSM" not in text
+        assert "ran in order" not in text
+        assert ("The attack ran alone" in text) == bool(attacks)
+
+
 def test_best_and_last_epoch_are_those_of_the_files(made, run):
     rows = [json.loads(line) for line in (made / "metrics.jsonl").read_text().splitlines()]
     for row in rows:
