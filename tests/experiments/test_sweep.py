@@ -20,8 +20,9 @@ from atent.cli.words import split_sections
 from atent.experiments import migrate, pipeline
 from atent.experiments import sweep as package
 from atent.experiments.backends import make
+from atent.experiments.comparison import measure
 from atent.experiments.recipe_files import UsageError
-from atent.experiments.results import SweepFile
+from atent.experiments.results import SweepFile, TrialSeed
 from atent.experiments.sweep import collect, loop
 from atent.experiments.sweep.space import Range, parameter
 from atent.experiments.sweep.spec import Sweep, changed, read_sweep
@@ -295,8 +296,24 @@ def test_a_grid_is_every_combination_once(here, known):
     assert found.best == [3]
     # |lr - 0.1| = 0, 2 steps, 4 epochs, the mean of seeds 0 and 1.
     assert found.trials[3].values[0].mean == pytest.approx(0.9 + 0.02 + 0.04 + 0.0005)
+    # The seeds differ by 0.001, the exact interval on the validation images reaches from 0.5 to 1.
+    assert (found.trials[3].values[0].low, found.trials[3].values[0].high) == (0.5, 1.0)
     assert found.importance["validation_robust"].keys() == {"optimizer.lr", "method.steps"}
     assert found.importance["validation_robust"]["optimizer.lr"] > 0.8
+
+
+def test_seeds_that_agree_know_no_more_of_other_images_than_one():
+    """Objectives: a share of the validation images, and a loss, which has no interval of its own."""
+    seeds = [TrialSeed(i, f"seed{i}", [0.5, 1.0 + i], 1, 1, [0.4, None], [0.6, None]) for i in range(3)]
+    found, loss = (collect._spread(seeds, i) for i in range(2))
+    assert (found.mean, found.sd) == (0.5, 0)
+    assert (found.low, found.high) == pytest.approx((0.4, 0.6))
+    assert loss == measure([1.0, 2.0, 3.0])
+    # Seeds that differ by more have the t-interval; those of earlier versions have no limits.
+    apart = [dataclasses.replace(seed, values=[v, 0.0]) for seed, v in zip(seeds, (0.2, 0.5, 0.8))]
+    assert collect._spread(apart, 0) == measure([0.2, 0.5, 0.8])
+    old = [dataclasses.replace(seed, low=[], high=[]) for seed in seeds]
+    assert collect._spread(old, 0) == measure([0.5, 0.5, 0.5])
 
 
 def test_every_training_leaves_the_test_set_alone(here, known):

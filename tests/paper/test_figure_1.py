@@ -1,5 +1,6 @@
 """The two-class experiment in the plane: its points, its network's data, the clamp's mistake, and the figure."""
 
+import math
 import os
 import time
 from dataclasses import replace
@@ -198,6 +199,18 @@ def test_result_counts_what_the_runs_found(made):
     assert "not measured yet" not in text
     assert "half" in text or "moons" in text
     assert (path / "out/figure-1.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_differences_that_agree_by_chance_are_known_to_a_point_at_best():
+    """Two seeds, each with the same difference of one of 40 points: t(1) x 2.5 / sqrt(2)."""
+
+    def seeds(*counts):
+        return [{"seed": i, "keys": ["grid"], "grid": {"value": k / 40, "n": 40}} for i, k in enumerate(counts)]
+
+    (gap,) = figure_1._gaps({"atent": seeds(31, 36), "pgdat": seeds(30, 35)})
+    found, half = gap["ours"]["grid"], 12.706204736174698 * 2.5 / math.sqrt(2)
+    assert (found["mean"], found["sd"]) == (pytest.approx(2.5), pytest.approx(0))
+    assert (found["low"], found["high"]) == (pytest.approx(2.5 - half), pytest.approx(2.5 + half))
 
 
 def test_other_settings_and_bad_arguments_are_refused(made, tmp_path):

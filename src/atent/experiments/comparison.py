@@ -37,11 +37,12 @@ INTERVAL = (
 # ---- the numbers -----------------------------------------------------------------------------------------
 
 
-def measure(values: Sequence[float]) -> Spread:
-    """Mean, sample standard deviation (n - 1) and 95 % t-interval of one value per seed."""
+def measure(values: Sequence[float], *, resolution: float = 0.0) -> Spread:
+    """Mean, sample standard deviation (n - 1) and 95 % t-interval of one value per seed; ``resolution`` as of
+    `t_interval`."""
     if len(values) == 1:
         return Spread(values[0], None, None, None)
-    found = t_interval(values)
+    found = t_interval(values, resolution=resolution)
     return Spread(found.value, statistics.stdev(values), found.low, found.high)
 
 

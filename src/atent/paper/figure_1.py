@@ -240,7 +240,11 @@ def _gaps(found: Mapping[str, Sequence[dict[str, Any]]]) -> list[dict[str, Any]]
         if name == "atent" or not pairs:
             continue
         lead = {
-            key: asdict(measure([100 * (a[key]["value"] - b[key]["value"]) for a, b in pairs]))
+            key: asdict(
+                measure(
+                    [100 * (a[key]["value"] - b[key]["value"]) for a, b in pairs], resolution=100 / made[0][key]["n"]
+                )
+            )
             for key in made[0]["keys"]
         }
         printed = PUBLISHED.get(name)

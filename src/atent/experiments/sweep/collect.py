@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -44,7 +45,8 @@ def collect(sweep: Sweep, study: Study, path: Path, command: str) -> SweepFile:
         space={each.name: each.plain() for each in sweep.space},
         fixed=sweep.fixed,
         interval=(
-            "mean over the seeds with the 95 % t-interval" if sweep.seeds > 1 else
+            "mean over the seeds; 95 % intervals: at each end the wider of the t-interval over the seeds and, for"
+            " shares, the mean of the exact binomial limits on the validation images" if sweep.seeds > 1 else
             "one seed: shares with the exact binomial 95 % interval on the validation images"
         ),
         trials=trials,
@@ -73,7 +75,13 @@ def _trial(trial: Trial, objectives: int) -> TrialResult:
 def _spread(seeds: list[TrialSeed], i: int) -> Spread:
     if len(seeds) == 1:
         return Spread(seeds[0].values[i], None, seeds[0].low[i], seeds[0].high[i])
-    return measure([seed.values[i] for seed in seeds])
+    found = measure([seed.values[i] for seed in seeds])
+    ends = [(s.low[i], s.high[i]) for s in seeds if s.low and s.high]
+    lows, highs = ([end for end in each if end is not None] for each in zip(*ends)) if ends else ([], [])
+    if found.low is None or found.high is None or min(len(lows), len(highs)) < len(seeds):
+        return found
+    # Seeds share the validation images: counts that agree say no more of other images than one of them.
+    return replace(found, low=min(found.low, statistics.fmean(lows)), high=max(found.high, statistics.fmean(highs)))
 
 
 # ---- the table ---------------------------------------------------------------------------------------------
