@@ -31,6 +31,8 @@ def test_the_t_interval_is_students():
     # Counts of 1,000 images that happen to agree: t(2) x 0.001 / sqrt(3).
     found = stats.t_interval([0.7, 0.7, 0.7], resolution=1e-3)
     assert found.high - 0.7 == pytest.approx(4.302652729911275e-3 / math.sqrt(3), rel=1e-9)
+    # Wider than what a share can be: 0.4 +- 0.64.
+    assert stats.t_interval([0, 0, 0.1, 0.9, 1], within=(0, 1)) == stats.Estimate(pytest.approx(0.4), 0, 1)
     with pytest.raises(ValueError, match="two values"):
         stats.t_interval([0.5])
 

@@ -100,18 +100,24 @@ def _whole(name: str, value: Any) -> int:
 # ---- one sample --------------------------------------------------------------------------------------------
 
 
-def t_interval(values: Sequence[float], *, level: float = 0.95, resolution: float = 0.0) -> Estimate:
+def t_interval(
+    values: Sequence[float],
+    *,
+    level: float = 0.95,
+    resolution: float = 0.0,
+    within: tuple[float, float] = (-math.inf, math.inf),
+) -> Estimate:
     """The mean of two or more values with Student's t-interval, which is exact for normal values.
 
     ``resolution`` is the granularity of the values, such as 1 / n for a share of n samples, and a lower limit of the
-    standard deviation: counts that agree by chance would give an interval of zero width. Raises ValueError for fewer
-    than two values.
+    standard deviation: counts that agree by chance would give an interval of zero width. The interval is clipped to
+    ``within``, the range of the mean. Raises ValueError for fewer than two values.
     """
     if len(values) < 2:
         raise ValueError(f"a t-interval needs two values or more, got {len(values)}")
     mean, spread = statistics.fmean(values), max(statistics.stdev(values), resolution)
     half = t_quantile(len(values) - 1, level) * spread / math.sqrt(len(values))
-    return Estimate(mean, mean - half, mean + half)
+    return Estimate(mean, max(mean - half, within[0]), min(mean + half, within[1]))
 
 
 def t_quantile(df: float, level: float = 0.95) -> float:
