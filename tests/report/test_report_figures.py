@@ -186,6 +186,18 @@ def test_the_headline_is_the_lowest_upper_limit_under_the_same_threat(run):
     assert percent(share(40, 40)) in head
 
 
+def test_an_evaluation_without_an_attack_leads_where_there_is_no_other(run):
+    change(run / "evaluation.json", attacks={}, worst=load(run / "evaluation.json")["clean"])
+    attacked = load(run / "evaluation-2.json")
+    assert (read(run).headline, read(run).leading) == ("evaluation-2.json", "evaluation-2.json")
+    head = part(sections.section("headline", read(run))).text
+    assert f"Robust accuracy {percent(attacked['worst'])} under" in head
+    assert "No attack was run" not in head
+    (run / "evaluation-2.json").unlink()
+    assert read(run).leading == "evaluation.json"
+    assert "No attack was run" in part(sections.section("headline", read(run))).text
+
+
 def test_a_cascade_and_the_parts_of_an_ensemble_are_reported_as_such(run):
     found = load(run / "evaluation-2.json")
     reported = found["attacks"]["PGD-2"]

@@ -106,8 +106,10 @@ class Run:
 
 
 def headline(found: dict[str, EvaluationFile]) -> str | None:
-    """The name of the evaluation with the lowest upper limit, of those under the first one's threats."""
-    alike = [name for name, f in found.items() if f.threats == next(iter(found.values())).threats]
+    """The name of the evaluation with the lowest upper limit, of those under the threats of the first one that has
+    attacks."""
+    threats = next((f.threats for f in found.values() if f.attacks), [])
+    alike = [name for name, f in found.items() if f.threats == threats]
     return min(alike, key=lambda name: found[name].worst.high, default=None)
 
 
