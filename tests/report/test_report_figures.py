@@ -139,6 +139,24 @@ def test_best_and_last_epoch_are_those_of_the_files(made, run):
     assert "The last epoch is the best one." not in doc.text
 
 
+def test_an_evaluation_of_the_last_epoch_is_not_shown_as_of_the_best(made, run):
+    rows = [json.loads(line) for line in (made / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        row["best"] = row["epoch"] == 2
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = load(run / "evaluation.json")
+    last = {"epoch": 6, "clean": share(31, 40), "worst": share(7, 40), "attacks": {}}
+    change(run / "evaluation.json", weights="last", epoch=6, last=last)
+    change(run / "evaluation-2.json", last=None)
+    doc = part(sections.section("epochs", read(run)))
+    (table,) = doc.rows("accuracy, 95 % interval", "best epoch (2)", "last epoch (6)")
+    assert not [name for name in table if name.startswith("test")]
+    assert f"evaluated on the test set: {', '.join(found['attacks'])}" in doc.text
+    assert "were not evaluated" not in doc.text
+    change(run / "evaluation.json", weights="best", last=None)
+    assert "weights were not evaluated on the test set" in part(sections.section("epochs", read(run))).text
+
+
 def test_the_headline_is_the_lowest_upper_limit_under_the_same_threat(run):
     first = load(run / "evaluation.json")
     high = first["worst"]["high"]

@@ -85,7 +85,7 @@ def classes(run: Run) -> dict[str, Any]:
 
 def epochs(run: Run) -> dict[str, Any]:
     """The accuracies of the best epoch's weights and of the last's: robust overfitting shows in the difference."""
-    first = next(iter(run.evaluations.values()), None)
+    first = next((each for each in run.evaluations.values() if each.of_best), None)
     last = first.last if first is not None else None
     best = next((r for r in reversed(run.rows) if r.get("best")), None)
     validation: list[tuple[str, list[tuple[float | None, str]]]] = []
@@ -100,7 +100,11 @@ def epochs(run: Run) -> dict[str, Any]:
         pairs = [(n, a.robust, last.attacks[n].robust if n in last.attacks else None) for n, a in first.attacks.items()]
         test = [("clean", first.clean, last.clean), *pairs, ("worst of these", first.worst, last.worst)]
     end = run.rows[-1]["epoch"] if run.rows else last.epoch if last else None
-    return {"validation": validation, "test": test, "best": run.best_epoch, "end": end, "chosen": _selected(run)}
+    alone = [title for title, each in run.titled.items() if each.weights == "last"]
+    return {
+        "validation": validation, "test": test, "best": run.best_epoch, "end": end, "chosen": _selected(run),
+        "alone": alone,
+    }  # fmt: skip
 
 
 def _selected(run: Run) -> str:
