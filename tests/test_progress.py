@@ -215,3 +215,18 @@ def test_short_epochs_print_a_line_a_minute(reported, monkeypatch, capsys):
         figures = [f"{100 * row[f'validation_{name}']:.1f} %" for name in ("clean", "robust")]
         assert line.startswith(f"epoch {i}/3: loss {row['loss']:.3f}")
         assert all(figure in line for figure in figures)
+
+
+def test_a_bar_shows_names_in_brackets_as_they_are(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("TERM", "xterm")
+    with progress.bar(3, "run [/b]") as advance:
+        advance(1, "tabby [cat] 50.0 %")
+    assert "run [/b]" in screen.getvalue()
+    assert "tabby [cat] 50.0 %" in screen.getvalue()

@@ -53,11 +53,11 @@ def bar(
             return Text(work.left_text())
 
     columns = (
-        rich_progress.TextColumn("{task.description}"),
+        rich_progress.TextColumn("{task.description}", markup=False),
         rich_progress.BarColumn(bar_width=28),
         rich_progress.MofNCompleteColumn(),
         Left(),
-        rich_progress.TextColumn("{task.fields[text]}"),
+        rich_progress.TextColumn("{task.fields[text]}", markup=False),
     )
     with rich_progress.Progress(*columns, console=Console(stderr=True), transient=True) as display:
         task = display.add_task(title, total=work.total, text="")

@@ -86,3 +86,15 @@ def test_the_commands_print_through_it(monkeypatch, capsys):
     out = capsys.readouterr().out
     assert all(f"[{figure(i, k).split(' [')[1]}" in out for i in range(4) for k in range(4))
     assert max(map(len, out.splitlines())) <= 60
+
+
+def test_a_name_in_brackets_is_shown_as_it_is(capsys):
+    """A class may be called tabby [cat], and a run :x:."""
+    made = Table(title="runs of [red]")
+    made.add_column("class [bold]")
+    made.add_column("robust (%)", justify="right")
+    for name in ("tabby [cat]", "[/b]", ":x:"):
+        made.add_row(name, "50.0 [40.0, 60.0]")
+    output.print_table(made)
+    text = capsys.readouterr().out
+    assert all(name in text for name in ("runs of [red]", "class [bold]", "tabby [cat]", "[/b]", ":x:"))

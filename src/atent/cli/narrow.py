@@ -22,7 +22,7 @@ _LEAST = 12
 
 def natural_width(table: Table) -> int:
     """Columns of a table in which no cell is folded."""
-    console = Console(width=10**6)
+    console = Console(width=10**6, markup=False, emoji=False)
     return Measurement.get(console, console.options, table).maximum
 
 

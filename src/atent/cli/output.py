@@ -51,8 +51,10 @@ def print_table(table: Any) -> None:
 
     for column in table.columns:
         column.overflow = "fold"
+    # A name of a class or a run may have brackets or colons, which are markup and emoji to rich.
+    console = Console(width=screen(), markup=False, emoji=False)
     for part in fitted(table, screen()):
-        Console(width=screen()).print(part)
+        console.print(part)
 
 
 def lines(quiet: bool) -> Callable[[str], None]:
