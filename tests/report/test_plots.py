@@ -142,6 +142,27 @@ def test_accuracies_draws_bars_and_intervals():
     assert figure.legends[0].get_title().get_text() == "error bars: 95 % intervals, n = 1,000"
 
 
+def test_names_with_underscores_and_dollar_signs_are_shown(tmp_path):
+    """A legend omits labels that begin with an underscore, and text between dollar signs is mathematics."""
+    names = ["_run", r"a$\bad{$"]
+    rows = [{"epoch": 1, "validation_clean": 0.5}]
+    cell = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 10}
+    attacked = [row | {"attack": name} for name in names for row in sweep_rows({"PGD-20": {0.1: (150, 150)}})]
+    figures = [
+        plots.accuracies({name: {"PGD": cell} for name in names}),
+        plots.pareto({"": {name: {"clean": cell, "robust": cell} for name in names}}),
+        plots.security(attacked),
+        plots.minimum_norm({name: ([0, 1], [1.0, 0.5]) for name in names}),
+        plots.certified({name: [0.1, -1] for name in names}),
+        plots.together(dict.fromkeys(names, rows)),
+        plots.cost({name: ([(1, 1.0)], (1.0, 0.0)) for name in names}, {}),
+    ]
+    for figure in figures:
+        shown = [text.strip().partition(" (n")[0] for text in legend(figure)]
+        assert shown == names
+        plots.save(figure, tmp_path / "figure.png")
+
+
 @pytest.mark.parametrize("table", [{}, {"a": {}}, {"a": {"none": {"value": 95, "low": 90, "high": 99}}}])
 def test_accuracies_refuses(table):
     with pytest.raises(ValueError, match=r"empty|fraction"):

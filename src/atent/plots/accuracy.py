@@ -16,6 +16,7 @@ from atent.plots.canvas import (
     blank,
     fraction,
     legend_columns,
+    listed,
     look,
     plain,
     span,
@@ -113,7 +114,7 @@ def _bars(
     below = [max(0.0, v - end) for v, end in zip(value, low, strict=True)]
     above = [max(0.0, end - v) for v, end in zip(value, high, strict=True)]
     axes.bar(
-        [middle[attack] for attack in met], value, 0.92 * width, label=model, color=PALETTE[i % len(PALETTE)],
+        [middle[attack] for attack in met], value, 0.92 * width, label=listed(model), color=PALETTE[i % len(PALETTE)],
         hatch=None if i < len(PALETTE) else "//", yerr=[below, above],
         error_kw={"ecolor": "#333333", "capsize": min(4, 30 * width), "elinewidth": 1.2},
     )  # fmt: skip
@@ -169,7 +170,7 @@ def pareto(
         axes.set_title(title, loc="left", fontsize=TEXT)
     figure.axes[0].set_ylabel(robust)
     legend = figure.legend(
-        list(handles.values()), list(handles), loc="outside lower center", ncols=columns, frameon=False,
+        list(handles.values()), [*map(listed, handles)], loc="outside lower center", ncols=columns, frameon=False,
         fontsize=TEXT - 1, title="bars: 95 % intervals; filled: on the Pareto front",
     )  # fmt: skip
     legend.get_title().set(color=GREY, fontsize=TEXT - 2)
@@ -211,12 +212,16 @@ def security(rows: Sequence[Row], *, title: str | None = None) -> Figure:
         )
         colour = PALETTE[i % len(PALETTE)]
         axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-        axes.plot(x, value, color=colour, marker="o", markersize=5, linewidth=2, label=name, clip_on=False)
+        axes.plot(x, value, color=colour, marker="o", markersize=5, linewidth=2, label=listed(name), clip_on=False)
         counted = [100 * fraction(row["monotone"], "value", name) for row in own]
         if any(a < b for a, b in zip(counted, value[len(begin) :], strict=True)):
             axes.plot(
-                x[len(begin) :], counted, color=colour, linestyle=(0, (4, 2)), label=f"{name}, with smaller radii"
-            )
+                x[len(begin) :],
+                counted,
+                color=colour,
+                linestyle=(0, (4, 2)),
+                label=listed(f"{name}, with smaller radii"),
+            )  # fmt: skip
     axes.set_ylim(0, 100)
     axes.set_xlim(left=0)
     axes.set_xlabel(f"{norms[0]} radius ({units})")
@@ -272,7 +277,7 @@ def minimum_norm(
             [*radii, 1.05 * end],
             [*values, values[-1]],
             where="post",
-            label=attack,
+            label=listed(attack),
             linewidth=2,
             **look(i),
         )
@@ -341,7 +346,7 @@ def _steps(axes: Axes, i: int, name: str, radii: Sequence[float]) -> float:
     colour = PALETTE[i % len(PALETTE)]
     axes.plot(
         places, [100 * k / n for k in counts], drawstyle="steps-pre", color=colour, linewidth=2,
-        linestyle="-" if i < len(PALETTE) else "--", label=f"{name} (n = {n:,})",
+        linestyle="-" if i < len(PALETTE) else "--", label=listed(f"{name} (n = {n:,})"),
     )  # fmt: skip
     axes.fill_between(
         places, [100 * known[k][0] for k in counts], [100 * known[k][1] for k in counts], step="pre", color=colour,

@@ -39,14 +39,10 @@ def save(figure: Figure, path: str | Path) -> None:
 
 
 def svg(figure: Figure) -> bytes:
-    """The figure as SVG for a page: its text stays text, in the reader's own sans-serif, and is drawn as it is written,
-    without mathematics between dollar signs. The same figure gives the same bytes."""
+    """The figure as SVG for a page: its text stays text, in the reader's own sans-serif. The same figure gives the same
+    bytes."""
     import warnings
 
-    from matplotlib.text import Text
-
-    for text in figure.findobj(Text):
-        text.set_parse_math(False)
     out = io.BytesIO()
     with warnings.catch_warnings():
         # the reader's font draws what ours lacks
@@ -77,9 +73,10 @@ def _write(figure: Figure, out: Path | io.BytesIO, kind: str, text: str = "path"
     from matplotlib.text import Text
 
     metadata = {"Date": None} if kind == "svg" else None
-    # A matplotlibrc in the current folder must not start LaTeX.
     for each in figure.findobj(Text):
+        # A matplotlibrc in the current folder must not start LaTeX, and names with dollar signs are no mathematics.
         each.set_usetex(False)
+        each.set_parse_math(False)
     with matplotlib.rc_context({"svg.hashsalt": "atent", "svg.fonttype": text, "text.usetex": False}):
         figure.savefig(out, format=kind, dpi=200, metadata=metadata, facecolor="white")
 
@@ -110,6 +107,11 @@ def plain(axes: Axes) -> None:
 def look(i: int) -> dict[str, Any]:
     """Colour and dashes of the line number i, distinct beyond the palette."""
     return {"color": PALETTE[i % len(PALETTE)], "linestyle": ("-", (0, (5, 2)), (0, (1, 1.5)))[i // len(PALETTE) % 3]}
+
+
+def listed(name: str) -> str:
+    """A name as a label; legends omit labels that begin with an underscore."""
+    return f" {name}" if name.startswith("_") else name
 
 
 def legend_columns(names: Collection[str]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from atent.plots.canvas import GREY, PALETTE, TEXT, blank, legend_columns, look, plain
+from atent.plots.canvas import GREY, PALETTE, TEXT, blank, legend_columns, listed, look, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,9 +31,9 @@ def cost(
     for i, (name, (points, (slope, intercept))) in enumerate(lines.items()):
         colour = PALETTE[i % len(PALETTE)]
         axes.plot([0, most], [intercept, intercept + slope * most], color=colour, linewidth=1.5)
-        axes.plot(*zip(*points), color=colour, marker="o", markersize=7, linestyle="none", label=name)
+        axes.plot(*zip(*points), color=colour, marker="o", markersize=7, linestyle="none", label=listed(name))
     for i, (name, seconds) in enumerate(others.items(), start=len(lines)):
-        axes.axhline(seconds, color=PALETTE[i % len(PALETTE)], linestyle=(0, (4, 2)), label=name)
+        axes.axhline(seconds, color=PALETTE[i % len(PALETTE)], linestyle=(0, (4, 2)), label=listed(name))
     axes.set_xlim(0, 1.05 * most)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("Langevin steps K")
@@ -57,8 +57,8 @@ def lines(curve: Mapping[str, Any]) -> Figure:
     for i, (label, (x, y)) in enumerate(curve["lines"].items()):
         bars = curve.get("error") if i == 0 else None
         axes.errorbar(
-            x, y, yerr=bars, label=label, linewidth=2, capsize=3, marker="o" if len(x) <= 30 else None, markersize=4,
-            **look(i),
+            x, y, yerr=bars, label=listed(label), linewidth=2, capsize=3, marker="o" if len(x) <= 30 else None,
+            markersize=4, **look(i),
         )  # fmt: skip
     for name, axis in (("x", axes.xaxis), ("y", axes.yaxis)):
         if name in curve["log"]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from atent.plots.canvas import COLOUR, GREY, TEXT, Row, blank, fraction, look, plain
+from atent.plots.canvas import COLOUR, GREY, TEXT, Row, blank, fraction, listed, look, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,7 +83,12 @@ def together(runs: Mapping[str, Sequence[Row]]) -> Figure:
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(
-        [handles[name] for name in names], names, loc="outside lower center", ncols=2, frameon=False, fontsize=TEXT - 1
+        [handles[name] for name in names],
+        [*map(listed, names)],
+        loc="outside lower center",
+        ncols=2,
+        frameon=False,
+        fontsize=TEXT - 1,
     )
     return figure
 
