@@ -146,7 +146,7 @@ def bounded_mean(values: Sequence[float], *, level: float = 0.95) -> Estimate:
 def unseen(n: int, *, level: float = 0.95) -> float:
     """The largest share of a kind of samples of which n samples contain none with a probability of (1 - level)/2: the
     upper limit of `interval` for none of n."""
-    return 1 - ((1 - level) / 2) ** (1 / n)
+    return 1 - math.pow((1 - level) / 2, 1 / n)
 
 
 # ---- paired samples ----------------------------------------------------------------------------------------

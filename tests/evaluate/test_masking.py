@@ -250,6 +250,19 @@ def test_false_derivatives_are_found_at_one_step_size_or_the_other(robust, test_
     assert not verdict("finite-differences", Around(robust, before=Upside.apply), *test_set, LINF)[0]
 
 
+def test_derivatives_below_the_rounding_of_differences_are_no_disagreement(robust, test_set):
+    """Binary inputs on the plateaus of a steep sigmoid, whose derivatives are of the order of 1e-12."""
+    x, y = (test_set[0] > 0.5).to(test_set[0]), test_set[1]
+    smooth = Around(robust, before=lambda z: torch.sigmoid(60 * (z - 0.5)))
+    right = smooth(x).argmax(1) == y
+    assert int(right.sum()) >= 10
+    passed, figure = verdict("finite-differences", smooth, x[right], y[right], LINF)
+    assert passed, figure
+    # A false derivative of the same size as the true one is still found.
+    steep = Around(robust, before=lambda z: torch.sigmoid(60 * (StraightThrough.apply(z) - 0.5)))
+    assert not verdict("finite-differences", steep, *test_set, LINF)[0]
+
+
 def test_differences_work_in_float32_where_the_model_fixes_its_type(robust, test_set):
     def single(x):
         assert x.dtype == torch.float32
