@@ -266,15 +266,16 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         found: np.ndarray = self.classes_[places]
         return found
 
-    def _threat(self, inputs: Tensor, eps: float | str | None, *, beyond: float = 0.0) -> Threat:
-        """The threat with the radius ``eps``, in a box that contains the inputs if the box was derived from data; such
-        a box reaches ``beyond`` them."""
+    def _threat(self, inputs: Tensor, eps: float | str | None, *, whole: bool = False) -> Threat:
+        """The threat with the radius ``eps``, in a box that contains the inputs if the box was derived from data, with
+        ``whole`` and their balls."""
         threat = self.threat_
         low, high = threat.box
-        learned = self.box is None and not (isinstance(self.method, Method) and self.method.threat)
-        if learned and len(inputs):
-            low, high = min(low, float(inputs.min())) - beyond, max(high, float(inputs.max())) + beyond
-        size = threat.eps if eps is None else eps
+        size = threat.eps if eps is None else radius_of(eps, "eps")
+        if self.box is None and not (isinstance(self.method, Method) and self.method.threat) and len(inputs):
+            # Twice the radius allows for rounding.
+            reach = 2.0 * size if whole and isinstance(size, int | float) else 0.0
+            low, high = min(low, float(inputs.min())) - reach, max(high, float(inputs.max())) + reach
         return Threat(threat.norm, size, (low, high), threat.allow_large_eps, **threat.extra())
 
     def robust_score(
@@ -342,9 +343,8 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             In one line, for a network with layers that bounds do not support.
         """
         inputs = self._inputs(X)
-        # Inputs may lie outside the range of the training data; the double reach allows for rounding.
-        size = radius_of(self.threat_.eps if radius is None else radius, "radius")
-        threat = self._threat(inputs, size, beyond=2 * size)
+        # Inputs may lie outside the range of the training data.
+        threat = self._threat(inputs, radius, whole=True)
         with torch.no_grad(), guard(self.network_):
             parts = [(part, ask(self.network_, part).argmax(1)) for part in inputs.split(_BATCH)]
             made = [verified(self.network_, part, predicted, threat, method) for part, predicted in parts]
