@@ -22,6 +22,12 @@ def write_weights(target: Target, path: Path) -> Run:
     ValueError, in one line, for a network that is built by code.
     """
     config = configuration(target)
+    code = built_by(config)
+    if code is not None:
+        raise ValueError(
+            f"a file of weights contains no code, and the network of {target.name} is built by {code}: use --format hub"
+            " for a folder that records this, or --format onnx or torch-export"
+        )
     about = config["about"]["data"]
     made = {key: about[key] for key in ("classes", "shape", "box")} | {"model": config["model"]}
     # A run folder accepts only its own weights.

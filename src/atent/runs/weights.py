@@ -21,18 +21,19 @@ _COMPILED = "_orig_mod."
 
 
 class Snapshot:
-    """A snapshot of a network's state at the start of training, which determines what `load` needs to know."""
+    """A snapshot of a network's state at the start of training, which determines what `load` needs to know; ``drawn``
+    are buffers that a new network of the class has with other values, though they are not persistent."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, drawn: Collection[str] = ()) -> None:
         self.shapes = {k: _shape(v) for k, v in visible(model).items()}
-        self.hidden = {k: v.detach().clone() for k, v in hidden(model).items()}
+        self.hidden = {k: v.detach().clone() for k, v in hidden(model).items() if k not in drawn}
 
     def own(self, model: nn.Module) -> list[str]:
         """Buffers that a new network of the class does not have in this form: added or resized since, or not persistent
-        and changed."""
+        and drawn at random or changed."""
         aside, buffers = hidden(model), {plain_name(model, k) for k, _ in model.named_buffers()}
         grown = [k for k, v in visible(model).items() if k in buffers and self.shapes.get(k) != _shape(v)]
-        changed = [k for k, v in aside.items() if k not in self.hidden or not _same(self.hidden[k], v.detach())]
+        changed = [k for k, v in aside.items() if k not in self.hidden or not same(self.hidden[k], v.detach())]
         return [*grown, *changed]
 
 
@@ -168,7 +169,7 @@ def differences(model: State, state: State, own: Collection[str] = ()) -> list[s
         if state[k].is_complex() != model[k].is_complex():
             odd.append(f"{k} is {state[k].dtype}, the model {model[k].dtype}")
         first = tied.setdefault(_place(model[k]), k) if model[k].numel() and not model[k].is_meta else k
-        if first != k and not _same(state[first], state[k]):
+        if first != k and not same(state[first], state[k]):
             odd.append(f"{first} and {k} differ, and are one in the model")
     return [*missing, *strange, *odd]
 
@@ -279,7 +280,14 @@ def _shape(value: Any) -> tuple[int, ...] | None:
     return tuple(value.shape) if isinstance(value, Tensor) and not is_lazy(value) else None
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
+def is_dense(value: Tensor) -> bool:
+    """Whether a weights file can hold a tensor."""
+    plain = not is_lazy(value) and not value.is_meta and not value.is_quantized
+    return plain and value.layout == torch.strided
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors agree, NaN with NaN."""
     if a.shape != b.shape or a.dtype != b.dtype or a.layout != b.layout:
         return False
     if a.is_meta or b.is_meta:

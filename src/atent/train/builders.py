@@ -15,7 +15,7 @@ from atent.data import Data
 from atent.data.builder import built as built_data
 from atent.models import check_output
 from atent.runs.loading import built as built_model
-from atent.runs.weights import differences, visible
+from atent.train import rebuilt
 
 
 @dataclass(frozen=True)
@@ -35,24 +35,26 @@ class Builders:
         for name, option in (("model", "builder"), ("data", "data_builder")):
             object.__setattr__(self, f"{name}_args", _plain(option, getattr(self, name), getattr(self, f"{name}_args")))
 
-    def check(self, model: nn.Module, data: Data) -> None:
-        """ValueError, in one line, unless the builders give the architecture of ``model`` and the samples of
-        ``data``, and if torch creates tensors without values."""
+    def check(self, model: nn.Module, data: Data, config: Mapping[str, Any] | None) -> list[str]:
+        """The buffers of ``model`` to store though they are not persistent: those that its builder, or the name in
+        ``config``, gives with other values.
+
+        ValueError, in one line, unless the builders give ``model``, but for its weights, and the samples of ``data``,
+        and if torch creates tensors without values.
+        """
         check_default_device()
-        if self.model is not None:
-            with torch.random.fork_rng():
+        name = f"builder {self.model}"
+        with torch.random.fork_rng():
+            if self.model is not None:
                 made = built_model(self.model, self.model_args, classes=data.classes, shape=data.shape)
                 # A network may have lazy layers.
                 check_output(made, data.shape, data.classes, next((p.device for p in made.parameters()), "cpu"))
-            found = differences(visible(model), visible(made))
-            if found:
-                more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-                raise ValueError(
-                    f"builder {self.model} returns another architecture: {found[0]}{more}: give the function that built"
-                    " the model, and its builder_args"
-                )
+            else:
+                made, name = rebuilt.named(config or {}, data)
+            drawn = rebuilt.kept(model, made, data, name)
         if self.data is not None:
             _check_data(self.data, built_data(self.data, self.data_args), data)
+        return drawn
 
     def record(self, config: dict[str, Any]) -> dict[str, Any]:
         """A run's configuration with the builders."""

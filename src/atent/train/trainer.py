@@ -65,7 +65,7 @@ class Trainer:
         before = run if resume else None
         settings, self.layout = machine.placed(model, data, settings, self.device, threat, before, say)
         self.settings = settings
-        builders.check(model, data)
+        drawn = builders.check(model, data, config)
         if resume and run is not None:
             data = as_begun(data, run)
         self.data, self.augment = data.to(self.device), augment(augmentation)
@@ -77,7 +77,7 @@ class Trainer:
         self.rates = rates(self.optimizer, optimizer.lr)
         self.amp = under(settings.precision, self.device)
         self.state = preflight.begin(self.method, self.data, self.device, resume=resume)
-        self.begun = Snapshot(model)
+        self.begun = Snapshot(model, drawn)
         self._joined = self._check()
         self._count_steps()
         self.average: Average | None = None

@@ -1,0 +1,135 @@
+"""A run loads as the network that was trained, or the training is refused before it begins."""
+
+import random
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from atent import Threat, load
+from atent.data import from_tensors
+from atent.methods import PGDAT
+from atent.train import TrainSettings, fit, load_weights
+
+SOURCE = """
+import random
+
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.last = kind, nn.Linear(16, 3)
+        if kind == "buffer":
+            self.register_buffer("drawn", torch.randn(16, 16), persistent=False)
+        if kind == "tensor":
+            self.drawn = torch.randn(16, 16)
+        if kind == "list":
+            self.drawn = random.sample(range(16), 16)
+        if kind == "zero":
+            self.drawn = torch.randn(16, 16)
+            nn.init.zeros_(self.last.weight)
+        if kind == "counts":
+            self.scale = 1.0
+
+    def forward(self, x):
+        x = x.flatten(1)
+        if self.kind == "list":
+            return self.last(x[:, self.drawn])
+        if self.kind == "counts":
+            self.scale *= 0.9 if self.training else 1.0
+            return self.last(x * self.scale)
+        return self.last(x @ self.drawn)
+
+
+def net(kind="buffer"):
+    return Net(kind)
+
+
+def powered(power=1):
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU() if power == 1 else nn.Tanh(), nn.Linear(8, 3))
+"""
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    (tmp_path / "drawn_mine.py").write_text(SOURCE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield __import__("drawn_mine")
+    sys.modules.pop("drawn_mine", None)
+
+
+@pytest.fixture
+def data():
+    x = torch.rand(40, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    return from_tensors(x[:30], torch.arange(30) % 3, x[30:], torch.arange(10) % 3, validation=6)
+
+
+def trained(net, data, **more):
+    method, settings = PGDAT(Threat("linf", 0.05), steps=1), TrainSettings(epochs=1, batch_size=8, validate_limit=6)
+    return fit(net, data, method, settings=settings, progress=False, **more)
+
+
+def test_a_buffer_drawn_at_random_is_stored_though_it_is_not_persistent(mine, data):
+    fitted = trained(mine.net(), data, run="run", builder="drawn_mine:net")
+    x = data.test.x
+    torch.manual_seed(99)
+    assert torch.equal(load("run")(x), fitted.model(x))
+    # Also where the run does not record what built the network, and where its training resumes.
+    fitted = trained(mine.net(), data, run="unnamed")
+    other = mine.net().eval()
+    load_weights(other, "unnamed")
+    assert torch.equal(other(x), fitted.model(x))
+    again = trained(mine.net(), data, run="unnamed", resume=True)
+    assert torch.equal(again.model(x), fitted.model(x))
+
+
+@pytest.mark.parametrize("kind", ["tensor", "list", "zero"])
+def test_random_values_that_no_file_keeps_are_refused(kind, mine, data):
+    random.seed(1)
+    with pytest.raises(ValueError, match="outputs differ from those of the network to train") as error:
+        trained(mine.net(kind), data, run="run", builder="drawn_mine:net", builder_args={"kind": kind})
+    assert "\n" not in str(error.value)
+
+
+def test_a_builder_of_another_network_with_these_shapes_is_refused(mine, data):
+    with pytest.raises(ValueError, match="drawn_mine:powered gives a network whose outputs differ"):
+        trained(mine.powered(2), data, run="run", builder="drawn_mine:powered")
+    trained(mine.powered(2), data, run="run", builder="drawn_mine:powered", builder_args={"power": 2})
+
+
+def test_attributes_that_a_training_changes_and_no_file_keeps_are_refused(mine, data):
+    """The best epoch would be restored with the attributes of the last."""
+    with pytest.raises(ValueError, match="changes attributes in train mode"):
+        trained(mine.net("counts"), data)
+
+
+def test_a_network_that_a_recipe_names_is_compared(mine, data, capsys):
+    from atent.cli import main
+
+    Path("own.toml").write_text(
+        '[data]\nname = "digits"\nlimit = 60\nvalidation = 20\n[model]\nname = "recipe_mine:net"\n[method]\n'
+        'name = "PGDAT"\nthreat = { norm = "linf", eps = 0.05 }\nsteps = 1\n[train]\nepochs = 1\ndevice = "cpu"\n'
+        '[evaluate]\nattacks = ["FGSM"]\nlimit = 20\n'
+    )
+    body = "import torch\nfrom torch import nn\n\n\nclass Net(nn.Module):\n    def __init__(self):\n        super()"
+    body += ".__init__()\n        self.last = nn.Linear(64, 10)\n        {}\n\n    def forward(self, x):\n"
+    body += "        return self.last(x.flatten(1) @ self.k)\n\n\ndef net():\n    return Net()\n"
+    for line, status in (
+        ("self.k = torch.randn(64, 64)", 2),
+        ('self.register_buffer("k", torch.randn(64, 64), persistent=False)', 0),
+    ):
+        Path("recipe_mine.py").write_text(body.format(line))
+        sys.modules.pop("recipe_mine", None)
+        found = main(["train", "own.toml", "--name", f"run{status}", "--quiet"])
+        assert found == status, capsys.readouterr().err
+    x = torch.rand(4, 1, 8, 8)
+    torch.manual_seed(1)
+    one = load("runs/run0")(x)
+    torch.manual_seed(2)
+    assert torch.equal(load("runs/run0")(x), one)
+    sys.modules.pop("recipe_mine", None)
