@@ -10,6 +10,9 @@ import torch
 from atent import Threat, load
 from atent.data import from_tensors
 from atent.methods import PGDAT
+from atent.models import build
+from atent.runs.answers import recorded
+from atent.runs.checkpoint import export, read_weights
 from atent.train import TrainSettings, fit, load_weights
 
 SOURCE = """
@@ -51,6 +54,11 @@ def net(kind="buffer"):
 
 def powered(power=1):
     return nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU() if power == 1 else nn.Tanh(), nn.Linear(8, 3))
+
+
+class Noisy(nn.Linear):
+    def forward(self, x):
+        return super().forward(x.flatten(1) + torch.randn_like(x.flatten(1)))
 """
 
 
@@ -133,3 +141,24 @@ def test_a_network_that_a_recipe_names_is_compared(mine, data, capsys):
     torch.manual_seed(2)
     assert torch.equal(load("runs/run0")(x), one)
     sys.modules.pop("recipe_mine", None)
+
+
+def test_weights_in_a_network_of_other_code_are_reported(mine, data, capsys):
+    """The tensors agree, and the networks do not."""
+    trained(mine.powered(), data, run="run", builder="drawn_mine:powered")
+    load("run")
+    export("run", "half")
+    load("half")
+    assert capsys.readouterr().err == ""
+    load_weights(mine.powered(2), "run")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "run/best.safetensors: the network has other outputs than the one that was trained" in line
+
+
+def test_outputs_are_recorded_where_they_identify_a_network(mine, data):
+    trained(mine.powered(), data, run="own")
+    trained(mine.Noisy(16, 3), data, run="noisy")
+    kept = [read_weights(Path(run) / "best.safetensors")[0].get("answers") for run in ("own", "noisy")]
+    assert [outputs is not None for outputs in kept] == [True, False]
+    named = {"model": {"name": "mlp"}, "shape": [1, 4, 4]}
+    assert recorded(build("mlp", classes=3, shape=(1, 4, 4)), named) == named

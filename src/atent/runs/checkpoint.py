@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from atent import runs as folder
 from atent.guard import guard
-from atent.runs import manifest
+from atent.runs import answers, manifest
 from atent.runs.foreign import is_safetensors, read_foreign
 from atent.runs.match import match
 from atent.runs.metadata import metadata_of
@@ -56,14 +56,20 @@ def fill(
     temporary: Path, model: nn.Module | dict[str, Tensor], about: dict[str, Any], start: Snapshot | None = None
 ) -> None:
     """`save_weights` into the temporary file of an atomic write."""
-    _fill(temporary, *_packed(model, start), about)
+    _fill(temporary, *_packed(model, start), _known(model, about, start))
 
 
 def held(model: nn.Module, about: dict[str, Any], start: Snapshot) -> Callable[[Path], None]:
     """A snapshot of the weights; the returned function writes it later, as `fill` does."""
     tensors, notes = _packed(model, start)
     tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-    return lambda temporary: _fill(temporary, tensors, notes, about)
+    known = _known(model, about, start)
+    return lambda temporary: _fill(temporary, tensors, notes, known)
+
+
+def _known(model: nn.Module | dict[str, Tensor], about: dict[str, Any], start: Snapshot | None) -> dict[str, Any]:
+    """The metadata, of a training with outputs of the network."""
+    return answers.recorded(model, about) if start is not None and isinstance(model, nn.Module) else about
 
 
 def _packed(model: nn.Module | dict[str, Tensor], start: Snapshot | None) -> tuple[dict[str, Tensor], Notes]:
@@ -252,6 +258,7 @@ def put_states(
     own = notes.get("own", [])
     check_architecture(model, states[""], path, about, own)
     put(model, fitted(visible(model), states[""]), own)
+    answers.compare(model, about, path)
 
 
 def weights_file(path: Path, which: str) -> Path:
@@ -329,7 +336,8 @@ def export(run: str | Path, out: str | Path) -> Path:
         for name in kept:
             files.write(name, (run / name).read_bytes())
         with files.add(BEST) as temporary:
-            _fill(temporary, halves, {**notes, **packed}, about)
+            # float16 rounds the outputs too.
+            _fill(temporary, halves, {**notes, **packed}, {k: v for k, v in about.items() if k != answers.KEY})
     return out
 
 

@@ -25,7 +25,8 @@ from atent.guard import ask, guard, wrapping
 from atent.losses import cross_entropy
 from atent.methods import METHODS, Method
 from atent.methods.contract import checked_state, lacking
-from atent.runs.weights import Snapshot, aliases, pack, put, unpack, unwrapped, whole
+from atent.runs.answers import differ
+from atent.runs.weights import Snapshot, aliases, pack, put, unpack, whole
 from atent.threat import Threat
 from atent.train.settings import TrainSettings
 
@@ -118,32 +119,6 @@ def twin(model: nn.Module) -> nn.Module | None:
             return copy.deepcopy(model)
     except Exception:  # a custom __deepcopy__ may raise any error, and a network without a copy can still train
         return None
-
-
-# The largest difference of outputs that rounding explains, relative to the largest output.
-_ROUNDING = 1e-3
-
-
-def differ(model: nn.Module, other: nn.Module, x: Tensor) -> bool:
-    """Whether the outputs of two networks differ by more than rounding; not for outputs that differ between two calls,
-    and not for those that are no finite numbers."""
-    one, again, two = outputs_of(model, x), outputs_of(model, x), outputs_of(other, x)
-    if one is None or again is None or two is None or one.shape != two.shape or not bool(one.isfinite().all()):
-        return False
-    most = _ROUNDING * float(one.abs().max())
-    return float((one - again).abs().max()) <= most < float((one - two).abs().nan_to_num(nan=torch.inf).max())
-
-
-def outputs_of(model: nn.Module, x: Tensor) -> Tensor | None:
-    """The outputs in eval mode, for one sequence of random numbers; None for a network that cannot take ``x``, which
-    other checks report."""
-    net = unwrapped(model)
-    try:
-        with guard(net, mode="eval", seed=0), torch.no_grad():
-            out = net(x.clone())
-    except Exception:  # a network may raise any error
-        return None
-    return out.double() if isinstance(out, Tensor) and out.is_floating_point() else None
 
 
 def check_kept(model: nn.Module, made: nn.Module, begun: Snapshot, x: Tensor) -> None:

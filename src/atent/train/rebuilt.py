@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from atent.data import Data
 from atent.models import ModelSettings, make
+from atent.runs.answers import differ, outputs_of
 from atent.runs.weights import differences, hidden, is_dense, put, same, unwrapped, visible, whole
-from atent.train.preflight import differ, outputs_of, twin
+from atent.train.preflight import twin
 
 # The standard deviation of the change of each weight, relative to the mean size of its tensor, and the least.
 _CHANGE, _LEAST = 0.1, 0.02
