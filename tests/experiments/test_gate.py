@@ -168,6 +168,9 @@ def test_a_required_attack_beside_one_that_cannot_be_read(by_attack, capsys):
     by_attack("evaluation.json", "PGD(former=20)", 430, 500)
     assert main(["gate", "run", "--min-robust", "0.4", "--require", "PGD"]) == 0
     assert "Not measured by" in refused(capsys, "gate", "run", "--min-robust", "0.4", "--require", "PGD(steps=20)")
+    # The colon of a plug-in is part of its name.
+    line = refused(capsys, "gate", "run", "--min-robust", "0.4", "--require", "mine:Own(steps=2)")
+    assert "Not measured by mine:Own(steps=2): run" in line
 
 
 def test_a_required_attack_is_missed_before_the_work(short_run, capsys, monkeypatch):

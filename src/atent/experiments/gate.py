@@ -144,7 +144,8 @@ def _demand(
         return
     remedy = f"run `atent evaluate` with {required} among its --attacks"
     if _bare(required) == "autoattack":
-        lacking = caveat(attacks, search_dtype) or ""
+        # What follows its colon is on the figures.
+        lacking = (caveat(attacks, search_dtype) or "").partition(":")[0]
         if lacking.startswith("There is no"):
             remedy = "omit --require"
         elif lacking.startswith("AutoAttack searched in"):
@@ -155,8 +156,7 @@ def _demand(
         at = " and ".join(sorted(f"{norm} {eps:g}" for norm, eps, *_ in left if math.isfinite(eps)))
         lacking = f"Not measured by {required}" + (f" at {at}" if there else "") if at or not there else ""
     if lacking:
-        reason = lacking.partition(":")[0]
-        raise ValueError(f"--require {required}: {source} has {', '.join(attacks)}. {reason}: {remedy}")
+        raise ValueError(f"--require {required}: {source} has {', '.join(attacks)}. {lacking}: {remedy}")
 
 
 def _is_required(required: str, name: str, attack: Mapping[str, Any]) -> bool:

@@ -43,6 +43,7 @@ class Builders:
         and if torch creates tensors without values.
         """
         check_default_device()
+        made: nn.Module | None
         name = f"builder {self.model}"
         with torch.random.fork_rng():
             if self.model is not None:
