@@ -11,8 +11,11 @@ from atent import Threat, load
 from atent.data import from_tensors
 from atent.methods import PGDAT
 from atent.models import build
+from atent.models.contrastive import Contrastive
 from atent.runs.answers import recorded
-from atent.runs.checkpoint import export, read_weights
+from atent.runs.checkpoint import export, read_weights, save_weights
+from atent.runs.pretrained import load_start
+from atent.runs.weights import Snapshot
 from atent.train import TrainSettings, fit, load_weights
 
 SOURCE = """
@@ -162,3 +165,15 @@ def test_outputs_are_recorded_where_they_identify_a_network(mine, data):
     assert [outputs is not None for outputs in kept] == [True, False]
     named = {"model": {"name": "mlp"}, "shape": [1, 4, 4]}
     assert recorded(build("mlp", classes=3, shape=(1, 4, 4)), named) == named
+
+
+def test_fine_tuning_takes_the_random_buffers_of_the_pre_training(mine, tmp_path):
+    network = Contrastive(mine.net(), [8], (1, 4, 4))
+    for name, buffer in network.named_buffers():
+        if name.endswith("num_batches_tracked"):
+            buffer.fill_(1)
+    about = {"classes": 3, "shape": [1, 4, 4]}
+    save_weights(tmp_path / "pre.safetensors", network, about, Snapshot(network, ["network.drawn"]))
+    tuned = mine.net()
+    load_start(tuned, tmp_path / "pre.safetensors")
+    assert torch.equal(tuned.drawn, network.network.drawn)

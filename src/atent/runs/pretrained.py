@@ -64,7 +64,7 @@ def load_start(
         return load_start(model.network, path, branch, which=which)
     file = weights_file(Path(path), which)
     # No other library's file is of a pre-training run.
-    about, state, _ = read_weights(file) if is_safetensors(file) else ({}, {}, {})
+    about, state, notes = read_weights(file) if is_safetensors(file) else ({}, {}, {})
     if isinstance(model, Contrastive):
         return load_weights(model, file)
     if not ("probe.weight" in state and any(name.startswith("projection.") for name in state)):
@@ -79,8 +79,9 @@ def load_start(
     own = visible(model)
     head = {name: torch.zeros_like(own[name]) for name in own if name.rpartition(".")[0] == last}
     encoder = _encoder(state, chosen) | head
-    check_architecture(model, encoder, file, about)
-    put(model, fitted(own, encoder))
+    kept = [*_encoder(dict.fromkeys(notes.get("own", ())), chosen)]
+    check_architecture(model, encoder, file, about, kept)
+    put(model, fitted(own, encoder), kept)
     return about
 
 
