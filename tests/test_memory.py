@@ -1,5 +1,6 @@
 """Memory that runs out: the step, the evaluation and the certification continue in smaller parts, and give the same."""
 
+import gc
 from dataclasses import fields, is_dataclass
 
 import pytest
@@ -39,6 +40,15 @@ class Small(nn.Module):
             self.failed += 1
             raise self.error
         return self.head(z)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def a_small_heap():
+    """Memory that runs out is answered by a garbage collection, which takes a second and more over all that a session
+    of tests has imported and kept: here it goes over what is made from now on, as in a command."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import inspect
 import itertools
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +43,23 @@ def version_of(module: str) -> str | None:
     >>> version_of("torch.nn").split()[0], version_of("no_such_module")
     ('torch', None)
     """
-    top = module.partition(".")[0]
-    for name in importlib.metadata.packages_distributions().get(top, []):
+    return _version(module.partition(".")[0], tuple(sys.path))
+
+
+@functools.cache
+def _version(top: str, places: tuple[str, ...]) -> str | None:
+    """`version_of` a top-level module that is looked for in these folders."""
+    for name in _packages(places).get(top, []):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             return f"{name} {importlib.metadata.version(name)}"
     return None
+
+
+@functools.lru_cache(maxsize=1)
+def _packages(places: tuple[str, ...]) -> Mapping[str, list[str]]:
+    """The packages that are installed in these folders, by top-level module: read once for all modules, since the files
+    of an environment take 0.1 s and more, and a command asks for each object of the user several times."""
+    return importlib.metadata.packages_distributions()
 
 
 def code_of(entries: Iterable[Any]) -> list[str]:
@@ -94,13 +106,7 @@ def source_of(function: Any) -> str | None:
 def _is_of_user(module: str) -> bool:
     """Whether a module is neither of this package, of torch, of Python nor installed."""
     top = module.partition(".")[0]
-    return top not in _LIBRARIES and top not in sys.stdlib_module_names - {"__main__"} and not _installed(top)
-
-
-@functools.cache
-def _installed(top: str) -> str | None:
-    """`version_of` a top-level module: the packages of the environment are read once for each, in 0.1 s and more."""
-    return version_of(top)
+    return top not in _LIBRARIES and top not in sys.stdlib_module_names - {"__main__"} and not version_of(top)
 
 
 def _definitions(entries: Iterable[Any]) -> Iterator[Any]:

@@ -6,10 +6,12 @@ import types
 from pathlib import Path
 
 import pytest
+from tiny_recipes import Here
 
 from atent import zoo
 from atent.cli import COMMANDS, main
 from atent.experiments import migrate
+from atent.experiments.backends import local
 from atent.experiments.results import TheoryFile
 from atent.paper.theory import command as theory
 
@@ -70,6 +72,7 @@ sampler = "grid"
 def at_home(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("s.toml").write_text(SWEEP)
+    monkeypatch.setattr(local, "Process", Here)
     # The chains of `atent theory` take half a minute.
     found = migrate.read(RESULTS / "theory" / "digits-l2-atent-softplus.json", TheoryFile).to_json()
     subject = types.SimpleNamespace(place=Path(), stem="")

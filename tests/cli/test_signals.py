@@ -260,7 +260,10 @@ def recipe(name):
 
 def test_a_reader_that_has_gone_ends_nothing(here):
     process = subprocess.Popen(
-        [sys.executable, "-m", "atent", "train", "digits-linf-standard", "--no_baseline", "--name", "run", *TINY],
+        [
+            sys.executable, "-m", "atent", "train", "digits-linf-standard", "--no_baseline", "--name", "run",
+            "--train.epochs", "2", *TINY,
+        ],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
     )  # fmt: skip
     process.stdout.readline()

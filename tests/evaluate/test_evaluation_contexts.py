@@ -44,7 +44,7 @@ def passed(net):
 
 WORK = {
     "evaluate": lambda net: evaluate(net, X, Y, [FGSM(LINF), PGD(LINF, steps=3)], cascade=False).outcomes,
-    "AutoAttack": lambda net: evaluate(net, X, Y, [AutoAttack(LINF, version="rand")]).outcomes,
+    "AutoAttack": lambda net: evaluate(net, X, Y, [AutoAttack(LINF, version="rand", steps=4, eot=2)]).outcomes,
     "minimum norm": lambda net: evaluate(net, X, Y, [DDN(L2, steps=5)]).outcomes,
     "sweep": lambda net: [row["robust"] for row in sweep(net, X, Y, [PGD(LINF, steps=2)], [0.01, 0.1])],
     "masking": passed,

@@ -103,7 +103,7 @@ def test_every_recipe_is_whole(name):
 
 
 def one_epoch(name):
-    """One epoch of a recipe at its real architecture on 64 images (random ones of its shape), with two inner steps."""
+    """One epoch of a recipe at its real architecture on 16 images (random ones of its shape), with two inner steps."""
     j = made(name)
     burn_in = {"burn_in": 1} if getattr(j.method, "burn_in", None) else {}
     method = dataclasses.replace(j.method, steps=2, **burn_in) if hasattr(j.method, "steps") else j.method
@@ -111,8 +111,8 @@ def one_epoch(name):
         method = dataclasses.replace(method, teacher=None)
     shape = (1, 8, 8) if j.data.name == "digits" else native_shape(j.model.name)
     rng = torch.Generator().manual_seed(0)
-    x, y = torch.rand(84, *shape, generator=rng), torch.arange(84) % 10
-    data = from_tensors(x[:74], y[:74], x[74:], y[74:], validation=10)
+    x, y = torch.rand(36, *shape, generator=rng), torch.arange(36) % 10
+    data = from_tensors(x[:26], y[:26], x[26:], y[26:], validation=10)
     model = make(j.model, classes=10, shape=shape)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     settings = dataclasses.replace(
@@ -122,7 +122,7 @@ def one_epoch(name):
         model, data, method, optimizer=j.optimizer, schedule=j.schedule, settings=TrainSettings(**vars(settings)),
         augmentation=j.data.augment, progress=False,
     )  # fmt: skip
-    assert len(data.train) == 64
+    assert len(data.train) == 16
     assert fitted.history[0]["loss"] > 0
     assert any(not torch.equal(v, before[k]) for k, v in fitted.model.state_dict().items())
 

@@ -66,6 +66,8 @@ def test_a_network_is_what_its_card_says(tmp_path, monkeypatch):
 CIFAR = Path(os.environ.get("ATENT_DATA_ROOT", "data")) / "cifar10"
 
 
+# `test_a_network_is_what_its_card_says` holds the same of the digits, whose file is read in no time.
+@pytest.mark.slow
 @pytest.mark.skipif(not CIFAR.is_dir(), reason="the files of CIFAR-10 are needed")
 def test_the_network_of_cifar_is_what_its_files_say():
     target = load_target("zoo:cifar10-l2-pgdat", attacks=(), limit=1000)

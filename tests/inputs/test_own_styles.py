@@ -3,7 +3,9 @@
 import copy
 import dataclasses
 import functools
+import importlib.metadata
 import pickle
+import sys
 import sysconfig
 from dataclasses import dataclass
 from functools import cached_property, partialmethod
@@ -170,13 +172,26 @@ def test_an_instance_and_a_class_of_main_without_a_file():
     assert origins.sources_of([typed, typed()]) == {}
 
 
-def test_the_environment_is_read_once_for_each_package(monkeypatch):
-    seen = []
-    monkeypatch.setattr(origins, "version_of", lambda module: seen.append(module))
-    # Its answers are those of this test alone.
-    monkeypatch.setattr(origins, "_installed", functools.cache(origins._installed.__wrapped__))
-    origins.sources_of([Partial, Cached, Found, Keyword, pytest.Item, pytest.Module])
-    assert len(seen) == len(set(seen))
+def test_the_environment_is_read_once(monkeypatch, tmp_path):
+    seen, read = [], importlib.metadata.packages_distributions
+    monkeypatch.setattr(importlib.metadata, "packages_distributions", lambda: seen.append(sys.path[0]) or read())
+    # Folders that no other test has asked for.
+    monkeypatch.syspath_prepend(str(tmp_path / "one"))
+    for _ in range(2):
+        origins.sources_of([Partial, Cached, Found, Keyword, pytest.Item, pytest.Module])
+        assert origins.version_of("torch.nn").startswith("torch ")
+        assert origins.version_of("no_such_module") is None
+    assert seen == [sys.path[0]]
+
+
+def test_a_package_is_found_where_modules_are_looked_for_now(monkeypatch, tmp_path):
+    about = tmp_path / "theirs_here-1.2.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs-here\nVersion: 1.2\n")
+    (about / "top_level.txt").write_text("theirs_here\n")
+    assert origins.version_of("theirs_here") is None
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert origins.version_of("theirs_here.part") == "theirs-here 1.2"
 
 
 @pytest.mark.parametrize("folder", ["venv/lib/python3/site-packages", "usr/lib/python3/dist-packages"])

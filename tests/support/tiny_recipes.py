@@ -1,5 +1,6 @@
 """What the tests of `atent compare` share: two small recipes, and the command on them."""
 
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from commands import compare_jobs
@@ -61,3 +62,20 @@ def times(path):
 
 def jobs(*args):
     return compare_jobs(*args)
+
+
+class Here:
+    """A run of a comparison or a sweep in this process, in the place of `atent.experiments.backends.local.Process`: a
+    new one imports for longer than a small run takes."""
+
+    def __init__(self, task, environment):
+        with open(task.log, "a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
+            self.status = main(list(task.words))
+
+    def poll(self):
+        return self.status
+
+    def wait(self):
+        pass
+
+    stop = kill = wait

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 from command_line import replaced
 from kit import unsealed
+from tiny_recipes import Here
 
 from atent import Threat
 from atent.attacks import EoT
 from atent.cli import main
 from atent.evaluate.ledger import code_of_attack
 from atent.experiments import pipeline
+from atent.experiments.backends import local
 from atent.experiments.finished import compare_runs
 from atent.experiments.recipe_changes import file_of, in_run
 from atent.messages import once
@@ -266,6 +268,7 @@ def test_an_evaluation_by_an_edited_attack_is_made_again(here, capsys, monkeypat
     assert "is finished" in said(capsys, *resume)[0]
 
     # A comparison that is repeated evaluates the finished runs again.
+    monkeypatch.setattr(local, "Process", Here)
     words = ["compare", "digits-linf-standard", "digits-linf-pgdat", "--seeds", "1", *words]
     files = [Path(f"runs/compare/digits-linf-{name}-seed0/evaluation.json") for name in ("standard", "pgdat")]
     found = []
