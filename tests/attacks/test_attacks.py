@@ -17,7 +17,6 @@ from atent.threat import COUNTS, NORMS, Threat
 
 EPS = {"linf": 0.1, "l2": 0.7, "l1": 1.5, "l0": 2, "patch": 1}
 FORM = {"patch": {"side": 2}}
-DTYPE = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
 
 
 def starts(norm, **more):
@@ -53,8 +52,8 @@ SETTINGS = {
         {"steps": 12, "targets": 3, "stop_at_eps": True},
     ],
     "Square": lambda norm: [
-        {"queries": 15, "loss": "ce", "restarts": 2},
-        {"queries": 70, "p_init": 0.3, "schedule": "absolute"},
+        {"queries": 8, "loss": "ce", "restarts": 2},
+        {"queries": 52, "p_init": 0.3, "schedule": "absolute"},
     ],
     "APGD": lambda norm: [
         *starts(norm, steps=3),
@@ -65,8 +64,8 @@ SETTINGS = {
         {"steps": 3, "loss": "dlr-targeted", "targets": 2, "restarts": 2},
     ],
     "AutoAttack": lambda norm: [{"version": "rand", "steps": 2, "eot": 2}],
-    "SparsePGD": lambda norm: [{"steps": 20, "gradient": "projected", "restarts": 2, "patience": 1, "loss": "margin"}],
-    "SparseRS": lambda norm: [{"queries": 20, "restarts": 2, "loss": "ce", "p_init": 0.3}],
+    "SparsePGD": lambda norm: [{"steps": 10, "gradient": "projected", "restarts": 2, "patience": 1, "loss": "margin"}],
+    "SparseRS": lambda norm: [{"queries": 10, "restarts": 2, "loss": "ce", "p_init": 0.3}],
     "TokenAttack": lambda norm: [{"steps": 6, "score": "greedy", "restarts": 2}, {"steps": 9, "score": "l1"}],
     "EoT": lambda norm: [{"attack": "FGSM", "samples": 3}],
 }
@@ -85,7 +84,7 @@ MINIMUM_NORM = {
     "DDN": [{"init_norm": 0.3, "gamma": 0.1}, {"levels": 256}],
     "FMN": [{"step_size": 0.3, "final_step_size": 0.1, "gamma": 0.1, "final_gamma": 0.05}],
     "ALMA": [
-        {"constraint": "margin", "penalty": "p3", "steps": 50},
+        {"constraint": "margin", "penalty": "p3", "steps": 25},
         {"first_step": 0.3, "final_rate": 0.2, "tolerance": 0.0},
     ],
 }
@@ -93,19 +92,19 @@ SETTINGS |= {name: lambda norm, more=more: more for name, more in MINIMUM_NORM.i
 # Cheaper settings than the defaults, for attacks whose own would take minutes here.
 QUICK = {
     "FAB": {"steps": 5},
-    "Square": {"queries": 30},
+    "Square": {"queries": 12},
     "APGD": {"steps": 8},
-    "AutoAttack": {"steps": 4, "targets": 3, "queries": 20},
+    "AutoAttack": {"steps": 3, "targets": 2, "queries": 6},
     "EoT": {"attack": "PGD(steps=3)", "samples": 2},
-    "CarliniWagner": {"steps": 20, "search_steps": 3, "step_size": 0.05, "initial_const": 0.5},
+    "CarliniWagner": {"steps": 10, "search_steps": 3, "step_size": 0.05, "initial_const": 0.5},
     "DeepFool": {"steps": 6},
     "DDN": {"steps": 15},
     "FMN": {"steps": 15},
     "ALMA": {"steps": 20, "alpha": 0.5},
-    "SAPF": {"steps": 25, "final_steps": 15, "search_steps": 3, "initial_const": 0.1},
-    "SigmaZero": {"steps": 30},
+    "SAPF": {"steps": 10, "final_steps": 6, "search_steps": 2, "initial_const": 0.1},
+    "SigmaZero": {"steps": 20},
     "SparsePGD": {"steps": 10},
-    "SparseRS": {"queries": 30},
+    "SparseRS": {"queries": 12},
     "TokenAttack": {"steps": 8},
 }
 # The fewest classes that an attack works with, where that is more than 2.
@@ -150,6 +149,22 @@ CONTRACTS = pytest.mark.parametrize(
     ],
 )
 MEASURED = pytest.mark.parametrize(("name", "norm", "setting"), [c for c in TABLE if c.values[1] not in COUNTS])
+
+
+def typed(cases):
+    """The cases in both precisions; slow is float64 with a setting, since those of an attack share its arithmetic."""
+    return pytest.mark.parametrize(
+        ("name", "norm", "setting", "dtype"),
+        [
+            pytest.param(
+                *c.values, dtype, id=f"{name}-{c.id}", marks=[pytest.mark.slow] if wide and c.values[2] else []
+            )
+            for name, dtype, wide in (("f32", torch.float32, False), ("f64", torch.float64, True))
+            for c in cases
+        ],
+    )
+
+
 DEFAULTS = pytest.mark.parametrize(
     ("name", "norm"), [pytest.param(name, norm, id=f"{name} {norm}") for name, norm in BOTH]
 )
@@ -219,8 +234,7 @@ def test_the_table_is_no_formality(conv_net, batch):
             assert 5 < int(fooled.sum()) < 35
 
 
-@CASE
-@DTYPE
+@typed(TABLE)
 def test_seed_and_ids_matter_where_an_attack_draws(name, norm, setting, dtype, conv_net, batch):
     model, (x, y) = conv_net(dtype), batch(6, dtype)
     attack, ids = build(name, norm, setting), torch.tensor([5, 0, 2**40, 7, 8, 1])
@@ -326,8 +340,7 @@ def test_passes_are_as_many_as_stated(name, setting, forwards, backwards, conv_n
     assert out.backwards.tolist() == [backwards] * len(x)
 
 
-@CASE
-@DTYPE
+@typed(TABLE)
 def test_one_stream_for_the_batch(name, norm, setting, dtype, conv_net, batch):
     model, (x, y) = conv_net(dtype), batch(5, dtype)
     attack, rng = build(name, norm, setting), torch.Generator().manual_seed(6)
@@ -377,8 +390,7 @@ def test_an_empty_batch_of_one_stream(name, norm, setting, conv_net, batch):
     assert attack(model, x, y, rng=torch.Generator()).shape == (0, 1, 8, 8)
 
 
-@MEASURED
-@DTYPE
+@typed([c for c in TABLE if c.values[1] not in COUNTS])
 def test_flat_inputs(name, norm, setting, dtype, two_class):
     if setting.get("loss") in ("dlr", "dlr-targeted"):
         setting = {**setting, "loss": "ce"}

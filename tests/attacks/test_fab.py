@@ -173,7 +173,8 @@ def points(n=7, seed=1):
     return torch.rand(n, 2, 2, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("restarts", [1, 2])
+# Two restarts begin with the one.
+@pytest.mark.parametrize("restarts", [pytest.param(1, marks=pytest.mark.slow), 2])
 @TARGETS
 @pytest.mark.parametrize("norm", ENDLESS)
 def test_the_transcription_finds_the_same(norm, targets, restarts):

@@ -81,7 +81,11 @@ LINEAR = [(norm, name) for norm in FREE for name in careful(norm, 5)]
 
 
 @pytest.mark.parametrize(("norm", "name"), LINEAR)
-@pytest.mark.parametrize("problem", ["two classes", "five classes", "in the corner"])
+@pytest.mark.parametrize(
+    # There are five classes in the corner too, and two far from the walls of the box.
+    "problem",
+    ["two classes", pytest.param("five classes", marks=pytest.mark.slow), "in the corner"],
+)
 def test_comes_near_the_exact_distance_and_never_below(problem, norm, name, two_class):
     model, x, y = two_class()[:3] if problem == "two classes" else linear(problem == "in the corner")
     distance = exact(norm, model, x, y)

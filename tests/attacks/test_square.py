@@ -241,8 +241,15 @@ def colours(n=5):
     return (1.5 * x - 0.25).clamp(0, 1)
 
 
-@pytest.mark.parametrize("loss", LOSS)
-@pytest.mark.parametrize("kind", ["digits", "colours"])
+# In each norm both losses and both kinds of images, in two of their four pairs; the others are slow.
+@pytest.mark.parametrize(
+    ("kind", "loss"),
+    [
+        pytest.param(kind, loss, marks=[] if (kind == "digits") == (loss == "margin") else [pytest.mark.slow])
+        for kind in ("digits", "colours")
+        for loss in LOSS
+    ],
+)
 @pytest.mark.parametrize("norm", [*BALLS, "l1"])
 def test_the_transcription_finds_the_same(norm, kind, loss, conv_net, batch):
     if kind == "digits":

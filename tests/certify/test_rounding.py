@@ -171,9 +171,9 @@ def campaign(seeds):
 
 
 def test_no_certificate_is_false_where_sums_cancel():
-    total, false = campaign(range(12))
+    total, false = campaign(range(8))
     assert false == 0
-    assert total > 400
+    assert total > 266
 
 
 @pytest.mark.slow
@@ -254,8 +254,8 @@ def rational_certificates(seed, dtype, norm, method):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_bounds_hold_in_rational_arithmetic(dtype):
-    cases = [(seed, norm, method) for seed in range(5) for norm in BALLS for method in METHODS]
-    assert sum(rational_certificates(seed, dtype, norm, method) for seed, norm, method in cases) > 20
+    cases = [(seed, norm, method) for seed in range(3) for norm in BALLS for method in METHODS]
+    assert sum(rational_certificates(seed, dtype, norm, method) for seed, norm, method in cases) > 12
 
 
 @pytest.mark.slow

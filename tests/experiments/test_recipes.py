@@ -1,6 +1,7 @@
 """Every recipe is sound, and says what the experiment's column of the paper says."""
 
 import dataclasses
+import functools
 import math
 import re
 import tomllib
@@ -19,6 +20,7 @@ from atent.models import make, native_shape
 from atent.train import TrainSettings, fit
 
 
+@functools.cache
 def made(name):
     return job(read_recipe(name), name)
 

@@ -190,8 +190,18 @@ def test_complex_numbers_are_aligned_wherever_the_file_has_them(length, tmp_path
             assert value.data_ptr() % value.element_size() == 0
 
 
-@pytest.mark.parametrize("average", ["none", "ema"])
-@pytest.mark.parametrize("kind", KEPT)
+# Of these an average sees what it sees of another: tensors of the same kinds, or a parametrisation.
+LIKE_OTHERS = (Strided, ExtraTensor, MadeLate, OldWeightNorm, OldSpectralNorm, parts_compiled)
+
+
+@pytest.mark.parametrize(
+    ("kind", "average"),
+    [
+        pytest.param(kind, average, marks=[pytest.mark.slow] if average == "ema" and kind in LIKE_OTHERS else [])
+        for kind in KEPT
+        for average in ("none", "ema")
+    ],
+)
 def test_a_run_keeps_and_loads_it(kind, average, tmp_path):
     """The file in a new network answers as the network in hand, and so does the best epoch that memory kept."""
     fitted = train(make(kind), tmp_path / "run", average=average)
