@@ -21,6 +21,13 @@ CASE = pytest.mark.parametrize(("name", "norm"), [pytest.param(*each, id=" ".joi
 AIMING = [(name, norm) for name, norm in BOTH if ATTACKS[name].aims]
 AIMED = pytest.mark.parametrize(("name", "norm"), [pytest.param(*each, id=" ".join(each)) for each in AIMING])
 STEPS = {"PGD": {"steps": 3}, "IFGS": {"steps": 3}, "Langevin": {"steps": 3}}
+# Where an attack has to find something.
+ENOUGH = {
+    "CarliniWagner": {"steps": 20},
+    "SAPF": {"steps": 25, "final_steps": 15, "search_steps": 3},
+    "Square": {"queries": 30},
+    "SparseRS": {"queries": 30},
+}
 
 
 CLIMB_CE = ("FGSM", "IFGS", "PGD", "Langevin", "DDN", "EoT", "SparsePGD", "TokenAttack")
@@ -121,7 +128,8 @@ def test_targets_are_met_in_the_ball_and_success_is_the_target(name, norm, conv_
     with torch.no_grad():
         target = model(x).topk(2, dim=1).indices[:, 1]
     target[0] = model(x)[0].argmax()  # the model gives it already
-    attack = small(name, norm, eps={"linf": 0.3, "l2": 2.0, "l1": 6.0, "l0": 10, "patch": 5}[norm])
+    eps = {"linf": 0.3, "l2": 2.0, "l1": 6.0, "l0": 10, "patch": 5}[norm]
+    attack = build(name, norm, {**STEPS, **ENOUGH}.get(name, {}), eps)
     out = attack.run(model, x, target, targeted=True)
     assert torch.equal(out.success, model(out.x_adv).argmax(1) == target)
     assert out.success[0]

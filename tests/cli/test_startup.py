@@ -1,11 +1,13 @@
 """How long a command takes before it does anything: what is imported, and CPU seconds within three times the goal."""
 
+import inspect
 import json
 import subprocess
 import sys
 
 import pytest
 
+from atent.cli import main
 from atent.experiments import recipe_files
 
 HEAVY = {"torch", "numpy", "scipy", "sklearn", "pydantic", "matplotlib", "jinja2"}
@@ -31,6 +33,17 @@ def test_help_of_every_command_imports_nothing_heavy():
     status, tops = child(code)
     assert not any(status)
     assert not HEAVY & set(tops)
+
+
+def test_a_further_command_reads_no_source(monkeypatch):
+    """Before: the parser read that of all settings at each command, for texts that only help shows."""
+    words = ["train", "digits-linf-pgdat", "--method.steps", "0"]
+    assert main(words) == 2
+    read, seen = inspect.findsource, []
+    monkeypatch.setattr(inspect, "findsource", lambda kind: seen.append(kind) or read(kind))
+    assert main(words) == 2
+    # The class of a recipe's sections is made anew at each command, and looked for once.
+    assert [kind.__name__ for kind in seen] in ([], ["sections"])
 
 
 def test_the_package_itself_imports_the_standard_library_alone():
