@@ -137,16 +137,18 @@ TABLE = [
     for setting in [{}, *(SETTINGS.get(name, lambda norm: [])(norm) if norm in BALLS else SPARSE.get((name, norm), []))]
 ]
 CASE = pytest.mark.parametrize(("name", "norm", "setting"), TABLE)
-# A setting that linf has too is left to the slow tests in the other norms, where only the geometry differs.
+
+
+def repeats(name, norm, setting):
+    """Whether a quick case has the setting: that of linf, where another norm differs in its geometry alone, and that of
+    PGD for a start, which is drawn for all of them by one function."""
+    in_linf = norm != "linf" and any(c.values == (name, "linf", setting) for c in TABLE)
+    return bool(setting) and (in_linf or (name != "PGD" and setting.keys() == {"start", "steps"}))
+
+
 CONTRACTS = pytest.mark.parametrize(
     ("name", "norm", "setting"),
-    [
-        pytest.param(
-            *c.values, id=c.id, marks=[pytest.mark.slow] if c.values[2] and c.values[1] != "linf" and linf else []
-        )
-        for c in TABLE
-        for linf in [any(d.values == (c.values[0], "linf", c.values[2]) for d in TABLE)]
-    ],
+    [pytest.param(*c.values, id=c.id, marks=[pytest.mark.slow] if repeats(*c.values) else []) for c in TABLE],
 )
 MEASURED = pytest.mark.parametrize(("name", "norm", "setting"), [c for c in TABLE if c.values[1] not in COUNTS])
 
