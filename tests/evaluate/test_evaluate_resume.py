@@ -42,8 +42,15 @@ def killed_after(batches, *args, **kwargs):
             evaluate(*args, **kwargs)
 
 
-@pytest.mark.parametrize("cascade", [True, False])
-@pytest.mark.parametrize("batches", [0, 1, 4, 8])
+# Each number of batches with one kind of evaluation; the other four pairs are slow.
+@pytest.mark.parametrize(
+    ("batches", "cascade"),
+    [
+        pytest.param(batches, cascade, marks=[] if cascade == (batches in (0, 4)) else [pytest.mark.slow])
+        for batches in (0, 1, 4, 8)
+        for cascade in (True, False)
+    ],
+)
 def test_a_killed_evaluation_goes_on(batches, cascade, conv_net, batch, tmp_path):
     x, y = batch(40)
     ids = 3 * torch.arange(40)
