@@ -37,7 +37,7 @@ def test_a_network_on_images(main):
 
 def test_a_claim(main, capsys):
     """What two short steps support, PGD-20 and AutoAttack refute."""
-    assert main("check_a_claim")(epochs=3, images=30) is False
+    assert main("check_a_claim")(epochs=3, images=50) is False
     assert "refuted" in capsys.readouterr().out
 
 
