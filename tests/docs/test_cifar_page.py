@@ -1,5 +1,6 @@
 """results/cifar/README.md: every figure that its text argues with is that of a file beside it."""
 
+import csv
 import re
 from pathlib import Path
 
@@ -10,10 +11,12 @@ from atent.experiments import migrate
 from atent.experiments.results import CertificateFile, EvaluationFile, Share
 from atent.paper.timing import counted, times
 from atent.runs import read_json, read_rows, with_present_keys
+from atent.stats import paired
 
 PLACE = Path(__file__).parents[2] / "results" / "cifar"
 PAGE = (PLACE / "README.md").read_text("utf-8")
 TEXT = " ".join(PAGE.partition("<!-- generated")[0].split())
+GUIDE = " ".join((Path(__file__).parents[2] / "docs" / "choosing.md").read_text("utf-8").split())
 
 
 def rows(name):
@@ -127,6 +130,41 @@ def test_the_certificate_of_gaussian_noise():
         test = plan(threshold(radius, 0.12), 100_000, 0.001)
         least.append(f"{next(n for n, failures in zip(test.analyses, test.certify) if failures >= 0):,}")
     assert figures(r"the test needs (\S+) samples that agree or more there, (\d+) or more at 0\.25") == least
+
+
+def certified(name):
+    """Whether each image is certified for its label, by its index; and the share."""
+    with open(PLACE / name / "certificate.csv", encoding="utf-8") as file:
+        outcomes = {row["idx"]: row["correct"] for row in csv.DictReader(file, delimiter="\t")}
+    (at,) = migrate.read(PLACE / name / "certificate.json", CertificateFile).certified
+    assert (at.radius, at.share.k) == (0.25, sum(map(int, outcomes.values())))
+    return outcomes, at.share
+
+
+def test_the_figures_of_trades_with_smoothing():
+    name, n = "cifar10-l2-trades-smoothing", r"(\d+\.\d)"
+    clean, pgd = "natural, stratified 10000", "PGD(steps=10, start=cube, norm=l2, eps=0.435), stratified 10000"
+    value = r"(\S+ % \[\S+ \S+\])"
+    passage = rf"a clean accuracy of {value} and {value} under PGD-10 at 0\.435 \(n = 9,980; .*? trained for 1: {n}\)"
+    other = share("cifar10-l2-pgdat", pgd)
+    assert figures(passage) == [share(name, clean).text, share(name, pgd).text, f"{100 * other.value:.1f}"]
+    mine, rate = certified(name)
+    noise, less = certified("cifar10-l2-gaussian")
+    assert mine.keys() == noise.keys()
+    lead = paired([rate.value], [less.value], rate.n, (["".join(mine.values())], ["".join(noise[i] for i in mine)]))
+    points = [f"{100 * end:.1f}" for end in (lead.value, lead.low, lead.high)]
+    passage = rf"at l2 0\.25 on {value} of the 200 images by the same test, {n} points \[(-?[\d.]+), {n}\] more"
+    assert figures(passage) == [rate.text, *points]
+    assert f"{rate.text} of 200 images and training with noise alone on {less.text}: image by image" in GUIDE
+    assert f"{100 * lead.value:+.1f} [{100 * lead.low:+.1f}, {100 * lead.high:+.1f}] points" in GUIDE
+    worst = [
+        f"{100 * migrate.read(PLACE / each / 'evaluation.json', EvaluationFile).worst.value:.1f}"
+        for each in ("cifar10-l2-gaussian", name)
+    ]
+    both = [f"{100 * share(each, clean).value:.1f}" for each in ("cifar10-l2-gaussian", name)]
+    assert f"({worst[0]} against {worst[1]} % under PGD-40 at 0.435)" in GUIDE
+    assert f"({both[0]} against {both[1]} %), for a tenth of the training" in GUIDE
+    assert figures(rf"images is {n}, {n} and {n} % after epochs 13, 14 and 15\. Its certificate") == robust(name)[12:]
 
 
 @pytest.mark.parametrize("name", ["pgdat", "atent"])
