@@ -4,6 +4,7 @@ import pytest
 import torch
 from bound_networks import METHOD, NORM, inputs, matrix, shuffled
 from torch import nn
+from torch.nn import functional as F
 
 from atent.certify import bounds, margins
 from atent.certify.region import region
@@ -180,3 +181,41 @@ class Skipped(nn.Module):
 
     def forward(self, x):
         return self.net(x) + self.first(x.flatten(1))
+
+
+COPIES = {
+    "repeat": lambda z: z.repeat(1, 2),
+    "expand": lambda z: z.unsqueeze(1).expand(-1, 3, -1).flatten(1),
+    "circular": lambda z: F.pad(z, (2, 2), "circular"),
+    "enlarged": lambda z: F.interpolate(z.unsqueeze(1), scale_factor=2).flatten(1),
+}
+
+
+class Copied(nn.Module):
+    """The sum and the mean of copies of four inputs; ``turned``: copied after a linear layer."""
+
+    def __init__(self, move, turned):
+        super().__init__()
+        self.move, self.turn = move, nn.Linear(4, 4) if turned else nn.Identity()
+        self.sums = nn.Linear(move(torch.zeros(1, 4)).shape[1], 2)
+
+    def forward(self, x):
+        return self.sums(self.move(self.turn(x)))
+
+
+@METHOD
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("move", COPIES.values(), ids=COPIES)
+def test_copies_of_an_input_move_together_in_l2(move, turned, method):
+    """As if they were different inputs, k copies would have a gradient that is smaller by the root of k."""
+    net = Copied(move, turned).double().eval()
+    with torch.no_grad():
+        net.sums.weight.fill_(1.0)
+    threat, x = Threat("l2", 0.1), torch.full((1, 4), 0.5, dtype=torch.float64)
+    gradient = torch.autograd.functional.jacobian(lambda x: net(x)[0, 0], x)[0]
+    lower, upper = (side[0, 0] for side in bounds(net, x, threat, method))
+    with torch.no_grad():
+        value, most = net(x)[0, 0], 0.1 * gradient.norm()
+    assert lower <= value - (1 - 1e-9) * most
+    assert upper >= value + (1 - 1e-9) * most
+    assert method == "ibp" or upper - lower <= 2 * (1 + 1e-6) * most + 1e-6

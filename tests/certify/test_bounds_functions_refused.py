@@ -11,7 +11,7 @@ from test_bounds_refused import refused
 from torch import fx, nn
 from torch.nn import functional as F
 
-from atent.certify import bounds, read
+from atent.certify import bounds, copies, read
 from atent.threat import Threat
 
 
@@ -337,3 +337,18 @@ def test_a_cast_is_read_in_a_network_of_its_dtype(dtype):
     graph = read(net)
     net.to(another)
     refused(lambda: bounds(graph, x.to(another), threat), f"casts to {dtype}")
+
+
+def test_sizes_at_which_dtypes_disagree_on_the_nearest_value_are_refused():
+    """As of torch's kernels for CPUs from 2 to 82 values."""
+    move = copies.nearest(lambda z: z[:, :, :2] if z.dtype == torch.float32 else z[:, :, 1:])
+    refused(lambda: move(torch.rand(2, 1, 3)), "(3,)", "(2,)", "whole scale factor")
+    net = nn.Sequential(nn.Upsample(6), nn.Linear(6, 3)).eval()
+    refused(lambda: bounds(net, torch.rand(2, 2), Threat("linf", 0.1)), "(2,)", "(channels, length)")
+
+
+@pytest.mark.parametrize("threshold", [100.0, math.inf, math.nan])
+def test_a_softplus_whose_exponential_overflows_is_refused(threshold):
+    assert nn.Softplus(1.0, 100.0)(torch.tensor(90.0)).isinf()
+    net = nn.Sequential(nn.Linear(3, 3), nn.Softplus(1.0, threshold)).eval()
+    refused(lambda: read(net), "1 (Softplus)", f"threshold {threshold}", "up to 80")

@@ -409,3 +409,22 @@ def test_projections_are_for_networks_of_relus():
     x, y = torch.rand(2, 4, dtype=torch.float64), torch.tensor([0, 1])
     with pytest.raises(ValueError, match=r"network of ReLUs alone, got 1 \(Tanh\)"):
         estimated_margins(net, x, y, Threat("linf", 0.1), 5, torch.Generator())
+
+
+@NORM
+@METHOD
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Upsample(scale_factor=1.1), (2, 2)),
+        (nn.Upsample(scale_factor=1.3), (1, 7)),
+        (nn.Upsample(scale_factor=(0.6, 1.7), mode="nearest-exact"), (2, 4, 3)),
+        (nn.Upsample(size=(5, 2)), (2, 4, 3)),
+        (nn.Upsample(scale_factor=2.1, recompute_scale_factor=True), (1, 2, 2, 2)),
+    ],
+)
+def test_nearest_values_are_those_of_the_forward_pass(layer, shape, norm, method):
+    """At a scale such as 1.1 torch's derivative belongs to other entries than its values."""
+    width = layer(torch.zeros(1, *shape))[0].numel()
+    net = shuffled(nn.Sequential(layer, nn.Flatten(), nn.Linear(width, 6), nn.ReLU(), nn.Linear(6, 3)))
+    encloses(net, inputs(shape), Threat(norm, 0.1), method, random=50)

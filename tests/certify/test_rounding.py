@@ -328,6 +328,18 @@ def test_a_region_has_room_for_what_a_threat_accepts(norm, box):
         assert ((adv.double() - place.centre).norm(dim=1) <= place.eps).all()
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_hardswish_overflows_before_its_value(method):
+    """torch multiplies by six before it divides: in float32 the network gives inf at 7e37."""
+    net = nn.Sequential(nn.Linear(1, 2), nn.Hardswish(), nn.Linear(2, 2)).eval()
+    net[0].weight.data, net[0].bias.data = torch.tensor([[1.4e38], [1.0]]), torch.zeros(2)
+    net[2].weight.data, net[2].bias.data = torch.eye(2), torch.zeros(2)
+    lower, upper = bounds(net, torch.full((1, 1), 0.1), Threat("linf", 0.45), method, check=False)
+    assert net(torch.full((1, 1), 0.55))[0, 0].isinf()
+    assert upper[0, 0].isinf()
+    assert lower[0, 0].isinf()
+
+
 def test_float32_is_reached_from_below():
     v = torch.tensor([0.1, -0.1, 1e-60, -1e-60, 0.0, 0.5, -torch.inf, 1e30], dtype=torch.float64)
     found = down(v, torch.float32)

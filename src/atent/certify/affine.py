@@ -48,6 +48,8 @@ class Affine:
     W^T a, for every order of summation."""
     mixes: bool = True
     """Whether an output may depend on several inputs; False: W has at most one entry per row."""
+    repeats: bool = False
+    """Whether an input may be copied to several outputs, without ``mixes``."""
     windows: Windows | None = None
     """For layers whose W^T can act on a part of an image."""
     cached: Callable[[], Affine] | None = None

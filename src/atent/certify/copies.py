@@ -42,7 +42,39 @@ def copied(move: Callable[[Tensor], Tensor], *, often: bool = False) -> Affine:
         # One rounding forwards, of which there is none, lets the way back be counted.
         return 1, int(copies.max()) if copies.numel() else 0
 
-    return Affine(apply, transpose, lambda dims, dtype, of: None, roundings, mixes=False)
+    return Affine(apply, transpose, lambda dims, dtype, of: None, roundings, mixes=False, repeats=often)
+
+
+def nearest(resize: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The map ``resize`` of images (n, channels, sides ...) to others, whose entries are copies, by their places.
+
+    torch rounds the places in the dtype of the values, each kernel in its own way, and those of its derivative yet
+    otherwise. ValueError where they are not the same in float32 and in float64.
+    """
+
+    @functools.cache
+    def places(sides: torch.Size, device: torch.device) -> tuple[Tensor, torch.Size]:
+        # One channel for each dimension: a side is small enough for float32.
+        grid = torch.stack(torch.meshgrid([torch.arange(side, device=device) for side in sides], indexing="ij"))[None]
+        layouts = [grid.float(), grid.double()]
+        if len(sides) == 2:
+            layouts += [each.to(memory_format=torch.channels_last) for each in layouts]
+        found, *others = (resize(each).long() for each in layouts)
+        if not all(torch.equal(found, other) for other in others):
+            raise ValueError(
+                f"sides {tuple(sides)} resized to {tuple(found.shape[2:])}, at which the nearest values depend on the"
+                " rounding of a dtype: use a whole scale factor"
+            )
+        steps = torch.tensor([sides[i + 1 :].numel() for i in range(len(sides))], device=device)
+        return (found[0] * steps.view(-1, *[1] * len(sides))).sum(0).flatten(), found.shape[2:]
+
+    def move(z: Tensor) -> Tensor:
+        if z.dim() < 3:
+            raise ValueError(f"values of shape {tuple(z.shape[1:])} resized: use (channels, length) or images")
+        index, sides = places(z.shape[2:], z.device)
+        return z.flatten(2).index_select(2, index).unflatten(2, sides)
+
+    return move
 
 
 def within(move: Callable[[Tensor], Tensor], dims: Sequence[int], *, more: int = 0, often: bool = False) -> Affine:

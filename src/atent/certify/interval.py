@@ -27,7 +27,8 @@ class Box:
     """The same shape."""
     mixes: int = INEXACT
     """Number of mixing layers between the input and the node, in a chain of affine layers: up to 1 the interval of an
-    input box is exact. `INEXACT`: more than one, or a sum, a cat or an activation before the node."""
+    input box is exact. `INEXACT`: more than one, one after copies of an input, or a sum, a cat or an activation before
+    the node."""
     value: Tensor | None = None
     """For l2 and ``mixes`` up to 1: the node's value at the centre."""
     gradient_norm: Tensor | None = None
@@ -37,6 +38,8 @@ class Box:
     slack: Tensor | None = None
     """Where rounding is bounded and this node rounds: the error of a linear function <a, z> of the node's value z when
     the node's inputs are substituted for z, per unit of |a|; (n, ...)."""
+    repeats: bool = False
+    """Whether several values may be copies of one input, in a chain of affine layers."""
 
     def size(self) -> Tensor:
         """The largest absolute value of each entry, without a graph."""
@@ -109,9 +112,10 @@ def _max_pool(node: Node, box: Box, arithmetic: Arithmetic | None) -> Box:
 def _affine(op: Affine, box: Box, region: Region) -> Box:
     arithmetic = region.arithmetic
     forward, backward = op.roundings(box.lower.shape[1:])
+    repeats = box.repeats or op.repeats
     if not forward:
         copied = (None if t is None else op.apply(t, plain) for t in (box.value, box.gradient_norm, box.drift))
-        return Box(op.apply(box.lower, plain), op.apply(box.upper, plain), box.mixes, *copied)
+        return Box(op.apply(box.lower, plain), op.apply(box.upper, plain), box.mixes, *copied, repeats=repeats)
     middle, half = (box.upper + box.lower) / 2, (box.upper - box.lower) / 2
     if arithmetic is not None:
         half = torch.maximum(half, torch.maximum(box.upper - middle, middle - box.lower)) * (1 + 4 * UNIT)
@@ -130,9 +134,10 @@ def _affine(op: Affine, box: Box, region: Region) -> Box:
         back = slack + SAFE * gamma(backward + centre.shape[1:].numel() + 4) * size
         radius = radius + slack
     lower, upper = _known(centre - radius, centre + radius)
-    mixes = min(box.mixes + op.mixes, INEXACT)
+    # The sum of two copies of one input is not that of two inputs.
+    mixes = INEXACT if op.mixes and (box.mixes or box.repeats) else box.mixes + op.mixes
     if box.value is None or box.gradient_norm is None or mixes == INEXACT:
-        return Box(lower, upper, mixes, slack=back)
+        return Box(lower, upper, mixes, slack=back, repeats=repeats)
     # In l2 a linear function changes by eps times its gradient's norm, often less than over the box around the ball.
     value, gradient_norm = op.apply(box.value, plain), op.apply(box.gradient_norm.square(), torch.square)
     if offset is not None:
@@ -147,7 +152,7 @@ def _affine(op: Affine, box: Box, region: Region) -> Box:
         drift = SAFE * drift + slack
         ball = (1 + 8 * UNIT) * region.eps * gradient_norm + drift
     sides = torch.maximum(lower, value - ball), torch.minimum(upper, value + ball)
-    return Box(*sides, mixes, value, gradient_norm, drift, back)
+    return Box(*sides, mixes, value, gradient_norm, drift, back, repeats)
 
 
 def _known(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:

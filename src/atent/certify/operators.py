@@ -104,6 +104,15 @@ def _within(factor: float, name: str, f: smooth.Smooth) -> Known:
     return [("smooth", f)] if factor == 1 else [times(factor), ("smooth", f), times(1 / factor)]
 
 
+def _softplus(m: nn.Softplus) -> Known:
+    if not m.threshold <= smooth.OVERFLOW:
+        raise ValueError(
+            f"threshold {m.threshold}, below which the exponential of float32 overflows: use one up to"
+            f" {smooth.OVERFLOW:g}"
+        )
+    return _within(m.beta, f"beta {m.beta}", smooth.softplus(m.threshold))
+
+
 def _hardsigmoid(m: nn.Hardsigmoid) -> Known:
     return [_plus(3.0), *clamped(0, 6), times(1 / 6)]
 
@@ -139,10 +148,10 @@ def resized(size: Any, scale: Any, mode: str, recompute: bool | None = None) -> 
     if mode not in ("nearest", "nearest-exact"):
         raise ValueError(f"mode {mode!r}: use nearest")
 
-    def move(z: Tensor) -> Tensor:
+    def resize(z: Tensor) -> Tensor:
         return F.interpolate(z, size, scale, mode, recompute_scale_factor=recompute)
 
-    return [("affine", copies.copied(move, often=True))]
+    return [("affine", copies.copied(copies.nearest(resize), often=True))]
 
 
 def pixels(move: Callable[[Tensor, int], Tensor], number: int) -> Known:
@@ -256,7 +265,7 @@ LAYERS: dict[type[nn.Module], Callable[[Any], Known]] = {
     nn.SELU: lambda m: [("smooth", smooth.SELU)],
     nn.Mish: lambda m: [("smooth", smooth.MISH)],
     nn.Hardswish: lambda m: [("smooth", smooth.HARDSWISH)],
-    nn.Softplus: lambda m: _within(m.beta, f"beta {m.beta}", smooth.softplus(m.threshold)),
+    nn.Softplus: _softplus,
     nn.LogSigmoid: lambda m: [TIMES_MINUS_1, ("smooth", smooth.SOFTPLUS), TIMES_MINUS_1],
     nn.Softsign: lambda m: [("smooth", smooth.SOFTSIGN)],
     nn.Tanhshrink: lambda m: [("smooth", smooth.TANHSHRINK)],

@@ -34,8 +34,9 @@ class Arithmetic:
 
     @property
     def largest(self) -> float:
-        """Sums of absolute terms above it may overflow: their bounds are infinite."""
-        return min(torch.finfo(self.dtype).max / 4, 1 / FLOOR)
+        """Sums of absolute terms above it may overflow: their bounds are infinite. So may six times an argument, from
+        which torch computes the Hardswish."""
+        return min(torch.finfo(self.dtype).max / 8, 1 / FLOOR)
 
     def slack(self, size: Tensor, roundings: int, own: int) -> Tensor:
         """The error of a value whose terms have absolute values that sum to ``size``.

@@ -16,6 +16,8 @@ from atent.certify.rounding import UNIT
 BISECTIONS = 60
 LARGE = 1e100
 """Largest argument with finite bounds: the cube of a larger one might overflow."""
+OVERFLOW = 80.0
+"""Largest threshold of a Softplus, up to which torch computes exp(z) in the network's dtype."""
 STEEPEST = 2.0
 """Largest derivative."""
 ULPS = 16
