@@ -4,11 +4,13 @@ import random
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from atent import Threat, load
 from atent.data import from_tensors
+from atent.guard import random_states
 from atent.methods import PGDAT
 from atent.models import build
 from atent.models.contrastive import Contrastive
@@ -17,12 +19,16 @@ from atent.runs.checkpoint import export, read_weights, save_weights
 from atent.runs.pretrained import load_start
 from atent.runs.weights import Snapshot
 from atent.train import TrainSettings, fit, load_weights
+from atent.train.builders import Builders
 
 SOURCE = """
 import random
 
+import numpy as np
 import torch
 from torch import nn
+
+from atent.data import from_tensors
 
 
 class Net(nn.Module):
@@ -57,6 +63,23 @@ def net(kind="buffer"):
 
 def powered(power=1):
     return nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU() if power == 1 else nn.Tanh(), nn.Linear(8, 3))
+
+
+class Permuted(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Linear(16, 3)
+        self.register_buffer("order", torch.from_numpy(np.random.permutation(16)), persistent=False)
+        self.scale = random.random()
+
+    def forward(self, x):
+        return self.last(x.flatten(1)[:, self.order])
+
+
+def drawn_data():
+    torch.manual_seed(3), random.seed(3), np.random.seed(3)
+    x = torch.rand(40, 1, 4, 4)
+    return from_tensors(x[:30], torch.arange(30) % 3, x[30:], torch.arange(10) % 3, validation=6)
 
 
 class Noisy(nn.Linear):
@@ -177,3 +200,30 @@ def test_fine_tuning_takes_the_random_buffers_of_the_pre_training(mine, tmp_path
     tuned = mine.net()
     load_start(tuned, tmp_path / "pre.safetensors")
     assert torch.equal(tuned.drawn, network.network.drawn)
+
+
+def test_building_a_network_and_data_again_leaves_the_random_states(mine):
+    """A network that draws from numpy or Python in its forward pass would otherwise train differently with a name."""
+    net, data = mine.Permuted(), mine.drawn_data()
+    random.random(), torch.rand(1), np.random.rand()  # noqa: NPY002
+    before = random_states(torch.device("cpu"))
+    for builders, config in (
+        (Builders("drawn_mine:Permuted", data="drawn_mine:drawn_data"), None),
+        (Builders(), {"model": {"name": "drawn_mine:Permuted"}}),
+    ):
+        assert builders.check(net, data, config) == ["order"]
+        assert random_states(torch.device("cpu")) == before
+
+
+def test_the_precision_of_the_caller_is_no_change_of_the_code(mine, data, capsys):
+    """In bfloat16 outputs differ by up to a percent."""
+    trained(mine.powered(2), data, run="run", builder="drawn_mine:powered", builder_args={"power": 2})
+    about = read_weights(Path("run/best.safetensors"))[0]
+    net = load("run")
+    assert about["answers"]
+    capsys.readouterr()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        load("run")
+        found = recorded(net, about)["answers"]
+    assert np.allclose(found, about["answers"], rtol=0, atol=1e-5 * np.abs(found).max())
+    assert "other outputs" not in capsys.readouterr().err

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from atent.guard import guard
 from atent.messages import once
+from atent.precision import full_precision
 from atent.runs.weights import unwrapped
 
 KEY = "answers"
@@ -63,7 +64,8 @@ def outputs_of(model: nn.Module, x: Tensor, *, seed: int = 0) -> Tensor | None:
     which other checks report."""
     net = unwrapped(model)
     try:
-        with guard(net, mode="eval", seed=seed), torch.no_grad():
+        # The caller's autocast, or TF32, would round by more than what is compared.
+        with guard(net, mode="eval", seed=seed), torch.no_grad(), full_precision(x.device):
             out = net(x.clone())
     except Exception:  # a network may raise any error
         return None
@@ -81,6 +83,6 @@ def _inputs(model: nn.Module, about: Mapping[str, Any]) -> Tensor | None:
     """Two fixed inputs of the shape in ``about``, in [0, 1]; None without a shape."""
     if not about.get("shape"):
         return None
-    x = torch.rand(2, *about["shape"], generator=torch.Generator().manual_seed(0))
+    x = torch.rand(2, *about["shape"], generator=torch.Generator().manual_seed(0), device="cpu")
     like = next((p for p in model.parameters() if p.is_floating_point()), x)
     return x.to(like.device, like.dtype)

@@ -16,6 +16,7 @@ from atent.data.builder import built as built_data
 from atent.models import check_output
 from atent.runs.loading import built as built_model
 from atent.train import rebuilt
+from atent.train.preflight import random_state
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Builders:
         check_default_device()
         made: nn.Module | None
         name = f"builder {self.model}"
-        with torch.random.fork_rng():
+        with random_state():
             if self.model is not None:
                 made = built_model(self.model, self.model_args, classes=data.classes, shape=data.shape)
                 # A network may have lazy layers.
@@ -53,8 +54,8 @@ class Builders:
             else:
                 made, name = rebuilt.named(config or {}, data)
             drawn = rebuilt.kept(model, made, data, name)
-        if self.data is not None:
-            _check_data(self.data, built_data(self.data, self.data_args), data)
+            if self.data is not None:
+                _check_data(self.data, built_data(self.data, self.data_args), data)
         return drawn
 
     def record(self, config: dict[str, Any]) -> dict[str, Any]:
