@@ -428,3 +428,12 @@ def test_nearest_values_are_those_of_the_forward_pass(layer, shape, norm, method
     width = layer(torch.zeros(1, *shape))[0].numel()
     net = shuffled(nn.Sequential(layer, nn.Flatten(), nn.Linear(width, 6), nn.ReLU(), nn.Linear(6, 3)))
     encloses(net, inputs(shape), Threat(norm, 0.1), method, random=50)
+
+
+def test_a_network_read_once_has_gradients_after_a_call_in_inference_mode():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Upsample(scale_factor=2), nn.Flatten(), nn.Linear(32, 3)).eval()
+    graph, x, threat = read(net), torch.rand(2, 1, 4, 4), Threat("linf", 0.1)
+    with torch.inference_mode():
+        bounds(graph, x, threat, check=False)
+    margins(graph, x, torch.tensor([0, 1]), threat).sum().backward()
+    assert net[0].weight.grad.abs().max() > 0

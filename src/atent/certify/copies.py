@@ -52,7 +52,9 @@ def nearest(resize: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     otherwise. ValueError where they are not the same in float32 and in float64.
     """
 
+    # What is cached is for later calls too, which may need gradients.
     @functools.cache
+    @torch.inference_mode(False)
     def places(sides: torch.Size, device: torch.device) -> tuple[Tensor, torch.Size]:
         # One channel for each dimension: a side is small enough for float32.
         grid = torch.stack(torch.meshgrid([torch.arange(side, device=device) for side in sides], indexing="ij"))[None]
