@@ -74,7 +74,8 @@ def nearest(resize: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         if z.dim() < 3:
             raise ValueError(f"values of shape {tuple(z.shape[1:])} resized: use (channels, length) or images")
         index, sides = places(z.shape[2:], z.device)
-        return z.flatten(2).index_select(2, index).unflatten(2, sides)
+        resized: Tensor = z.flatten(2).index_select(2, index).unflatten(2, sides)
+        return resized
 
     return move
 

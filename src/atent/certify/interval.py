@@ -114,8 +114,10 @@ def _affine(op: Affine, box: Box, region: Region) -> Box:
     forward, backward = op.roundings(box.lower.shape[1:])
     repeats = box.repeats or op.repeats
     if not forward:
-        copied = (None if t is None else op.apply(t, plain) for t in (box.value, box.gradient_norm, box.drift))
-        return Box(op.apply(box.lower, plain), op.apply(box.upper, plain), box.mixes, *copied, repeats=repeats)
+        known = box.value, box.gradient_norm, box.drift
+        value, gradient_norm, drift = (None if t is None else op.apply(t, plain) for t in known)
+        sides = op.apply(box.lower, plain), op.apply(box.upper, plain)
+        return Box(*sides, box.mixes, value, gradient_norm, drift, repeats=repeats)
     middle, half = (box.upper + box.lower) / 2, (box.upper - box.lower) / 2
     if arithmetic is not None:
         half = torch.maximum(half, torch.maximum(box.upper - middle, middle - box.lower)) * (1 + 4 * UNIT)
