@@ -339,10 +339,12 @@ def test_a_cast_is_read_in_a_network_of_its_dtype(dtype):
     refused(lambda: bounds(graph, x.to(another), threat), f"casts to {dtype}")
 
 
-def test_sizes_at_which_dtypes_disagree_on_the_nearest_value_are_refused():
-    """As of torch's kernels for CPUs from 2 to 82 values."""
+def test_sizes_that_are_no_images_or_depend_on_rounding_are_refused():
+    """By rounding, torch's kernels for CPUs differ between dtypes from 2 to 82 values."""
     move = copies.nearest(lambda z: z[:, :, :2] if z.dtype == torch.float32 else z[:, :, 1:])
     refused(lambda: move(torch.rand(2, 1, 3)), "(3,)", "(2,)", "whole scale factor")
+    rows = nn.Sequential(nn.ChannelShuffle(2), nn.Flatten(), nn.Linear(8, 3)).eval()
+    refused(lambda: bounds(rows, torch.rand(2, 2, 4), Threat("linf", 0.1)), "a shuffle of values", "(2, 4)")
     net = nn.Sequential(nn.Upsample(6), nn.Linear(6, 3)).eval()
     refused(lambda: bounds(net, torch.rand(2, 2), Threat("linf", 0.1)), "(2,)", "(channels, length)")
 

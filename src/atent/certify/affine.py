@@ -192,7 +192,9 @@ def inner(dims: Sequence[int], count: int) -> list[int]:
 def check_image(shape: torch.Size) -> None:
     """ValueError where values (n, ...) are not images, of which torch would take the samples for channels."""
     if len(shape) != 4:
-        raise ValueError(f"pooling of values of shape {tuple(shape[1:])}: bounds need (channels, height, width)")
+        raise ValueError(
+            f"pooling or a shuffle of values of shape {tuple(shape[1:])}: bounds need (channels, height, width)"
+        )
 
 
 def total(over: Sequence[int], *, keepdim: bool, mean: bool, square: bool = False) -> Affine:
