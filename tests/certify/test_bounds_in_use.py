@@ -165,7 +165,7 @@ def test_a_network_without_finite_logits_is_refused(method, value, hidden):
 
 
 def test_one_sample_without_finite_logits_is_refused_wherever_it_is():
-    net, x = Cancelling(nn.Sigmoid()).eval(), torch.full((9, 2), 0.1)
+    net, x = Cancelling(nn.Sigmoid()).eval(), torch.full((9, 2), 0.05)
     x[7] = 1.0
     y = torch.zeros(9, dtype=torch.long)
     with pytest.raises(ValueError, match="returned NaN or infinite logits"):
