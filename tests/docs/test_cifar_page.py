@@ -147,6 +147,8 @@ def test_the_figures_of_trades_with_smoothing():
     value = r"(\S+ % \[\S+ \S+\])"
     passage = rf"a clean accuracy of {value} and {value} under PGD-10 at 0\.435 \(n = 9,980; .*? trained for 1: {n}\)"
     other = share("cifar10-l2-pgdat", pgd)
+    left = share(name, "AutoAttack(norm=l2, eps=0.435), stratified 300")
+    assert figures(rf"trained for 1: [\d.]+\); AutoAttack leaves {value} of 300\.") == [left.text]
     assert figures(passage) == [share(name, clean).text, share(name, pgd).text, f"{100 * other.value:.1f}"]
     mine, rate = certified(name)
     noise, less = certified("cifar10-l2-gaussian")
