@@ -97,7 +97,7 @@ def _elu(alpha: float) -> Known:
     return [("smooth", smooth.elu(alpha))]
 
 
-def _within(factor: float, name: str, f: smooth.Smooth) -> Known:
+def _of_scaled(factor: float, name: str, f: smooth.Smooth) -> Known:
     """f(factor z) / factor."""
     if not 0 < factor < math.inf:
         raise ValueError(f"{name}: use a positive number")
@@ -110,7 +110,7 @@ def _softplus(m: nn.Softplus) -> Known:
             f"threshold {m.threshold}, below which the exponential of float32 overflows: use one up to"
             f" {smooth.OVERFLOW:g}"
         )
-    return _within(m.beta, f"beta {m.beta}", smooth.softplus(m.threshold))
+    return _of_scaled(m.beta, f"beta {m.beta}", smooth.softplus(m.threshold))
 
 
 def _hardsigmoid(m: nn.Hardsigmoid) -> Known:
@@ -261,7 +261,7 @@ LAYERS: dict[type[nn.Module], Callable[[Any], Known]] = {
     nn.SiLU: lambda m: [("smooth", smooth.SILU)],
     nn.GELU: lambda m: _gelu(m.approximate),
     nn.ELU: lambda m: _elu(m.alpha),
-    nn.CELU: lambda m: _within(1 / m.alpha if m.alpha else math.inf, f"alpha {m.alpha}", smooth.ELU),
+    nn.CELU: lambda m: _of_scaled(1 / m.alpha if m.alpha else math.inf, f"alpha {m.alpha}", smooth.ELU),
     nn.SELU: lambda m: [("smooth", smooth.SELU)],
     nn.Mish: lambda m: [("smooth", smooth.MISH)],
     nn.Hardswish: lambda m: [("smooth", smooth.HARDSWISH)],

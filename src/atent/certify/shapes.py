@@ -38,8 +38,13 @@ def _unflatten(z: int, dim: Any, sizes: Any) -> Known:
     return unflattened(dim, integers(sizes))
 
 
+def _listed(given: Sequence[Any]) -> Sequence[Any]:
+    """Numbers that a method takes one by one or as one sequence."""
+    return given[0] if len(given) == 1 and isinstance(given[0], tuple) else given
+
+
 def _permute(z: int, *order: Any, dims: Any = None) -> Known:
-    order = dims or (order[0] if len(order) == 1 else order)
+    order = tuple(_listed(order if dims is None else (dims,)))
     # The dimension that is left for the first place is that of the samples.
     return _within(lambda t: t.permute(order), order[1:], order[:1])
 
@@ -62,7 +67,7 @@ def _unbind(z: int, dim: Any = 0) -> Parts:
 
 
 def _reshape(z: int, *sizes: Any) -> Known:
-    first, *rest = (sizes[0] if sizes and isinstance(sizes[0], tuple) else sizes) or (None,)
+    first, *rest = _listed(sizes) or (None,)
     own = [side for side in rest if isinstance(side, Size) and side.of == z and side.number]
     numbers = [side for side in rest if type(side) is int]
     samples = (isinstance(first, Size) and first.samples) or (first == -1 and all(side > 0 for side in numbers))
@@ -81,17 +86,10 @@ def _pad(z: int, pad: Any, mode: str = "constant", value: Any = None) -> Known:
     return [("affine", copies.padded(pad, mode, value))]
 
 
-def _each(sizes: Sequence[Any], what: str) -> Sequence[Any]:
-    """The numbers for each dimension, given one by one or as one sequence. ValueError where the samples' is not 1."""
-    if len(sizes) == 1 and isinstance(sizes[0], tuple):
-        sizes = sizes[0]
-    if not sizes or type(sizes[0]) is not int or sizes[0] != 1:
-        raise ValueError(f"{what} of the samples, which bounds treat separately: use 1 for the first dimension")
-    return sizes
-
-
 def _repeat(z: int, *sizes: Any, repeats: Any = None) -> Known:
-    times = integers(_each(sizes if repeats is None else (repeats,), "repeats"))
+    times = integers(_listed(sizes if repeats is None else (repeats,)))
+    if times[:1] != (1,):
+        raise ValueError("repeats of the samples, which bounds treat separately: use 1 for the first dimension")
 
     def move(t: Tensor) -> Tensor:
         if len(times) > t.dim():  # the first would be that of a new dimension
@@ -108,7 +106,7 @@ def _repeat_each(z: int, repeats: Any, dim: Any = None, *, output_size: Any = No
 
 
 def _expand(z: int, *sizes: Any) -> Known:
-    first, *rest = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], tuple) else sizes
+    first, *rest = _listed(sizes)
     if not (first == -1 or (isinstance(first, Size) and first.samples)):
         raise ValueError("sizes that change the number of samples: use -1 for the first dimension")
     if not all(type(side) is int or (isinstance(side, Size) and side.of == z and side.number) for side in rest):
@@ -123,9 +121,8 @@ def _expand(z: int, *sizes: Any) -> Known:
 
 
 def _flip(z: int, *turned: Any, dims: Any = None) -> Known:
-    turned = (dims if isinstance(dims, tuple) else (dims,)) if dims is not None else turned
-    turned = integers(turned[0] if len(turned) == 1 and isinstance(turned[0], tuple) else turned)
-    return _within(lambda t: t.flip(turned), turned)
+    places = integers(_listed(turned if dims is None else (dims,)))
+    return _within(lambda t: t.flip(places), places)
 
 
 def _roll(z: int, shifts: Any, dims: Any = None) -> Known:
@@ -137,8 +134,8 @@ def _roll(z: int, shifts: Any, dims: Any = None) -> Known:
 
 def _interpolate(z: int, size: Any = None, scale_factor: Any = None, mode: str = "nearest", align_corners: Any = None,
                  recompute_scale_factor: Any = None, antialias: Any = False) -> Known:  # fmt: skip
-    given = [*dims(size or ()), *((scale_factor,) if isinstance(scale_factor, float) else dims(scale_factor or ()))]
-    if not all(type(each) in (int, float) for each in given) or align_corners is not None or antialias:
+    given = [*_listed((size,)), *_listed((scale_factor,))]
+    if any(type(each) not in (int, float, type(None)) for each in given) or align_corners is not None or antialias:
         raise TypeError
     return resized(size, scale_factor, mode, recompute_scale_factor)
 
