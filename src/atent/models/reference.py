@@ -1,6 +1,7 @@
 """The user's own network: imported by name, and checked before training."""
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -65,6 +66,10 @@ def made_of(
             return found
         if not callable(found):
             raise ValueError(f"{reference} is {_kind(found)}, want {wanted} or a function that returns it")
+        lacking = _lacking(found, args or {})
+        if lacking:
+            called = f"with {', '.join(args)}" if args else "without arguments"
+            raise ValueError(f"{reference} is called {called} and needs {', '.join(lacking)}: give them defaults")
         try:
             made = found(**(args or {}))
         # a script that calls sys.exit must not end the command
@@ -73,6 +78,16 @@ def made_of(
     if not isinstance(made, kind):
         raise ValueError(f"{reference} returned {_kind(made)}, want {wanted}")
     return made
+
+
+def _lacking(function: Callable[..., Any], args: Mapping[str, Any]) -> list[str]:
+    """The parameters that a call with these keywords leaves without a value; none where the signature is not known."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in variadic and p.name not in args]
 
 
 def check_output(
