@@ -110,6 +110,10 @@ def test_what_a_part_brings_is_the_mean_difference_of_equal_seeds():
     assert added.seconds.mean == 2
     assert effects["awp", "b, without it"].worst.mean == pytest.approx(0.2)
     assert effects["x-1", "b"].worst.mean == pytest.approx(-0.05)
+    # Seeds that agree know the difference to one of the 200 images: t is 12.706.
+    (same,) = (e for e in effects.values() if e.part == "x-1")
+    assert (same.clean.mean, same.clean.sd) == (0, 0)
+    assert same.clean.high == -same.clean.low == pytest.approx(12.706 / 2**0.5 / 200, rel=1e-3)
     text = ablation.table(found, ("a", "b"))
     assert "| awp | a | +5.0 ± 7.1 [-58.5, +68.5] | +15.0 ± 7.1 [-48.5, +78.5] | 2.00 times |" in text
 

@@ -27,6 +27,7 @@ from atent.experiments.results.studies import CorruptionRow
 from atent.experiments.studies import Studies
 from atent.report import report
 from atent.report.collect import read
+from atent.stats import unseen
 
 ROOT = Path(__file__).parents[2]
 ROOTED = ["--root", str(ROOT / "tests/files/before_subsets/sorted.npz")]
@@ -133,6 +134,11 @@ def test_the_report_shows_them_and_names_what_was_not_measured(runs, made, monke
         found.flips.rows[0].rate.percent, "Transfer between networks", "Common corruptions", "Frequencies",
     ):  # fmt: skip
         assert text in page
+    # As wide as a kind of perturbation that the images may lack makes it.
+    for band in found.bands.bands:
+        share, rare = band.energy, unseen(found.bands.perturbed)
+        assert share.low <= share.value * (1 - rare) + 1e-12
+        assert share.high >= share.value + rare * (1 - share.value) - 1e-12
     assert "not comparable with today's version" not in page
     monkeypatch.setattr("atent.report.studied.DEFINITIONS", DEFINITIONS + 1)
     assert "not comparable with today's version" in report([runs / "one"], images=0, progress=False)

@@ -174,7 +174,7 @@ def _how(found: SmoothingFile | SequentialFile | BoundsFile) -> str:
     sampling = found.sampling
     n = f"n {sampling['n']:,}"
     if isinstance(found, SequentialFile):
-        n = f"sequential at {sampling['radius']:.3g}, n {sampling['n']:,} at most"
+        n = f"sequential at {at_most(sampling['radius'])}, n {sampling['n']:,} at most"
     return f"{found.method}, sigma {sampling['sigma']:.3g}, {n}, alpha {sampling['alpha']:g}"
 
 

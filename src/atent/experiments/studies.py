@@ -48,7 +48,7 @@ from atent.experiments.results.studies import (
 from atent.experiments.target import Target
 from atent.models import check_output
 from atent.progress import bar
-from atent.stats import t_interval
+from atent.stats import bounded_mean
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ def _bands(s: Studies, target: Target, n: int, found: Bands) -> BandReport:
             BandResult(
                 name,
                 kept(found.robust[name]),
-                Mean.of(t_interval(each.tolist())) if perturbed > 1 else None,
+                Mean.of(bounded_mean(each.tolist())) if perturbed > 1 else None,
                 found.white[name],
             )
             for name, each in shares.items()
