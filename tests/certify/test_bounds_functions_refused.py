@@ -5,8 +5,8 @@ import operator
 
 import pytest
 import torch
+from bound_forms import net_of
 from bound_networks import encloses, inputs
-from test_bounds_functions import net_of
 from test_bounds_refused import refused
 from torch import fx, nn
 from torch.nn import functional as F

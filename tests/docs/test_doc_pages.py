@@ -47,7 +47,7 @@ ELSEWHERE = {
     "networks": "test_vit.py",
     "pretraining": "test_pretrain.py",
     "security": "test_trust.py",
-    "sweeps": "test_sweep.py",
+    "sweeps": "test_sweep_runs.py",
     "training": "test_training_page.py",
 }
 """The pages whose Python another test runs, with what that needs and what must come of it."""

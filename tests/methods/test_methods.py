@@ -16,6 +16,7 @@ from atent import Threat
 from atent.distributed import BatchShard
 from atent.distributed.batch_rng import caught
 from atent.distributed.batch_shard import under_way
+from atent.docstrings import field_docs
 from atent.methods import AWP, METHODS, PGDAT, Method, Standard
 from atent.methods.awp import may_perturb
 from atent.methods.base import correct, warm
@@ -91,6 +92,8 @@ def test_the_registry_names_its_classes():
         assert {"init", "adversary", "loss", "backward"} <= set(dir(cls))
         names = [f.name for f in dataclasses.fields(cls)]
         assert "threat" not in names or names[0] == "threat"
+        # Each field explains itself on the command line.
+        assert all(map(field_docs(cls).get, names)), name
         for function in ("adversary", "loss", "backward"):
             ours, contract = (inspect.signature(getattr(c, function)).parameters for c in (cls, Method))
             assert [(p.name, p.kind, p.default) for p in ours.values()] == [

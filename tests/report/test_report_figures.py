@@ -121,11 +121,17 @@ def test_one_attack_alone_is_no_cascade(run):
         assert ("The attack ran alone" in text) == bool(attacks)
 
 
-def test_best_and_last_epoch_are_those_of_the_files(made, run):
-    rows = [json.loads(line) for line in (made / "metrics.jsonl").read_text().splitlines()]
+def second_is_best(run):
+    """The rows of a run's epochs, of which the second is now the best."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for row in rows:
         row["best"] = row["epoch"] == 2
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+def test_best_and_last_epoch_are_those_of_the_files(run):
+    rows = second_is_best(run)
     found = load(run / "evaluation.json")
     last = {"epoch": 6, "clean": share(31, 40), "worst": share(7, 40)}
     last["attacks"] = {name: {"robust": share(9 + i, 40)} for i, name in enumerate(found["attacks"])}
@@ -139,11 +145,8 @@ def test_best_and_last_epoch_are_those_of_the_files(made, run):
     assert "The last epoch is the best one." not in doc.text
 
 
-def test_an_evaluation_of_the_last_epoch_is_not_shown_as_of_the_best(made, run):
-    rows = [json.loads(line) for line in (made / "metrics.jsonl").read_text().splitlines()]
-    for row in rows:
-        row["best"] = row["epoch"] == 2
-    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+def test_an_evaluation_of_the_last_epoch_is_not_shown_as_of_the_best(run):
+    second_is_best(run)
     found = load(run / "evaluation.json")
     last = {"epoch": 6, "clean": share(31, 40), "worst": share(7, 40), "attacks": {}}
     change(run / "evaluation.json", weights="last", epoch=6, last=last)
