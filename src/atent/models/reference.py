@@ -81,13 +81,20 @@ def made_of(
 
 
 def _lacking(function: Callable[..., Any], args: Mapping[str, Any]) -> list[str]:
-    """The parameters that a call with these keywords leaves without a value; none where the signature is not known."""
+    """The parameters that a call with these keywords leaves without a value; none where the signature is not known.
+
+    None either where a keyword is not one of the parameters: the call itself names that keyword, which may be a
+    misspelling of what is missing.
+    """
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
         return []
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return [p.name for p in parameters if p.default is p.empty and p.kind not in variadic and p.name not in args]
+    named = {p.name for p in parameters if p.kind not in variadic}
+    if args.keys() - named and not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+        return []
+    return [p.name for p in parameters if p.name in named - args.keys() and p.default is p.empty]
 
 
 def check_output(
