@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from atent.contracts import check_dense, float_remedy, in_units, label_remedy, not_finite, paired, undeclared, unlike
 from atent.docstrings import Documented
 from atent.fields import LARGEST, brief, check_complete, defaults, fitting, mistyped, shown
-from atent.guard import check_module, check_shape
+from atent.guard import beside, check_module, check_shape
 from atent.messages import deprecated, once, unknown
 from atent.threat import Box, Threat
 
@@ -147,18 +147,19 @@ def _example(cls: type, first: str) -> str:
 def as_samples(x: Any, y: Any, model: nn.Module | None = None) -> tuple[Tensor, Tensor]:
     """Inputs and labels as tensors, from tensors, arrays, or with ``y`` None from a loader as ``x`` (`collect`).
 
-    ``x`` is converted as by `as_inputs`; integer labels of an array become int64. ValueError, in one line, for values
-    that are not numeric.
+    ``x`` is converted as by `as_inputs`; integer labels of an array become int64, and labels are on the device of the
+    inputs. ValueError, in one line, for values that are not numeric.
     """
     if y is None:
         if hasattr(x, "__array__"):  # tensors have it too
             raise ValueError("labels are missing: give y, one integer per input; a DataLoader of (x, y) gives both")
         x, y = collect(x)
-    return as_inputs(x, model), as_labels(y)
+    x = as_inputs(x, model)
+    return x, as_labels(y).to(x.device)
 
 
 def as_inputs(x: Any, model: nn.Module | None = None) -> Tensor:
-    """``x`` as a tensor. An array is moved to the device and, if floating point, to the dtype of ``model``; half
+    """``x`` as a tensor on the device of ``model``. A floating-point array gets the dtype of ``model`` too; half
     precision becomes the model's dtype, or float32, since 16 bits are too coarse for a ball.
 
     ValueError for a loader, for values that are not numeric, and for half precision with a model in half precision.
@@ -167,17 +168,16 @@ def as_inputs(x: Any, model: nn.Module | None = None) -> Tensor:
     if isinstance(x, Tensor) and not (
         without_values or x.dtype in _NARROW or x.layout != torch.strided or x.is_nested or x.is_quantized or x.is_meta
     ):
-        return x
+        return beside(model, x)
     check_dense("x", x)
     own = None if model is None else next((p for p in check_module(model).parameters() if p.is_floating_point()), None)
     wide = torch.float32 if own is None else own.dtype
     if not isinstance(x, Tensor):
         made: Tensor = as_tensor("x", x)
-        made = made.to(wide) if made.is_floating_point() and wide not in _NARROW else made
-        return made if own is None else made.to(own.device)
+        return beside(model, made.to(wide) if made.is_floating_point() and wide not in _NARROW else made)
     if wide in _NARROW:
         raise ValueError(f"inputs are {x.dtype}, the model is {wide}: use float32 for both, x.float(), model.float()")
-    return x.to(wide)
+    return beside(model, x.to(wide))
 
 
 def as_labels(y: Any) -> Tensor:

@@ -18,6 +18,7 @@ from torch.nn.parameter import is_lazy
 
 from atent.contracts import kind_of
 from atent.fields import shown
+from atent.torch_errors import check_sizes, device_of, explain
 
 Mode = Literal["eval", "train", "as-is"]
 MODES: tuple[str, ...] = get_args(Mode)
@@ -27,8 +28,8 @@ def ask(model: nn.Module, x: Tensor) -> Tensor:
     """The model's logits (n, classes) for a private copy of ``x`` (n, ...); gradients reach ``x`` through the copy.
 
     Networks may overwrite their inputs (normalisation and activations in place), and some return a tensor that their
-    next call overwrites: both are copied. A network that squeezes the batch dimension of a single sample gets two
-    copies of it.
+    next call overwrites: both are copied, the logits to the device of ``x``. A network that squeezes the batch
+    dimension of a single sample gets two copies of it.
 
     ValueError, in one line, for an output other than (n, classes) with at least 2 classes, and for the failures of a
     forward pass that `explain` recognises.
@@ -37,15 +38,15 @@ def ask(model: nn.Module, x: Tensor) -> Tensor:
         logits: Any = model(x.clone()) if len(x) != 1 else _single(model, x)
     except RuntimeError as error:
         explain(model, x, error)
-        _check_sizes(x, error)
+        check_sizes(x, error)
         raise
     if not (isinstance(logits, Tensor) and logits.dim() == 2 and len(logits) == len(x) and logits.shape[1] > 1):
         check_shape(logits, len(x))
     if logits.is_complex():
         raise ValueError(f"the model must return real logits, got {logits.dtype}")
-    # Scores may be integers, such as votes.
+    # Scores may be integers, such as votes, and on the device of the last layer of a network on several.
     copied: Tensor = logits.clone() if logits.is_floating_point() else logits.double()
-    return copied
+    return copied if copied.device == x.device else copied.to(x.device)
 
 
 def _single(model: nn.Module, x: Tensor) -> Any:
@@ -102,24 +103,6 @@ def _one_output(given: str) -> str:
     )
 
 
-# Parts of torch's messages, and their meaning for a forward or backward pass.
-NO_GRADIENT = (
-    "the model has no gradient with respect to its input: a layer detaches or rounds it; use an attack that needs no"
-    " gradients"
-)
-_CAUSES = {
-    "appears to not have been used in the graph": NO_GRADIENT,
-    "use_reentrant=True": "a re-entrant checkpoint gives no gradients with respect to the"
-    " input: use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)",
-    "modified by an inplace operation": "a layer changes in place what the gradient of its network needs: use"
-    " inplace=False, or x = x + ... for x += ...",
-    "change requires_grad flags of leaf variables": "the model turns requires_grad of its input off, which cuts its"
-    " gradient: remove that from its forward pass",
-    "nference tensor": "the model, or the data, was made under torch.inference_mode: make or load it outside (for no"
-    " gradients use torch.no_grad)",
-}
-
-
 @contextmanager
 def explained(model: nn.Module, x: Tensor, y: Tensor | None = None) -> Iterator[None]:
     """Convert failures of a forward or backward pass with a known cause into a one-line ValueError.
@@ -133,7 +116,7 @@ def explained(model: nn.Module, x: Tensor, y: Tensor | None = None) -> Iterator[
         raise
     except RuntimeError as error:
         _check_output(model, x, y, error)
-        explain(model, x, error)
+        explain(model, x, error, y)
         raise
 
 
@@ -157,48 +140,16 @@ def _check_output(model: nn.Module, x: Tensor, y: Tensor | None, error: Exceptio
         ) from error
 
 
-def explain(model: nn.Module, x: Tensor, error: RuntimeError) -> None:
-    """Raise a one-line ValueError for a failed forward or backward pass with a known cause."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return
-    text = str(error)
-    for part, cause in _CAUSES.items():
-        if part in text:
-            raise ValueError(cause) from error
-    own = dtype_of(model)
-    if own not in (None, x.dtype) and any(word in text for word in ("dtype", "scalar type", "should be the same")):
-        raise ValueError(
-            f"the model's weights are {own} and its inputs {x.dtype}: use model.to({x.dtype}), or inputs of {own}"
-        ) from error
-
-
-# Parts of torch's messages about sizes that do not fit.
-_SIZES = (
-    "shapes cannot be multiplied", "expected input[", "is invalid for input of size", "must match the size of tensor",
-    "Given normalized_shape", "Calculated padded input size", "size mismatch", "running_mean should contain",
-    "Expected 3D (unbatched) or 4D", "but got 2D input", "Kernel size can't be greater",
-)  # fmt: skip
-
-
-def _check_sizes(x: Tensor, error: RuntimeError) -> None:
-    """Raise a one-line ValueError for a forward pass that failed because of the sizes of its input."""
-    first = str(error).strip().partition("\n")[0]
-    if not isinstance(error, torch.OutOfMemoryError) and any(part in first for part in _SIZES):
-        raise ValueError(
-            f"the model cannot take a batch of shape {tuple(x.shape)}: {first}; give inputs of the shape that it was"
-            " built for"
-        ) from error
+def beside(model: nn.Module | None, x: Tensor) -> Tensor:
+    """``x`` on the device of the model, if it has one."""
+    own = device_of(model) if isinstance(model, nn.Module) else None
+    return x if own is None or own.type == "meta" else x.to(own)
 
 
 def outside_inference(t: Tensor) -> Tensor:
     """The tensor, or a copy that autograd can use if it was created under ``torch.inference_mode``."""
     with torch.inference_mode(False), torch.no_grad():
         return t.clone() if t.is_inference() else t
-
-
-def dtype_of(model: nn.Module) -> torch.dtype | None:
-    """The dtype of the model's first floating-point parameter; None without one."""
-    return next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
 
 
 def check_module(model: Any) -> nn.Module:

@@ -197,8 +197,8 @@ class Attack(metaclass=Settings):
         model
             A network from inputs to logits (n, classes).
         x
-            Inputs in the box, shape (n, d) or (n, c, h, w), floating point; arrays become tensors, see
-            `atent.checks.as_inputs`.
+            Inputs in the box, shape (n, d) or (n, c, h, w), floating point; arrays become tensors, and inputs on
+            another device than the model are moved to it, see `atent.checks.as_inputs`.
         y
             True labels, integers of shape (n,); with ``targeted`` the target classes.
         seed, ids
@@ -216,7 +216,7 @@ class Attack(metaclass=Settings):
         Returns
         -------
         Tensor
-            Adversarial inputs, the shape of ``x``.
+            Adversarial inputs, the shape of ``x``, on the device of the model.
 
         Raises
         ------
@@ -307,7 +307,7 @@ class Attack(metaclass=Settings):
         threat.check_eps(x.shape[1:])
         if type(threat.eps) is not float:
             threat.check_samples(len(x))
-        n, y = len(x), y.long()
+        n, y = len(x), y.to(x.device, torch.int64)
         if rng is None:
             streams, inner = PerSample(seed, numbered(ids, n, x.device), self.stream), narrow(seed)
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from atent.checks import as_inputs, as_labels, check_logits, check_number, check_seed
+from atent.checks import as_samples, check_logits, check_number, check_seed
 from atent.guard import ask, guard
 from atent.memory import Batches
 from atent.precision import full_precision
@@ -29,7 +29,7 @@ def predict(model: nn.Module, x: Tensor, y: Tensor, *, batch: int = 500, seed: i
     Returns
     -------
     Tensor
-        int64 (n,), on the device of ``x``.
+        int64 (n,), on the device of the model.
 
     Raises
     ------
@@ -45,7 +45,7 @@ def predict(model: nn.Module, x: Tensor, y: Tensor, *, batch: int = 500, seed: i
     [1, 0]
     """
     batch = check_number("batch", batch, 1, whole=True)
-    return answers(model, as_inputs(x, model), as_labels(y), batch, check_seed(seed))[0]
+    return answers(model, *as_samples(x, y, model), batch, check_seed(seed))[0]
 
 
 @torch.no_grad()

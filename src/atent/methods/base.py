@@ -257,7 +257,7 @@ def begun(
     if not method.labelled:
         check_batch(x, torch.zeros(len(x), dtype=torch.long), box)
         return x, y, fresh(x.device), ids
-    y = as_labels(y) if isinstance(y, Tensor) else as_labels(y).to(x.device)
+    y = as_labels(y).to(x.device)
     check_batch(x, y, box)
     return x, y.long(), fresh(x.device), ids
 

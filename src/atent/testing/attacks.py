@@ -179,7 +179,7 @@ def _repeats(case: Case) -> None:
 
 @promise("a random network gives the same bits at each call")
 def _random_network(case: Case) -> None:
-    model = networks.Through(case.model, after=lambda z: z + 1e-2 * torch.randn(z.shape, dtype=z.dtype))
+    model = networks.Through(case.model, after=lambda z: z + 1e-2 * torch.randn_like(z))
     first = case.run(model, case.x)
     networks.move_global_generators()
     require(all(map(same, case.run(model, case.x), first)), "another outcome", "the same bits")
