@@ -76,12 +76,20 @@ def checks() -> dict[str, Check]:
 
 @contextmanager
 def cpu_draws() -> Iterator[None]:
-    """Inside, the streams of training draw on the CPU, so that two devices see the same noise."""
+    """Inside, the streams of training draw from one generator of the CPU, so that two devices see the same noise.
+
+    The generator of a step is on its device: attacks accept no other.
+    """
+    here = Batch(torch.Generator().manual_seed(11))
 
     def moved(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        return lambda self, like, **given: draw(self, like.cpu(), **given).to(like.device)
+        return lambda self, like, **given: draw(here, like.cpu(), **given).to(like.device)
 
-    with mock.patch.multiple(Batch, uniform=moved(Batch.uniform), normal=moved(Batch.normal)):
+    def integers(self: Batch, *given: Any, **named: Any) -> Tensor:
+        return whole(here, *given, **named).to(self.rng.device)
+
+    whole = Batch.integers
+    with mock.patch.multiple(Batch, uniform=moved(Batch.uniform), normal=moved(Batch.normal), integers=integers):
         yield
 
 
@@ -130,7 +138,7 @@ def step(
     """The loss of one `backward` on a copy of the network, and its gradient, on the CPU."""
     model, x, y = copy.deepcopy(model).to(device), x.to(device), y.to(device)
     state = how.init(len(x), tuple(x.shape[1:]), device)
-    rng, ids = torch.Generator().manual_seed(11), torch.arange(len(x), device=device)
+    rng, ids = torch.Generator(device).manual_seed(11), torch.arange(len(x), device=device)
     with cpu_draws(), torch.autocast(device.type, torch.bfloat16, enabled=low):
         metrics = how.backward(model, x, y, rng=rng, ids=ids, state=state)
     grads = [p.grad.flatten() for p in model.parameters() if p.grad is not None]

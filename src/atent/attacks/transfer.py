@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from atent import trust
@@ -17,6 +18,7 @@ from atent.guard import guard
 from atent.rng import Streams
 from atent.runs.loading import load
 from atent.threat import Threat
+from atent.torch_errors import device_of
 
 
 @attack
@@ -26,7 +28,8 @@ class Transfer(Wrapper):
 
     With the attacked model as the source the result equals that of the attack itself, bit for bit. The source runs in
     eval mode and is restored; its passes are not counted. A search in low precision is one on the source. A source
-    given as text is loaded at the first use and moved to the device and dtype of the inputs; a module is used as it is.
+    given as text is loaded at the first use and moved to the device and dtype of the inputs; a module is used as it is,
+    on its own device.
     The points of a minimum-norm attack are the smallest adversarial ones of the source.
 
     Raises
@@ -86,8 +89,21 @@ class Transfer(Wrapper):
 
     def search(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         model = self.model.to(x) if isinstance(self.source, str) else self.model
+        own = device_of(model)
+        model = model if own in (None, x.device) else _Elsewhere(model, own)
         with guard(model):
             return self.inner.bounded(oracle.on(model, x), x, y, streams)
+
+
+class _Elsewhere(nn.Module):
+    """A network that gets its inputs on its own device."""
+
+    def __init__(self, model: nn.Module, device: torch.device | None) -> None:
+        super().__init__()
+        self.model, self.device = model, device
+
+    def forward(self, x: Tensor) -> Any:
+        return self.model(x.to(self.device))
 
 
 def load_source(text: str) -> nn.Module:
