@@ -11,7 +11,7 @@ ORDER = [
     ["contracts", "fields", "origins"],
     ["docstrings", "extras", "geometry", "heap", "markdown", "messages", "progress", "signals", "threads", "torchrun"],
     ["distributed"],
-    ["losses", "rng", "sgld", "zoo"],
+    ["losses", "rng", "sgld", "torch_errors", "zoo"],
     ["stats", "trust"],
     ["threat", "guard", "registry", "memory"],
     ["checks", "precision"],
