@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from atent.contracts import check_dense, float_remedy, in_units, label_remedy, not_finite, paired, undeclared, unlike
 from atent.docstrings import Documented
 from atent.fields import LARGEST, brief, check_complete, defaults, fitting, mistyped, shown
-from atent.guard import beside, check_module, check_shape
+from atent.guard import check_module, check_shape, dtype_of
 from atent.messages import deprecated, once, unknown
 from atent.threat import Box, Threat
 
@@ -164,20 +164,25 @@ def as_inputs(x: Any, model: nn.Module | None = None) -> Tensor:
 
     ValueError for a loader, for values that are not numeric, and for half precision with a model in half precision.
     """
-    without_values = torch.get_default_device().type == "meta"
-    if isinstance(x, Tensor) and not (
-        without_values or x.dtype in _NARROW or x.layout != torch.strided or x.is_nested or x.is_quantized or x.is_meta
-    ):
-        return beside(model, x)
+    other = not isinstance(x, Tensor) or torch.get_default_device().type == "meta"
+    if other or x.dtype in _NARROW or x.layout != torch.strided or x.is_nested or x.is_quantized or x.is_meta:
+        x = _converted(x, model)
+    inputs: Tensor = x
+    # Of a network on several devices the first layer gets the inputs.
+    first = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+    return inputs if first is None or first.is_meta else inputs.to(first.device)
+
+
+def _converted(x: Any, model: nn.Module | None) -> Tensor:
+    """An array, or a tensor in half precision, in the dtype of `as_inputs`."""
     check_dense("x", x)
-    own = None if model is None else next((p for p in check_module(model).parameters() if p.is_floating_point()), None)
-    wide = torch.float32 if own is None else own.dtype
+    wide = (None if model is None else dtype_of(check_module(model))) or torch.float32
     if not isinstance(x, Tensor):
         made: Tensor = as_tensor("x", x)
-        return beside(model, made.to(wide) if made.is_floating_point() and wide not in _NARROW else made)
+        return made.to(wide) if made.is_floating_point() and wide not in _NARROW else made
     if wide in _NARROW:
         raise ValueError(f"inputs are {x.dtype}, the model is {wide}: use float32 for both, x.float(), model.float()")
-    return beside(model, x.to(wide))
+    return x.to(wide)
 
 
 def as_labels(y: Any) -> Tensor:

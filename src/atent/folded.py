@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from atent.guard import ask, check_module, guard
+from atent.guard import ask, check_module, dtype_of, guard
 from atent.precision import full_precision, twin
-from atent.torch_errors import dtype_of
 
 _SAMPLES = 4
 # In float64 the folded network is the same function up to rounding, which the layers amplify.

@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 
 from atent.contracts import kind_of
 from atent.fields import shown
-from atent.torch_errors import check_sizes, device_of, explain
+from atent.torch_errors import cause_of, misfit
 
 Mode = Literal["eval", "train", "as-is"]
 MODES: tuple[str, ...] = get_args(Mode)
@@ -38,7 +38,8 @@ def ask(model: nn.Module, x: Tensor) -> Tensor:
         logits: Any = model(x.clone()) if len(x) != 1 else _single(model, x)
     except RuntimeError as error:
         explain(model, x, error)
-        check_sizes(x, error)
+        if not isinstance(error, torch.OutOfMemoryError) and (cause := misfit(str(error), x)):
+            raise ValueError(cause) from error
         raise
     if not (isinstance(logits, Tensor) and logits.dim() == 2 and len(logits) == len(x) and logits.shape[1] > 1):
         check_shape(logits, len(x))
@@ -140,10 +141,16 @@ def _check_output(model: nn.Module, x: Tensor, y: Tensor | None, error: Exceptio
         ) from error
 
 
-def beside(model: nn.Module | None, x: Tensor) -> Tensor:
-    """``x`` on the device of the model, if it has one."""
-    own = device_of(model) if isinstance(model, nn.Module) else None
-    return x if own is None or own.type == "meta" else x.to(own)
+def explain(model: nn.Module, x: Tensor, error: RuntimeError, y: Tensor | None = None) -> None:
+    """Raise a one-line ValueError for a failed forward or backward pass with a known cause; ``y``: labels of a loss."""
+    known = not isinstance(error, torch.OutOfMemoryError)
+    if known and (cause := cause_of(str(error), dtype_of(model), next(model.parameters(), None), x, y)):
+        raise ValueError(cause) from error
+
+
+def dtype_of(model: nn.Module) -> torch.dtype | None:
+    """The dtype of the model's first floating-point parameter; None without one."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
 
 
 def outside_inference(t: Tensor) -> Tensor:

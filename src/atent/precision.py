@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from atent.fields import shown
-from atent.guard import ask, guard
-from atent.torch_errors import dtype_of
+from atent.guard import ask, dtype_of, guard
 
 SearchDtype = Literal["bfloat16", "float16", "tf32"]
 SEARCH_DTYPES: tuple[str, ...] = get_args(SearchDtype)

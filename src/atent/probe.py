@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from atent.guard import guard
+from atent.guard import dtype_of, guard
 from atent.precision import SearchDtype, full_precision, under
 from atent.threads import choose
-from atent.torch_errors import dtype_of
 
 Auto = Literal["auto"]
 AUTO: Auto = "auto"

@@ -1,11 +1,9 @@
-"""Failures of a network's forward or backward pass that torch describes at length, as one line with a remedy."""
+"""What torch's messages about a failed forward or backward pass mean, in one line with a remedy."""
 
 from __future__ import annotations
 
-from itertools import chain
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 # Parts of torch's messages, and their meaning.
 NO_GRADIENT = (
@@ -38,31 +36,21 @@ _SIZES = (
 )  # fmt: skip
 
 
-def explain(model: nn.Module, x: Tensor, error: RuntimeError, y: Tensor | None = None) -> None:
-    """Raise a one-line ValueError for a failed forward or backward pass with a known cause.
+def cause_of(text: str, dtype: torch.dtype | None, own: Tensor | None, x: Tensor, y: Tensor | None = None) -> str:
+    """The cause of a failed forward or backward pass, and the remedy; "" if it is not known.
 
-    ``y`` are the labels of a loss.
+    ``text`` is torch's message, ``dtype`` that of the weights, ``own`` the first parameter, ``y`` the labels of a loss.
     """
-    if isinstance(error, torch.OutOfMemoryError):
-        return
-    text = str(error)
     for part, cause in _CAUSES.items():
         if part in text:
-            raise ValueError(cause) from error
-    own = dtype_of(model)
-    if own not in (None, x.dtype) and any(word in text for word in ("dtype", "scalar type", "should be the same")):
-        raise ValueError(
-            f"the model's weights are {own} and its inputs {x.dtype}: use model.to({x.dtype}), or inputs of {own}"
-        ) from error
-    if any(part in text for part in _DEVICES):
-        raise ValueError(_devices(model, x, y)) from error
-
-
-def _devices(model: nn.Module, x: Tensor, y: Tensor | None) -> str:
-    """What is on another device than the inputs, and the remedy."""
-    own = device_of(model)
-    if own not in (None, x.device):
-        return f"inputs are on {x.device} and the model is on {own}: use x.to({str(own)!r})"
+            return cause
+    if dtype not in (None, x.dtype) and any(word in text for word in ("dtype", "scalar type", "should be the same")):
+        inputs = f"its inputs {x.dtype}: use model.to({x.dtype}), or inputs of {dtype}"
+        return f"the model's weights are {dtype} and {inputs}"
+    if not any(part in text for part in _DEVICES):
+        return ""
+    if own is not None and own.device != x.device:
+        return f"inputs are on {x.device} and the model is on {own.device}: use x.to({str(own.device)!r})"
     if y is not None and y.device != x.device:
         return f"labels are on {y.device} and inputs on {x.device}: use y.to({str(x.device)!r})"
     return (
@@ -71,23 +59,10 @@ def _devices(model: nn.Module, x: Tensor, y: Tensor | None) -> str:
     )
 
 
-def check_sizes(x: Tensor, error: RuntimeError) -> None:
-    """Raise a one-line ValueError for a forward pass that failed because of the sizes of its input."""
-    first = str(error).strip().partition("\n")[0]
-    if not isinstance(error, torch.OutOfMemoryError) and any(part in first for part in _SIZES):
-        raise ValueError(
-            f"the model cannot take a batch of shape {tuple(x.shape)}: {first}; give inputs of the shape that it was"
-            " built for"
-        ) from error
-
-
-def dtype_of(model: nn.Module) -> torch.dtype | None:
-    """The dtype of the model's first floating-point parameter; None without one."""
-    return next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
-
-
-def device_of(model: nn.Module) -> torch.device | None:
-    """The device of the model's first parameter or buffer, which is that of the first layer in a network on several;
-    None without one."""
-    held = next(chain(model.parameters(), model.buffers()), None)
-    return None if held is None else held.device
+def misfit(text: str, x: Tensor) -> str:
+    """The cause of a forward pass that failed because of the sizes of its input; "" if it failed for another one."""
+    first = text.strip().partition("\n")[0]
+    if not any(part in first for part in _SIZES):
+        return ""
+    fix = "give inputs of the shape that it was built for"
+    return f"the model cannot take a batch of shape {tuple(x.shape)}: {first}; {fix}"

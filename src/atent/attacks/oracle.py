@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from atent.attacks.watch import Watch
 from atent.checks import check_logits
 from atent.contracts import kind_of
-from atent.guard import ask
+from atent.guard import ask, explain
 from atent.losses import margin
 from atent.messages import deprecated
 from atent.precision import Lowered, images_last
-from atent.torch_errors import NO_GRADIENT, explain
+from atent.torch_errors import NO_GRADIENT
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 

@@ -18,7 +18,6 @@ from atent.guard import guard
 from atent.rng import Streams
 from atent.runs.loading import load
 from atent.threat import Threat
-from atent.torch_errors import device_of
 
 
 @attack
@@ -89,8 +88,8 @@ class Transfer(Wrapper):
 
     def search(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         model = self.model.to(x) if isinstance(self.source, str) else self.model
-        own = device_of(model)
-        model = model if own in (None, x.device) else _Elsewhere(model, own)
+        own = next(model.parameters(), None)
+        model = model if own is None or own.device == x.device else _Elsewhere(model, own.device)
         with guard(model):
             return self.inner.bounded(oracle.on(model, x), x, y, streams)
 
@@ -98,7 +97,7 @@ class Transfer(Wrapper):
 class _Elsewhere(nn.Module):
     """A network that gets its inputs on its own device."""
 
-    def __init__(self, model: nn.Module, device: torch.device | None) -> None:
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
         super().__init__()
         self.model, self.device = model, device
 

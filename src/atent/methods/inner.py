@@ -8,11 +8,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from atent.guard import dtype_of
 from atent.methods.awp import may_perturb
 from atent.methods.base import Method, State
 from atent.methods.wrapper import Wrapper
 from atent.precision import Lowered
-from atent.torch_errors import dtype_of
 
 InnerPrecision = Literal["float32", "bfloat16", "auto"]
 

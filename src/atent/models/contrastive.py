@@ -9,9 +9,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from atent.guard import guard
+from atent.guard import dtype_of, guard
 from atent.models.dual import Branch, doubled
-from atent.torch_errors import dtype_of
 
 
 class Contrastive(nn.Module):

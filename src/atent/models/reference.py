@@ -8,9 +8,8 @@ import torch
 from torch import nn
 
 from atent import trust
-from atent.guard import check_classes, check_weights, explained, guard, wrapping
+from atent.guard import check_classes, check_weights, dtype_of, explained, guard, wrapping
 from atent.registry import current_directory_on_path, first_line, load_object, referred
-from atent.torch_errors import dtype_of
 
 T = TypeVar("T")
 

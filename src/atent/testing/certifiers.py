@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from atent.attacks.pgd import PGD
 from atent.certify.smoothing import ABSTAIN
+from atent.guard import dtype_of
 from atent.testing import networks
 from atent.testing.contract import Suite, require
 from atent.testing.networks import Snapshot, same
 from atent.threat import Threat
-from atent.torch_errors import dtype_of
 
 Bounds = Callable[[nn.Module, Tensor, Threat], tuple[Tensor, Tensor]]
 Verified = Callable[[nn.Module, Tensor, Tensor, Threat], Tensor]
