@@ -13,7 +13,7 @@ from atent import Threat
 from atent.attacks import DDN, PGD, AutoAttack, Square, Transfer
 from atent.certify import Sampling, Smoothed, certify_run, margins, verified
 from atent.data import from_tensors
-from atent.evaluate import evaluate, masking_checks, predict
+from atent.evaluate import evaluate, masking_checks, measure_bands, measure_flips, measure_transfer, predict
 from atent.methods import METHODS, PGDAT, TRADES, Standard
 from atent.testing import check_attack, check_method
 from atent.train import TrainSettings, fit
@@ -85,6 +85,9 @@ def meeting():
             evaluate(m, DataLoader(TensorDataset(x, y), 5), attacks=[PGD(LINF, steps=3)]).clean["k"]
         ),
         "predict": lambda m, x, y: predict(m, x, y),
+        "transfer matrix": lambda m, x, y: measure_transfer({"a": m, "b": net()}, x, y, PGD(LINF, steps=3)).robust,
+        "frequency bands": lambda m, x, y: measure_bands(m, x, y, PGD(LINF, steps=3)).right,
+        "flips": lambda m, x, y: measure_flips(m, x, y).rates,
         "checks": lambda m, x, y: torch.tensor([c.passed for c in masking_checks(m, x, y, LINF)]),
         "verified": lambda m, x, y: verified(m, x, y, LINF, method="crown"),
         "margins": lambda m, x, y: margins(m, x, y, LINF, method="ibp"),

@@ -29,7 +29,7 @@ def predict(model: nn.Module, x: Tensor, y: Tensor, *, batch: int = 500, seed: i
     Returns
     -------
     Tensor
-        int64 (n,), on the device of the model.
+        int64 (n,), on the device of ``x``; of an array on that of the model.
 
     Raises
     ------
@@ -45,7 +45,8 @@ def predict(model: nn.Module, x: Tensor, y: Tensor, *, batch: int = 500, seed: i
     [1, 0]
     """
     batch = check_number("batch", batch, 1, whole=True)
-    return answers(model, *as_samples(x, y, model), batch, check_seed(seed))[0]
+    found = answers(model, *as_samples(x, y, model), batch, check_seed(seed))[0]
+    return found.to(x.device) if isinstance(x, Tensor) else found
 
 
 @torch.no_grad()

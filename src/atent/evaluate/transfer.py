@@ -128,7 +128,8 @@ def measure_transfer(
 
             def row(at: Tensor = at, search: Search = search) -> dict[str, object]:
                 x_adv = search.attacked(attack.of(at), s.x[at], s.y[at], seed=s.seed, ids=s.ids[at]).x_adv
-                return {"wrong": [s.wrong(net, x_adv, at) for net in models.values()]}
+                # Each network may be on a device of its own.
+                return {"wrong": [s.wrong(net, x_adv.to(s.x.device), at) for net in models.values()]}
 
             found = s.notes.of(f"{i} {key}", row, {"wrong": Values("bit", (len(models), len(at)))})
             robust[i][:, at.cpu()] = ~torch.tensor(found["wrong"], dtype=torch.bool)
