@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from atent.attacks.base import Attack
 from atent.attacks.spec import as_attack
+from atent.checks import as_samples
 from atent.contracts import kind_of
 from atent.docstrings import Documented
 from atent.evaluate.answers import predict
@@ -123,13 +124,15 @@ def measure_transfer(
     right = torch.stack([(predict(net, s.x, s.y, batch=s.batch, seed=s.seed) == s.y).cpu() for net in models.values()])
     robust = torch.zeros(len(models), len(models), s.n, dtype=torch.bool)
     for i, (name, source) in enumerate(models.items()):
-        search = prepare(source, s.x, search_dtype=search_dtype, folding=folding)
+        # Each network may be on a device of its own.
+        own = as_samples(s.x, s.y, source)
+        search = prepare(source, own[0], search_dtype=search_dtype, folding=folding)
         for key, at in s.batches():
 
-            def row(at: Tensor = at, search: Search = search) -> dict[str, object]:
-                x_adv = search.attacked(attack.of(at), s.x[at], s.y[at], seed=s.seed, ids=s.ids[at]).x_adv
-                # Each network may be on a device of its own.
-                return {"wrong": [s.wrong(net, x_adv.to(s.x.device), at) for net in models.values()]}
+            def row(at: Tensor = at, search: Search = search, own: tuple[Tensor, Tensor] = own) -> dict[str, object]:
+                x, y = (t[at.to(t.device)] for t in own)
+                x_adv = search.attacked(attack.of(at), x, y, seed=s.seed, ids=s.ids[at]).x_adv.to(s.x.device)
+                return {"wrong": [s.wrong(net, x_adv, at) for net in models.values()]}
 
             found = s.notes.of(f"{i} {key}", row, {"wrong": Values("bit", (len(models), len(at)))})
             robust[i][:, at.cpu()] = ~torch.tensor(found["wrong"], dtype=torch.bool)
