@@ -430,6 +430,30 @@ def test_values_that_interpolation_leaves_outside_are_clipped(x):
     refused(lambda: from_tensors(x, Y, x, Y), "x.clip(0, 1)")
 
 
+@pytest.mark.parametrize("box", [(-0.1, 0.1), (-2.1179, 2.64), (-1 / 3, 2 / 3), ((-0.1, -0.3), (2 / 3, 0.9))])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_inputs_that_are_clipped_as_the_error_says_are_accepted(box, dtype):
+    """Before: an end that is no number of float32, such as 0.1, was refused with the same remedy again."""
+    x, y = 100 * torch.randn(40, 2, 4, 4, dtype=dtype, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 2
+    low, high = (torch.tensor(end, dtype=dtype).view(1, -1, 1, 1).expand(1, 2, 1, 1) for end in box)
+    with pytest.raises(ValueError, match="floats must be in"):
+        from_tensors(x, y, x, y, box=box)
+    x = x.clamp(low, high)
+    assert len(from_tensors(x, y, x, y, box=box).test) == 40
+    beyond = x + 1e-6 * x.sign()
+    with pytest.raises(ValueError, match="floats must be in"):
+        from_tensors(beyond, y, beyond, y, box=box)
+
+
+def test_the_limits_in_the_remedy_are_those_of_the_box():
+    """Before: clip(-0.333333, 0.666667) left values outside of a box that ends at 2/3."""
+    x, y = torch.linspace(-0.35, 0.68, 40).view(20, 2), torch.arange(20) % 2
+    with pytest.raises(ValueError, match="clip values") as caught:
+        from_tensors(x, y, x, y, box=(-1 / 3, 2 / 3))
+    first, last = map(float, str(caught.value).rpartition("x.clip(")[2].rstrip(")").split(", "))
+    assert (first, last) == (-1 / 3, 2 / 3)
+
+
 def test_a_loader_that_drops_its_last_batch_is_reported(capsys):
     """Before: 10 of 12 samples were evaluated without a word."""
     parts = torch.utils.data.TensorDataset(X, Y)
