@@ -13,9 +13,14 @@ from kit import fails
 from atent import Threat
 from atent.attacks import PGD
 from atent.cli import main
+from atent.cli.jobs import recipe_job
 from atent.data import DataSettings, load
+from atent.experiments.pipeline import run_job
+from atent.experiments.plan import Run, agree, state
+from atent.experiments.recipes import job
 from atent.experiments.recorded import recorded_data
-from atent.methods import Standard
+from atent.experiments.validated import verify
+from atent.methods import PGDAT, Standard
 from atent.models import build
 from atent.train import TrainSettings, fit
 
@@ -64,6 +69,33 @@ def test_the_test_rows_follow_the_split_seed_and_nothing_else(tmp_path, rows):
     assert torch.equal(one, same)
     assert one.shape == other.shape
     assert not torch.equal(one, other)
+
+
+def test_a_recipe_trains_in_units_of_the_spread(tmp_path, rows, monkeypatch):
+    """The box follows from the training rows, so no recipe can give it. Before: no training in these units began."""
+    monkeypatch.chdir(tmp_path)
+    path = write(tmp_path / "t.csv", rows)
+    words = ["--data.name", "table", "--data.root", str(path), "--data.units", "spread", "--data.augment", "none"]
+    words += ["--model.name", "mlp", "--train.epochs", "1", "--method.threat.eps", "1.5", "--evaluate.attacks", "FGSM"]
+    made, _ = recipe_job("own-linf-pgdat", words, prog="atent train")
+    run_job(made, tmp_path / "run")
+    box = load(made.data).box
+    assert json.loads((tmp_path / "run/config.json").read_text())["method"]["threat"]["box"] == [*map(list, box)]
+    resumed = run_job(made, tmp_path / "run", resume=True)
+    assert len(resumed.fitted.history) == 1
+    assert verify(made, resumed.fitted.model, tmp_path / "run", "ibp").n == len(load(made.data).validation)
+    agree({"one": made, "two": made})
+    assert state(Run("own-linf-pgdat", made, tmp_path / "run"), job) == "finished"
+
+
+def test_a_box_of_another_size_is_refused_with_the_option_that_gives_it(tmp_path, rows):
+    data = load(DataSettings("table", write(tmp_path / "t.csv", rows), units="spread"))
+    box = tuple(tuple(side) for side in data.box)
+    with pytest.raises(ValueError, match="give the threat box=data") as caught:
+        fit(build("mlp", classes=3, shape=(3,)), data, PGDAT(Threat("linf", 0.1)), settings=TrainSettings(epochs=1))
+    given = str(caught.value).partition("the data's ")[2].partition(": ")[0].split()
+    made, _ = recipe_job("own-linf-pgdat", ["--method.threat.box", *given], prog="atent train")
+    assert made.method.threat.box == box
 
 
 def test_units_of_the_spread(tmp_path, rows):

@@ -136,6 +136,7 @@ def _fitted(
     if teacher and not resume:
         _need_run(Path(teacher), "method.teacher")
     data = saved.data if saved else load_data(job.data)
+    job = job.within(data.box)
     threat = threat_of(getattr(job.method, "threat", None), data.box, job.evaluate)
     attacks = _attacks(job, threat, data)
     model = saved.model if saved else _network(job, data, resume)
