@@ -12,17 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from atent.contracts import (
-    check_dense,
-    decimal,
-    float_remedy,
-    in_units,
-    label_remedy,
-    not_finite,
-    paired,
-    undeclared,
-    unlike,
-)
+from atent.contracts import check_dense, float_remedy, in_units, label_remedy, not_finite, paired, undeclared, unlike
 from atent.docstrings import Documented
 from atent.fields import LARGEST, brief, check_complete, defaults, fitting, mistyped, shown
 from atent.guard import check_module, check_shape
@@ -373,7 +363,7 @@ def _check_range(x: Tensor, first: float, last: float, what: str) -> None:
     low, high = float(x.detach().min()), float(x.detach().max())
     slack = 1e-5 * (last - first)
     if low < first - slack or high > last + slack:
-        where = f"[{low:.4g}, {high:.4g}], outside the box [{decimal(first)}, {decimal(last)}]"
+        where = f"[{low:.4g}, {high:.4g}], outside the box [{first:g}, {last:g}]"
         raise ValueError(f"{what} lie in {where}: {in_units(low, high, first, last)}")
 
 

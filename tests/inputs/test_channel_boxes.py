@@ -3,7 +3,9 @@
 import io
 import json
 import math
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,11 +13,12 @@ from bound_networks import METHOD, NORM, encloses, ending, inputs, shuffled
 from matplotlib import image
 from torch import nn
 
-from atent import Threat
+from atent import Threat, plots
 from atent.attacks import PGD
 from atent.certify import Smoothed, bounds, margins, verified
 from atent.certify.region import region
 from atent.certify.rounding import Arithmetic
+from atent.cli import main
 from atent.cli.jobs import recipe_job
 from atent.data import from_tensors
 from atent.experiments.recipe_files import UsageError
@@ -213,3 +216,56 @@ def test_a_report_shows_the_images_in_their_boxes(tmp_path):
         found = torch.from_numpy(image.imread(io.BytesIO(sample.original.png))[..., :3] * 255).round()
         assert (wanted - found).abs().max() <= 1
     assert certified_by(run) == ("--sigma", "0.75")
+
+
+OWN = """
+import torch
+from torch import nn
+from atent.data import from_tensors
+
+def images():
+    x, y = 2 * torch.rand(24, 1, 4, 4) - 1, torch.arange(24) % 2
+    return from_tensors(x, y, x, y, box=(-1, 1))
+
+def vectors():
+    data = images()
+    return from_tensors(data.train.x.flatten(1), data.train.y, data.test.x.flatten(1), data.test.y, box=(-1, 1))
+
+def net():
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A module of the user's own in the working folder: its name."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_boxes.py").write_text(OWN)
+    yield "own_boxes"
+    sys.modules.pop("own_boxes", None)
+
+
+def test_attack_draws_images_of_another_box(own, capsys):
+    """Before: 'images lie in [0, 1], not in [-1, 0.998]', after the attack."""
+    words = ["--norm", "linf", "--eps", "0.2", "--attack", "FGSM", "--limit", "4", "--quiet"]
+    assert main(["attack", f"{own}:net", "--data", f"{own}:images", *words, "--out", "a.npz", "--png", "a.png"]) == 0
+    assert Path("a.png").read_bytes().startswith(b"\x89PNG")
+    capsys.readouterr()
+    assert main(["attack", f"{own}:net", "--data", f"{own}:vectors", *words, "--out", "b.npz", "--png", "b.png"]) == 2
+    assert "--png draws images of 1 or 3 channels" in capsys.readouterr().err
+    assert not Path("b.npz").exists()
+
+
+def test_pixels_are_the_place_in_the_box_of_each_channel():
+    x = torch.tensor([[[[0.0]], [[2.0]]], [[[1.0]], [[-1.0]]]])
+    assert plots.pixels(x, ((0.0, -1.0), (1.0, 2.0))).flatten().tolist() == [0.0, 1.0, 1.0, 0.0]
+    ends = torch.tensor([[[[-0.1]]], [[[0.1]]]])
+    assert plots.pixels(ends, (-0.1, 0.1)).flatten().tolist() == [0.0, 1.0]
+
+
+def test_an_augmentation_of_own_samples_that_are_no_images_is_refused(own, capsys):
+    """Before: 'augmentation got torch.float32 (21, 16)', without the setting."""
+    words = ["--data.name", f"{own}:vectors", "--model.name", "mlp", "--method.threat.box", "-1", "1"]
+    assert main(["train", "own-linf-pgdat", *words]) == 2
+    assert "data.augment is 'flip'" in (said := capsys.readouterr().err)
+    assert "use 'none'" in said
