@@ -157,6 +157,27 @@ def test_what_cannot_be_is_one_line(tmp_path, rows, head, settings, parts):
         assert part in text
 
 
+def test_a_column_that_numbers_the_rows_is_reported(tmp_path, rows, capsys):
+    """The rows are sorted by class, so their numbers give it away. Before: without a word."""
+    head = ("length", "width", "constant", "label", "id")
+    counted = write(tmp_path / "t.csv", [[*row, k] for k, row in enumerate(rows, 1)], head)
+    load(DataSettings("table", counted))
+    assert "column 'id' numbers the rows from 1" in capsys.readouterr().err
+    load(DataSettings("table", write(tmp_path / "u.csv", [[*row, 7 * k % 60] for k, row in enumerate(rows)], head)))
+    assert capsys.readouterr().err == ""
+    saved = write(tmp_path / "s.csv", [[k, *row] for k, row in enumerate(rows)], ("Unnamed: 0", *head[:4]))
+    with pytest.raises(ValueError, match="column 1 has no name but pandas' 'Unnamed: 0': remove it"):
+        load(DataSettings("table", saved))
+
+
+@pytest.mark.parametrize("word", ["NA", "N/A", "<NA>", "NULL", "?", "NaN"])
+def test_a_missing_class_is_none(tmp_path, rows, word):
+    """Before: only nan was known, and three rows with another such word were a class."""
+    path = write(tmp_path / "t.csv", [*rows, *([1, 2, 7, word] for _ in range(3))])
+    with pytest.raises(ValueError, match="a missing value: remove these rows"):
+        load(DataSettings("table", path))
+
+
 def test_a_training_from_python_is_evaluated_in_its_units(tmp_path, rows):
     """The run has no settings of its data but what they led to."""
     path = write(tmp_path / "t.csv", [[a, b, name] for a, b, _, name in rows], ("length", "width", "kind"))
@@ -256,6 +277,6 @@ def test_missing_classes_and_two_spellings_of_a_number_are_no_classes(tmp_path, 
     """A nan is no number to sort by, and pandas writes 1 as 1.0 in a column with missing values."""
     coded = [[*row[:3], f"{k % 2}"] for k, row in enumerate(rows)]
     missing = write(tmp_path / "missing.csv", [*coded, *[[*row[:3], "NaN"] for row in coded[:9]]])
-    fails(ValueError, "a class is nan, a missing value", name="table", root=missing)
+    fails(ValueError, "a class is NaN, a missing value", name="table", root=missing)
     mixed = write(tmp_path / "mixed.csv", [*coded, *[[*row[:3], "1.0"] for row in coded[:9]]])
     fails(ValueError, "classes '1' and '1.0' are the same number", name="table", root=mixed)
