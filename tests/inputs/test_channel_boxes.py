@@ -25,7 +25,7 @@ from atent.experiments.recipe_files import UsageError
 from atent.experiments.recipes import job
 from atent.experiments.results.base import Adversary
 from atent.experiments.target import load_target
-from atent.methods import CROWNIBP, PGDAT
+from atent.methods import CROWNIBP, PGDAT, Standard
 from atent.models import Normalize
 from atent.paper.theory.equivalence import without_noise
 from atent.report.collect import read
@@ -269,3 +269,19 @@ def test_an_augmentation_of_own_samples_that_are_no_images_is_refused(own, capsy
     assert main(["train", "own-linf-pgdat", *words]) == 2
     assert "data.augment is 'flip'" in (said := capsys.readouterr().err)
     assert "use 'none'" in said
+
+
+@pytest.mark.parametrize("box", [(0.2, 1.0), ((-1.0, 0.1), (1.0, 0.9)), (-2.0, -1.0)])
+@pytest.mark.parametrize("name", ["crop-flip", "rotate-flip"])
+def test_an_augmentation_that_pads_beyond_the_box_is_refused(box, name):
+    """Before: the padded zeros were trained on, or clamped to the end of the box by an adversary."""
+    threat = Threat("linf", 0.05, box)
+    x, y = threat.clamp(4 * torch.rand(24, 2, 4, 4) - 2), torch.arange(24) % 2
+    data = from_tensors(x, y, x, y, validation=4, box=box)
+    net, settings = nn.Sequential(nn.Flatten(), nn.Linear(32, 2)), TrainSettings(epochs=1, device="cpu")
+    with pytest.raises(ValueError, match="pads images with 0, outside the box"):
+        fit(net, data, PGDAT(threat, steps=1), settings=settings, augmentation=name, progress=False)
+    assert fit(net, data, PGDAT(threat, steps=1), settings=settings, augmentation="flip", progress=False).history
+    vectors = from_tensors(x.flatten(1), y, x.flatten(1), y, validation=4, box=(-2.0, 2.0))
+    with pytest.raises(ValueError, match="has no images: use 'none'"):
+        fit(net, vectors, Standard(), settings=settings, augmentation=name, progress=False)

@@ -9,7 +9,6 @@ A new source is one file with a loader `(root) -> Source` and the decorator `dat
 
 import inspect
 import itertools
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, fields, replace
 from typing import Any, cast
@@ -22,6 +21,7 @@ from atent.checks import collect, plain
 from atent.contracts import kind_of
 from atent.data import checks
 from atent.data.augmentation import AUGMENTATIONS, augment
+from atent.data.augmentation import check as check_augmentation
 from atent.data.generated import check as check_generated
 from atent.data.generated import mixed
 from atent.data.own import dataset_source, tensor_source
@@ -178,7 +178,7 @@ def _own(made: Data, settings: DataSettings) -> Data:
         if name not in taken and value != default:
             raise ValueError(f"data.{name} {value} has no effect for {settings.name}: set it inside that function")
     augment = made.augment if settings.augment == "none" else settings.augment
-    _check_augment(augment, made.shape, settings.name)
+    check_augmentation(augment, made.shape, made.box, settings.name)
     return replace(made, name=settings.name, about={**made.about, "name": settings.name}, augment=augment)
 
 
@@ -187,17 +187,11 @@ def _check_seed(settings: DataSettings) -> None:
         raise ValueError(f"data.split_seed is {settings.split_seed}; it must be 0 to 2**32 - 1")
 
 
-def _check_augment(augment: str, shape: Sequence[int], name: str) -> None:
-    """ValueError for an augmentation of samples that are no images."""
-    if augment != "none" and len(shape) != 3:
-        raise ValueError(f"data.augment is {augment!r}; {name} has no images: use 'none'")
-
-
 def carve(source: Source, settings: DataSettings) -> Data:
     """The three splits of a source by the settings, see `load`, with its errors; the name is only recorded."""
     _check_seed(settings)
     shape = tuple(source.train.x.shape[1:])
-    _check_augment(settings.augment, shape, settings.name)
+    check_augmentation(settings.augment, shape, source.box, settings.name)
 
     y = source.train.y.numpy()
     n = source.validation if settings.validation is None else settings.validation

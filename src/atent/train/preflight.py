@@ -20,7 +20,9 @@ from torch.nn.parameter import is_lazy
 from atent import runs as folder
 from atent.attacks import Attack
 from atent.contracts import decimal, owned
-from atent.data import Data
+from atent.data import Data, augment
+from atent.data.augmentation import Augmentation
+from atent.data.augmentation import check as check_augmentation
 from atent.guard import ask, guard, wrapping
 from atent.losses import cross_entropy
 from atent.methods import METHODS, Method
@@ -63,6 +65,13 @@ def check_threat(threat: Threat | None, data: Data) -> None:
             " on the command line --method.threat.box with these numbers"
         )
     threat.check_eps(data.shape)
+
+
+def augmentation(name: str, data: Data) -> Augmentation:
+    """The augmentation of that name; ValueError for an unknown one, and where the data do not allow it."""
+    made = augment(name)
+    check_augmentation(name, data.shape, data.box, data.name)
+    return made
 
 
 def _words(box: Box) -> str:
