@@ -14,7 +14,7 @@ from matplotlib import image
 from torch import nn
 
 from atent import Threat, plots
-from atent.attacks import PGD
+from atent.attacks import PGD, AutoAttack, Square
 from atent.certify import Smoothed, bounds, margins, verified
 from atent.certify.region import region
 from atent.certify.rounding import Arithmetic
@@ -285,3 +285,21 @@ def test_an_augmentation_that_pads_beyond_the_box_is_refused(box, name):
     vectors = from_tensors(x.flatten(1), y, x.flatten(1), y, validation=4, box=(-2.0, 2.0))
     with pytest.raises(ValueError, match="has no images: use 'none'"):
         fit(net, vectors, Standard(), settings=settings, augmentation=name, progress=False)
+
+
+@pytest.mark.parametrize("shape", [(2, 9), (2, 3, 4, 5)], ids=["signals", "volumes"])
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.2), ("l2", 1.0), ("l1", 3.0)])
+def test_square_searches_samples_that_are_no_images_in_the_box_of_each_channel(shape, norm, eps):
+    """Before: 'the threat's box is for 2 channels, got inputs of 1', and the same for AutoAttack."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 3))
+    x = 0.3 + 0.4 * torch.rand(5, *shape)
+    y = net(x).argmax(1)
+    one, same, other = (
+        Square(Threat(norm, eps, box), queries=40).run(net, x, y)
+        for box in ((-1.0, 2.0), ((-1.0, -1.0), (2.0, 2.0)), ((-1.0, 0.25), (2.0, 0.75)))
+    )
+    assert torch.allclose(one.x_adv, same.x_adv, atol=1e-6)
+    assert other.x_adv[:, 1].min() >= 0.25
+    assert other.x_adv[:, 1].max() <= 0.75
+    assert AutoAttack(Threat(norm, eps, ((-1.0, 0.0), (2.0, 1.0)))).run(net, x[:2], y[:2]).x_adv.shape == x[:2].shape
