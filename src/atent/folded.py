@@ -25,7 +25,7 @@ _TIMES = 8.0
 _KINKS = 2.0**-6
 # The batch norm of each layer, and the dimensions of what lies between the two: BatchNorm1d normalises the second
 # dimension, and a Linear layer computes the last.
-_KINDS: dict[type[nn.Module], tuple[type[nn.Module], int]] = {
+_KINDS: dict[type[nn.Module], tuple[Any, int]] = {
     nn.Linear: (nn.BatchNorm1d, 2), nn.Conv1d: (nn.BatchNorm1d, 3), nn.Conv2d: (nn.BatchNorm2d, 4),
     nn.Conv3d: (nn.BatchNorm3d, 5),
 }  # fmt: skip

@@ -62,7 +62,8 @@ def pixels(x: Tensor, box: Box) -> Tensor:
 
     low, high = Threat("linf", 0.0, box).edges(x.float())
     # An end of the box may be no number of float32.
-    return ((x.float() - low) / (high - low)).clamp(0, 1)
+    shown: Tensor = ((x.float() - low) / (high - low)).clamp(0, 1)
+    return shown
 
 
 def adversarial(x: Any, x_adv: Any, y: Any, seen: Any, *, title: str | None = None) -> Figure:

@@ -78,7 +78,7 @@ def _words(box: Box) -> str:
     """A box as the command line takes it, or the number of its channels where these are many."""
     low, high = box
     if not isinstance(low, tuple) or not isinstance(high, tuple):
-        return f"{decimal(low)} {decimal(high)}"  # type: ignore[arg-type]
+        return f"{decimal(low)} {decimal(high)}"
     if len(low) > _CHANNELS:
         return f"one of {len(low)} channels"
     comma = "," if len(low) == 1 else ""
