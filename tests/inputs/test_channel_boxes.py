@@ -5,6 +5,7 @@ import json
 import math
 import sys
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from bound_networks import METHOD, NORM, encloses, ending, inputs, shuffled
 from matplotlib import image
 from torch import nn
 
-from atent import Threat, plots
+from atent import Threat, load, plots
 from atent.attacks import PGD, AutoAttack, Square
 from atent.certify import Smoothed, bounds, margins, verified
 from atent.certify.region import region
@@ -240,6 +241,7 @@ def net():
 def own(tmp_path, monkeypatch):
     """A module of the user's own in the working folder: its name."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "own_boxes.py").write_text(OWN)
     yield "own_boxes"
     sys.modules.pop("own_boxes", None)
@@ -303,3 +305,20 @@ def test_square_searches_samples_that_are_no_images_in_the_box_of_each_channel(s
     assert other.x_adv[:, 1].min() >= 0.25
     assert other.x_adv[:, 1].max() <= 0.75
     assert AutoAttack(Threat(norm, eps, ((-1.0, 0.0), (2.0, 1.0)))).run(net, x[:2], y[:2]).x_adv.shape == x[:2].shape
+
+
+def test_a_normalisation_of_weights_for_vectors(own, capsys):
+    """Before: mean and std were broadcast as those of images, and an input range was one of [0, 1]."""
+    module = import_module(own)
+    torch.manual_seed(0)
+    made = module.net()
+    torch.save(made.state_dict(), "weights.pt")
+    model = load("weights.pt", model=f"{own}:net", classes=2, shape=(16,), mean=(0.5,), std=(2.0,))
+    x, _ = module.vectors().test.batch(range(24))
+    torch.testing.assert_close(model(x), made((x - 0.5) / 2))
+    words = ["evaluate", "weights.pt", "--model", f"{own}:net", "--data", f"{own}:vectors", "--norm", "linf"]
+    words += ["--eps", "0.1", "--attacks", "FGSM", "--quiet"]
+    assert main([*words, "--mean", "0.5", "--std", "2"]) == 0
+    capsys.readouterr()
+    assert main([*words, "--input-range", "-1..1"]) == 2
+    assert "is for pixels in [0, 1], and the data lie in [-1, 1]" in capsys.readouterr().err
