@@ -331,6 +331,22 @@ def test_normalize_of_tables_signals_and_volumes(dims, shape):
         Normalize([0.5], [0.5], dims=4)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_network_that_normalises_can_be_traced_scripted_and_exported():
+    net, x = (
+        torch.nn.Sequential(Normalize([0.5], [0.25]), torch.nn.Flatten(), torch.nn.Linear(16, 2)),
+        torch.rand(3, 1, 4, 4),
+    )
+    made = (
+        torch.jit.script(net),
+        torch.jit.trace(net, x),
+        torch.fx.symbolic_trace(net),
+        torch.export.export(net, (x,)).module(),
+    )
+    for each in made:
+        assert torch.equal(each(x), net(x))
+
+
 def test_normalize_in_front_of_a_network_for_vectors():
     net = build("mlp", classes=3, shape=(4,), normalize=((0.1, 0.2, 0.3, 0.4), (1.0, 2.0, 3.0, 4.0)))
     x = torch.rand(5, 4)

@@ -58,16 +58,18 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(-1, *[1] * dims))
 
     def forward(self, x: Tensor) -> Tensor:
-        # Otherwise the samples or the columns would be broadcast against the channels. A trace knows no dimensions.
-        if not torch.jit.is_scripting() and isinstance(x, Tensor) and x.dim() != self.mean.dim() + 1:
-            raise _misfit(x, self.mean)
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            _check(x, self.mean)
         return (x - self.mean) / self.std
 
 
-def _misfit(x: Tensor, mean: Tensor) -> ValueError:
-    """The error for inputs whose samples, or columns, would be taken for the channels."""
+def _check(x: Tensor, mean: Tensor) -> None:
+    """ValueError for inputs whose samples, or columns, would be broadcast against the channels."""
+    # What traces the network gives no tensor, and no dimensions.
+    if not isinstance(x, Tensor) or x.dim() == mean.dim() + 1:
+        return
     fix = f"give dims={x.dim() - 2}" if 2 <= x.dim() <= 5 else "give a batch of samples with channels"
-    return ValueError(
+    raise ValueError(
         f"Normalize with dims={mean.dim() - 1} takes inputs of {mean.dim() + 1} dimensions, got shape"
         f" {tuple(x.shape)}: {fix}"
     )
