@@ -151,7 +151,7 @@ def label_remedy(y: np.ndarray) -> str:
     if y.dtype.kind not in "iufb":
         return ""
     if y.ndim == 2 and y.shape[1] == 1:
-        return ": drop the second axis by y[:, 0]"
+        return ": drop the second axis by y.squeeze(1)"
     if y.ndim == 2 and ((y == 0) | (y == 1)).all() and (y.sum(1) == 1).all():
         return ": one-hot rows become classes by y.argmax(1)"
     if y.ndim == 1 and y.dtype.kind in "fb" and np.isfinite(y).all() and (y == np.floor(y)).all():
