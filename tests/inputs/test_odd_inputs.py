@@ -1,9 +1,14 @@
 """Inputs that are close to what is wanted: each is refused in one line that has the remedy."""
 
+import json
+import shlex
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
+
 
 from atent import Threat
 from atent.attacks import FGSM, PGD, AutoAttack
@@ -11,8 +16,10 @@ from atent.certify import Sampling, Smoothed, certify_run, linf_radius, verified
 from atent.data import DataSettings, collect, from_tensors, load
 from atent.data.corruptions import corrupt
 from atent.evaluate import evaluate, predict, sweep
-from atent.methods import ATENT, PGDAT
-from atent.train import TrainSettings, fit
+from atent.methods import ATENT, PGDAT, Standard
+from atent.runs import read_rows
+from atent.train import TrainSettings, fit, load_weights
+from atent.train.interrupt import again
 
 X, Y = torch.rand(12, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 3
 ATTACKS = [FGSM(Threat("linf", 0.05))]
@@ -487,3 +494,21 @@ def test_a_network_whose_gradient_is_destroyed_in_place_has_a_remedy():
     """Before: a message of several lines about output 0 of ReluBackward0."""
     refused(lambda: evaluate(InPlace().eval(), X, Y, ATTACKS), "in place", "inplace=False")
     refused(lambda: PGDAT(Threat("linf", 0.05), steps=1).backward(InPlace(), X, Y), "in place")
+
+
+def test_a_command_that_a_message_suggests_takes_a_path_with_spaces(tmp_path, monkeypatch):
+    """Before: the path was written as it is, and the command that is copied read it as several arguments."""
+    monkeypatch.chdir(tmp_path)
+    run = Path("my runs") / "it's ü"
+    fit(net(), from_tensors(X, Y, X, Y, validation=3), Standard(), settings=TrainSettings(epochs=1, device="cpu"),
+        run=run, progress=False)  # fmt: skip
+    config = json.loads((run / "config.json").read_text())
+    said = [again(config, run)]
+    for name in ("metrics.jsonl", "best.safetensors"):
+        (run / name).unlink()
+        with pytest.raises((OSError, ValueError)) as caught:
+            read_rows(run / name) if name == "metrics.jsonl" else load_weights(net(), run)
+        said.append(str(caught.value))
+    for text in said:
+        command = next(part for part in text.split("`") if "--resume" in part and part.startswith("atent"))
+        assert shlex.split(command)[:4] == ["atent", "train", "--resume", str(run)]
