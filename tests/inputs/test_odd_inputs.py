@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-
 from atent import Threat
 from atent.attacks import FGSM, PGD, AutoAttack
 from atent.certify import Sampling, Smoothed, certify_run, linf_radius, verified
