@@ -128,8 +128,13 @@ def in_units(low: float, high: float, first: float, last: float, verb: str = "at
         return f"divide pixels by {levels}"
     slack = 0.05 * (last - first)
     if low >= first - slack and high <= last + slack:
-        return f"clip values that interpolation moves outside by x.clip({first:g}, {last:g})"
+        return f"clip values that interpolation moves outside by x.clip({decimal(first)}, {decimal(last)})"
     return f"{verb} raw pixels and let the model normalise them (atent.models.Normalize as its first layer)"
+
+
+def decimal(value: float) -> str:
+    """The shortest decimal that reads back as the number."""
+    return repr(float(value)).removesuffix(".0")
 
 
 def float_remedy(dtype: str) -> str:
@@ -146,7 +151,7 @@ def label_remedy(y: np.ndarray) -> str:
     if y.dtype.kind not in "iufb":
         return ""
     if y.ndim == 2 and y.shape[1] == 1:
-        return ": drop the second axis by y[:, 0]"
+        return ": drop the second axis by y.squeeze(1)"
     if y.ndim == 2 and ((y == 0) | (y == 1)).all() and (y.sum(1) == 1).all():
         return ": one-hot rows become classes by y.argmax(1)"
     if y.ndim == 1 and y.dtype.kind in "fb" and np.isfinite(y).all() and (y == np.floor(y)).all():

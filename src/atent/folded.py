@@ -23,7 +23,14 @@ _EXACT = 1e-10
 _TIMES = 8.0
 # Units near zero change sign under rounding, which changes their contribution to an input gradient.
 _KINKS = 2.0**-6
-_NORMS = (nn.BatchNorm2d, nn.BatchNorm1d)
+# The batch norm of each layer, and the dimensions of what lies between the two: BatchNorm1d normalises the second
+# dimension, and a Linear layer computes the last.
+_KINDS: dict[type[nn.Module], tuple[Any, int]] = {
+    nn.Linear: (nn.BatchNorm1d, 2), nn.Conv1d: (nn.BatchNorm1d, 3), nn.Conv2d: (nn.BatchNorm2d, 4),
+    nn.Conv3d: (nn.BatchNorm3d, 5),
+}  # fmt: skip
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -48,8 +55,9 @@ def has_batch_norm(model: nn.Module) -> bool:
 def fold(model: nn.Module, x: Tensor, *, channels_last: bool = False) -> Folded:
     """A copy of ``model`` in eval mode with batch norms folded into adjacent layers, and frozen weights.
 
-    Folded are ``Conv2d`` followed by ``BatchNorm2d``, ``Linear`` followed by ``BatchNorm1d``, and a batch norm followed
-    by such a layer without padding (padded zeros are not normalised). Weights are computed in float64. In exact
+    Folded are ``Conv1d``, ``Conv2d`` and ``Conv3d`` followed by the batch norm of their dimensions, ``Linear`` followed
+    by ``BatchNorm1d``, and a batch norm followed by such a layer without padding (padded zeros are not normalised).
+    Weights are computed in float64. In exact
     arithmetic the copy is the same function, which is checked on a few samples of ``x`` (n, ...) in float64 (logits and
     input gradients agree to 1e-10) and in the network's own dtype (at most 8 times the network's own error relative to
     float64). ``channels_last`` converts the copy's kernels to that format. `torch.utils.mkldnn` packs weights further,
@@ -162,14 +170,14 @@ def _into_layer_before(layer: Any, norm: nn.Module, node: fx.Node) -> nn.Module 
 
 def _into_layer_after(norm: nn.Module, layer: Any, node: fx.Node) -> nn.Module | None:
     """``layer``, without padding, with the preceding batch norm folded in; None if they do not fit."""
-    if type(layer) is nn.Conv2d and (isinstance(layer.padding, str) or any(layer.padding)):
+    if type(layer) in _CONVOLUTIONS and (isinstance(layer.padding, str) or any(layer.padding)):
         return None
     affine = _affine(layer, norm, node)
     if affine is None:
         return None
     scale, shift = affine
     weight = layer.weight.double()
-    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+    groups = layer.groups if isinstance(layer, _CONVOLUTIONS) else 1
     # Each group of output channels has its own input channels.
     each = len(weight) // groups
     scale, shift = (v.view(groups, -1).repeat_interleave(each, 0) for v in (scale, shift))
@@ -185,11 +193,9 @@ def _affine(layer: nn.Module, norm: Any, node: fx.Node) -> tuple[Tensor, Tensor]
 
     ``node`` is the first or second call, whose output has as many dimensions as the tensor between the two.
     """
-    kinds = {nn.Conv2d: (nn.BatchNorm2d, 4), nn.Linear: (nn.BatchNorm1d, 2)}
-    kind, dims = kinds.get(type(layer), (None, 0))
+    kind, dims = _KINDS.get(type(layer), (None, 0))
     if kind is None or type(norm) is not kind or norm.running_mean is None or norm.running_var is None:
         return None
-    # BatchNorm1d normalises the second dimension, a Linear layer computes the last.
     if len(node.meta["tensor_meta"].shape) != dims:
         return None
     scale = (norm.running_var.double() + norm.eps).rsqrt()

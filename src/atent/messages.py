@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -30,6 +31,11 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
     alike = [known for known in lower if "." in given and known.rpartition(".")[2] == last]
     found = difflib.get_close_matches(given, longer or alike or lower, n=1, cutoff=0.0 if longer or alike else 0.6)
     return lower[found[0]] if found else None
+
+
+def quoted(path: object) -> str:
+    """A path in a command that a message suggests, as a shell takes it."""
+    return shlex.quote(str(path))
 
 
 def unknown(kind: str, name: str, names: Iterable[str], listed: str | None = None) -> str:

@@ -84,7 +84,7 @@ def test_bad_npz(tmp_path, made, parts):
         (lambda y: np.array(["bee", "ape", "cow"])[y], "np.unique"),
         (lambda y: np.eye(3)[y], "y.argmax(1)"),
         (lambda y: np.eye(3, dtype=np.int64)[y], "y.argmax(1)"),
-        (lambda y: y[:, None], "y[:, 0]"),
+        (lambda y: y[:, None], "y.squeeze(1)"),
         (lambda y: y.astype(np.float64), "y.astype(np.int64)"),
         (lambda y: y + 1, "y - 1"),
         (lambda y: y + 0.5, None),

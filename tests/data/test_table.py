@@ -13,9 +13,14 @@ from kit import fails
 from atent import Threat
 from atent.attacks import PGD
 from atent.cli import main
+from atent.cli.jobs import recipe_job
 from atent.data import DataSettings, load
+from atent.experiments.pipeline import run_job
+from atent.experiments.plan import Run, agree, state
+from atent.experiments.recipes import job
 from atent.experiments.recorded import recorded_data
-from atent.methods import Standard
+from atent.experiments.validated import verify
+from atent.methods import PGDAT, Standard
 from atent.models import build
 from atent.train import TrainSettings, fit
 
@@ -64,6 +69,33 @@ def test_the_test_rows_follow_the_split_seed_and_nothing_else(tmp_path, rows):
     assert torch.equal(one, same)
     assert one.shape == other.shape
     assert not torch.equal(one, other)
+
+
+def test_a_recipe_trains_in_units_of_the_spread(tmp_path, rows, monkeypatch):
+    """The box follows from the training rows, so no recipe can give it. Before: no training in these units began."""
+    monkeypatch.chdir(tmp_path)
+    path = write(tmp_path / "t.csv", rows)
+    words = ["--data.name", "table", "--data.root", str(path), "--data.units", "spread", "--data.augment", "none"]
+    words += ["--model.name", "mlp", "--train.epochs", "1", "--method.threat.eps", "1.5", "--evaluate.attacks", "FGSM"]
+    made, _ = recipe_job("own-linf-pgdat", words, prog="atent train")
+    run_job(made, tmp_path / "run")
+    box = load(made.data).box
+    assert json.loads((tmp_path / "run/config.json").read_text())["method"]["threat"]["box"] == [*map(list, box)]
+    resumed = run_job(made, tmp_path / "run", resume=True)
+    assert len(resumed.fitted.history) == 1
+    assert verify(made, resumed.fitted.model, tmp_path / "run", "ibp").n == len(load(made.data).validation)
+    agree({"one": made, "two": made})
+    assert state(Run("own-linf-pgdat", made, tmp_path / "run"), job) == "finished"
+
+
+def test_a_box_of_another_size_is_refused_with_the_option_that_gives_it(tmp_path, rows):
+    data = load(DataSettings("table", write(tmp_path / "t.csv", rows), units="spread"))
+    box = tuple(tuple(side) for side in data.box)
+    with pytest.raises(ValueError, match="give the threat box=data") as caught:
+        fit(build("mlp", classes=3, shape=(3,)), data, PGDAT(Threat("linf", 0.1)), settings=TrainSettings(epochs=1))
+    given = str(caught.value).partition("the data's ")[2].partition(": ")[0].split()
+    made, _ = recipe_job("own-linf-pgdat", ["--method.threat.box", *given], prog="atent train")
+    assert made.method.threat.box == box
 
 
 def test_units_of_the_spread(tmp_path, rows):
@@ -123,6 +155,27 @@ def test_what_cannot_be_is_one_line(tmp_path, rows, head, settings, parts):
     assert len(text) < 300
     for part in parts:
         assert part in text
+
+
+def test_a_column_that_numbers_the_rows_is_reported(tmp_path, rows, capsys):
+    """The rows are sorted by class, so their numbers give it away. Before: without a word."""
+    head = ("length", "width", "constant", "label", "id")
+    counted = write(tmp_path / "t.csv", [[*row, k] for k, row in enumerate(rows, 1)], head)
+    load(DataSettings("table", counted))
+    assert "column 'id' numbers the rows from 1" in capsys.readouterr().err
+    load(DataSettings("table", write(tmp_path / "u.csv", [[*row, 7 * k % 60] for k, row in enumerate(rows)], head)))
+    assert capsys.readouterr().err == ""
+    saved = write(tmp_path / "s.csv", [[k, *row] for k, row in enumerate(rows)], ("Unnamed: 0", *head[:4]))
+    with pytest.raises(ValueError, match="column 1 has no name but pandas' 'Unnamed: 0': remove it"):
+        load(DataSettings("table", saved))
+
+
+@pytest.mark.parametrize("word", ["NA", "N/A", "<NA>", "NULL", "?", "NaN"])
+def test_a_missing_class_is_none(tmp_path, rows, word):
+    """Before: only nan was known, and three rows with another such word were a class."""
+    path = write(tmp_path / "t.csv", [*rows, *([1, 2, 7, word] for _ in range(3))])
+    with pytest.raises(ValueError, match="a missing value: remove these rows"):
+        load(DataSettings("table", path))
 
 
 def test_a_training_from_python_is_evaluated_in_its_units(tmp_path, rows):
@@ -224,6 +277,6 @@ def test_missing_classes_and_two_spellings_of_a_number_are_no_classes(tmp_path, 
     """A nan is no number to sort by, and pandas writes 1 as 1.0 in a column with missing values."""
     coded = [[*row[:3], f"{k % 2}"] for k, row in enumerate(rows)]
     missing = write(tmp_path / "missing.csv", [*coded, *[[*row[:3], "NaN"] for row in coded[:9]]])
-    fails(ValueError, "a class is nan, a missing value", name="table", root=missing)
+    fails(ValueError, "a class is NaN, a missing value", name="table", root=missing)
     mixed = write(tmp_path / "mixed.csv", [*coded, *[[*row[:3], "1.0"] for row in coded[:9]]])
     fails(ValueError, "classes '1' and '1.0' are the same number", name="table", root=mixed)

@@ -3,7 +3,10 @@
 import io
 import json
 import math
+import sys
 from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,18 +14,19 @@ from bound_networks import METHOD, NORM, encloses, ending, inputs, shuffled
 from matplotlib import image
 from torch import nn
 
-from atent import Threat
-from atent.attacks import PGD
+from atent import Threat, load, plots
+from atent.attacks import PGD, AutoAttack, Square
 from atent.certify import Smoothed, bounds, margins, verified
 from atent.certify.region import region
 from atent.certify.rounding import Arithmetic
+from atent.cli import main
 from atent.cli.jobs import recipe_job
 from atent.data import from_tensors
 from atent.experiments.recipe_files import UsageError
 from atent.experiments.recipes import job
 from atent.experiments.results.base import Adversary
 from atent.experiments.target import load_target
-from atent.methods import CROWNIBP, PGDAT
+from atent.methods import CROWNIBP, PGDAT, Standard
 from atent.models import Normalize
 from atent.paper.theory.equivalence import without_noise
 from atent.report.collect import read
@@ -213,3 +217,108 @@ def test_a_report_shows_the_images_in_their_boxes(tmp_path):
         found = torch.from_numpy(image.imread(io.BytesIO(sample.original.png))[..., :3] * 255).round()
         assert (wanted - found).abs().max() <= 1
     assert certified_by(run) == ("--sigma", "0.75")
+
+
+OWN = """
+import torch
+from torch import nn
+from atent.data import from_tensors
+
+def images():
+    x, y = 2 * torch.rand(24, 1, 4, 4) - 1, torch.arange(24) % 2
+    return from_tensors(x, y, x, y, box=(-1, 1))
+
+def vectors():
+    data = images()
+    return from_tensors(data.train.x.flatten(1), data.train.y, data.test.x.flatten(1), data.test.y, box=(-1, 1))
+
+def net():
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A module of the user's own in the working folder: its name."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_boxes.py").write_text(OWN)
+    yield "own_boxes"
+    sys.modules.pop("own_boxes", None)
+
+
+def test_attack_draws_images_of_another_box(own, capsys):
+    """Before: 'images lie in [0, 1], not in [-1, 0.998]', after the attack."""
+    words = ["--norm", "linf", "--eps", "0.2", "--attack", "FGSM", "--limit", "4", "--quiet"]
+    assert main(["attack", f"{own}:net", "--data", f"{own}:images", *words, "--out", "a.npz", "--png", "a.png"]) == 0
+    assert Path("a.png").read_bytes().startswith(b"\x89PNG")
+    capsys.readouterr()
+    assert main(["attack", f"{own}:net", "--data", f"{own}:vectors", *words, "--out", "b.npz", "--png", "b.png"]) == 2
+    assert "--png draws images of 1 or 3 channels" in capsys.readouterr().err
+    assert not Path("b.npz").exists()
+
+
+def test_pixels_are_the_place_in_the_box_of_each_channel():
+    x = torch.tensor([[[[0.0]], [[2.0]]], [[[1.0]], [[-1.0]]]])
+    assert plots.pixels(x, ((0.0, -1.0), (1.0, 2.0))).flatten().tolist() == [0.0, 1.0, 1.0, 0.0]
+    ends = torch.tensor([[[[-0.1]]], [[[0.1]]]])
+    assert plots.pixels(ends, (-0.1, 0.1)).flatten().tolist() == [0.0, 1.0]
+
+
+def test_an_augmentation_of_own_samples_that_are_no_images_is_refused(own, capsys):
+    """Before: 'augmentation got torch.float32 (21, 16)', without the setting."""
+    words = ["--data.name", f"{own}:vectors", "--model.name", "mlp", "--method.threat.box", "-1", "1"]
+    assert main(["train", "own-linf-pgdat", *words]) == 2
+    assert "data.augment is 'flip'" in (said := capsys.readouterr().err)
+    assert "use 'none'" in said
+
+
+@pytest.mark.parametrize("box", [(0.2, 1.0), ((-1.0, 0.1), (1.0, 0.9)), (-2.0, -1.0)])
+@pytest.mark.parametrize("name", ["crop-flip", "rotate-flip"])
+def test_an_augmentation_that_pads_beyond_the_box_is_refused(box, name):
+    """Before: the padded zeros were trained on, or clamped to the end of the box by an adversary."""
+    threat = Threat("linf", 0.05, box)
+    x, y = threat.clamp(4 * torch.rand(24, 2, 4, 4) - 2), torch.arange(24) % 2
+    data = from_tensors(x, y, x, y, validation=4, box=box)
+    net, settings = nn.Sequential(nn.Flatten(), nn.Linear(32, 2)), TrainSettings(epochs=1, device="cpu")
+    with pytest.raises(ValueError, match="pads images with 0, outside the box"):
+        fit(net, data, PGDAT(threat, steps=1), settings=settings, augmentation=name, progress=False)
+    assert fit(net, data, PGDAT(threat, steps=1), settings=settings, augmentation="flip", progress=False).history
+    vectors = from_tensors(x.flatten(1), y, x.flatten(1), y, validation=4, box=(-2.0, 2.0))
+    with pytest.raises(ValueError, match="has no images: use 'none'"):
+        fit(net, vectors, Standard(), settings=settings, augmentation=name, progress=False)
+
+
+@pytest.mark.parametrize("shape", [(2, 9), (2, 3, 4, 5)], ids=["signals", "volumes"])
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.2), ("l2", 1.0), ("l1", 3.0)])
+def test_square_searches_samples_that_are_no_images_in_the_box_of_each_channel(shape, norm, eps):
+    """Before: 'the threat's box is for 2 channels, got inputs of 1', and the same for AutoAttack."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 3))
+    x = 0.3 + 0.4 * torch.rand(5, *shape)
+    y = net(x).argmax(1)
+    one, same, other = (
+        Square(Threat(norm, eps, box), queries=40).run(net, x, y)
+        for box in ((-1.0, 2.0), ((-1.0, -1.0), (2.0, 2.0)), ((-1.0, 0.25), (2.0, 0.75)))
+    )
+    assert torch.allclose(one.x_adv, same.x_adv, atol=1e-6)
+    assert other.x_adv[:, 1].min() >= 0.25
+    assert other.x_adv[:, 1].max() <= 0.75
+    assert AutoAttack(Threat(norm, eps, ((-1.0, 0.0), (2.0, 1.0)))).run(net, x[:2], y[:2]).x_adv.shape == x[:2].shape
+
+
+def test_a_normalisation_of_weights_for_vectors(own, capsys):
+    """Before: mean and std were broadcast as those of images, and an input range was one of [0, 1]."""
+    module = import_module(own)
+    torch.manual_seed(0)
+    made = module.net()
+    torch.save(made.state_dict(), "weights.pt")
+    model = load("weights.pt", model=f"{own}:net", classes=2, shape=(16,), mean=(0.5,), std=(2.0,))
+    x, _ = module.vectors().test.batch(range(24))
+    torch.testing.assert_close(model(x), made((x - 0.5) / 2))
+    words = ["evaluate", "weights.pt", "--model", f"{own}:net", "--data", f"{own}:vectors", "--norm", "linf"]
+    words += ["--eps", "0.1", "--attacks", "FGSM", "--quiet"]
+    assert main([*words, "--mean", "0.5", "--std", "2"]) == 0
+    capsys.readouterr()
+    assert main([*words, "--input-range", "-1..1"]) == 2
+    assert "is for pixels in [0, 1], and the data lie in [-1, 1]" in capsys.readouterr().err

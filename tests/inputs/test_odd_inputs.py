@@ -1,5 +1,9 @@
 """Inputs that are close to what is wanted: each is refused in one line that has the remedy."""
 
+import json
+import shlex
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -11,8 +15,10 @@ from atent.certify import Sampling, Smoothed, certify_run, linf_radius, verified
 from atent.data import DataSettings, collect, from_tensors, load
 from atent.data.corruptions import corrupt
 from atent.evaluate import evaluate, predict, sweep
-from atent.methods import ATENT, PGDAT
-from atent.train import TrainSettings, fit
+from atent.methods import ATENT, PGDAT, Standard
+from atent.runs import read_rows
+from atent.train import TrainSettings, fit, load_weights
+from atent.train.interrupt import again
 
 X, Y = torch.rand(12, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 3
 ATTACKS = [FGSM(Threat("linf", 0.05))]
@@ -331,7 +337,7 @@ def test_a_shard_is_a_pair():
     [
         (nn.functional.one_hot(Y), "y.argmax(1)"),
         (nn.functional.one_hot(Y).bfloat16(), "y.argmax(1)"),
-        (Y[:, None], "y[:, 0]"),
+        (Y[:, None], "y.squeeze(1)"),
         (Y.float(), "y.long()"),
         (Y > 0, "y.long()"),
         (np.array(list("abc"))[Y], "np.unique"),
@@ -430,6 +436,30 @@ def test_values_that_interpolation_leaves_outside_are_clipped(x):
     refused(lambda: from_tensors(x, Y, x, Y), "x.clip(0, 1)")
 
 
+@pytest.mark.parametrize("box", [(-0.1, 0.1), (-2.1179, 2.64), (-1 / 3, 2 / 3), ((-0.1, -0.3), (2 / 3, 0.9))])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_inputs_that_are_clipped_as_the_error_says_are_accepted(box, dtype):
+    """Before: an end that is no number of float32, such as 0.1, was refused with the same remedy again."""
+    x, y = 100 * torch.randn(40, 2, 4, 4, dtype=dtype, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 2
+    low, high = (torch.tensor(end, dtype=dtype).view(1, -1, 1, 1).expand(1, 2, 1, 1) for end in box)
+    with pytest.raises(ValueError, match="floats must be in"):
+        from_tensors(x, y, x, y, box=box)
+    x = x.clamp(low, high)
+    assert len(from_tensors(x, y, x, y, box=box).test) == 40
+    beyond = x + 1e-6 * x.sign()
+    with pytest.raises(ValueError, match="floats must be in"):
+        from_tensors(beyond, y, beyond, y, box=box)
+
+
+def test_the_limits_in_the_remedy_are_those_of_the_box():
+    """Before: clip(-0.333333, 0.666667) left values outside of a box that ends at 2/3."""
+    x, y = torch.linspace(-0.35, 0.68, 40).view(20, 2), torch.arange(20) % 2
+    with pytest.raises(ValueError, match="clip values") as caught:
+        from_tensors(x, y, x, y, box=(-1 / 3, 2 / 3))
+    first, last = map(float, str(caught.value).rpartition("x.clip(")[2].rstrip(")").split(", "))
+    assert (first, last) == (-1 / 3, 2 / 3)
+
+
 def test_a_loader_that_drops_its_last_batch_is_reported(capsys):
     """Before: 10 of 12 samples were evaluated without a word."""
     parts = torch.utils.data.TensorDataset(X, Y)
@@ -463,3 +493,21 @@ def test_a_network_whose_gradient_is_destroyed_in_place_has_a_remedy():
     """Before: a message of several lines about output 0 of ReluBackward0."""
     refused(lambda: evaluate(InPlace().eval(), X, Y, ATTACKS), "in place", "inplace=False")
     refused(lambda: PGDAT(Threat("linf", 0.05), steps=1).backward(InPlace(), X, Y), "in place")
+
+
+def test_a_command_that_a_message_suggests_takes_a_path_with_spaces(tmp_path, monkeypatch):
+    """Before: the path was written as it is, and the command that is copied read it as several arguments."""
+    monkeypatch.chdir(tmp_path)
+    run = Path("my runs") / "it's ü"
+    fit(net(), from_tensors(X, Y, X, Y, validation=3), Standard(), settings=TrainSettings(epochs=1, device="cpu"),
+        run=run, progress=False)  # fmt: skip
+    config = json.loads((run / "config.json").read_text())
+    said = [again(config, run)]
+    for name in ("metrics.jsonl", "best.safetensors"):
+        (run / name).unlink()
+        with pytest.raises((OSError, ValueError)) as caught:
+            read_rows(run / name) if name == "metrics.jsonl" else load_weights(net(), run)
+        said.append(str(caught.value))
+    for text in said:
+        command = next(part for part in text.split("`") if "--resume" in part and part.startswith("atent"))
+        assert shlex.split(command)[:4] == ["atent", "train", "--resume", str(run)]

@@ -245,3 +245,7 @@ def test_what_is_not_supported_is_refused(iris, fitted):
         fitted.robust_score(x[:2], ["setosa", "rose"], "FGSM")
     with pytest.raises(ValueError, match="y has shape"):
         fitted.robust_score(x[:2], ["setosa"], "FGSM")
+    # Before: a TypeError of numpy, as words and numbers have no order.
+    for labels in ([0, 1], [0.0, None], np.array(["setosa", 1], dtype=object)):
+        with pytest.raises(ValueError, match=r"y has the label (0|0\.0|1): give 2 labels among the 3"):
+            fitted.robust_score(x[:2], labels, "FGSM")

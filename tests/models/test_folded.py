@@ -13,13 +13,14 @@ from atent.folded import fold
 from atent.models import build
 
 THREAT = Threat("linf", 0.05)
+NORMS = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
 
 def lived(net, shape=(3, 16, 16), dtype=torch.float64):
     """The network with statistics and affine weights as training leaves them: of every sign and size."""
     torch.manual_seed(1)
     for m in net.modules():
-        if isinstance(m, nn.BatchNorm2d | nn.BatchNorm1d):
+        if isinstance(m, NORMS):
             nn.init.normal_(m.running_mean) if m.running_mean is not None else None
             nn.init.uniform_(m.running_var, 0.5, 2) if m.running_var is not None else None
             if m.affine:
@@ -55,6 +56,14 @@ class Named(Small):
         return self.last(torch.relu(self.third(self.fc(input=x))))
 
 
+def signals(conv, norm, places):
+    """A batch norm before an unpadded grouped convolution, and one behind a padded one."""
+    return nn.Sequential(
+        norm(4), conv(4, 6, 3, groups=2), nn.ReLU(), conv(6, 3, 3, padding=1, bias=False), norm(3), nn.ReLU(),
+        nn.Flatten(), nn.Linear(3 * places, 4),
+    )  # fmt: skip
+
+
 def answers(net, x):
     leaf = x.clone().requires_grad_()
     logits = net(leaf)
@@ -66,6 +75,8 @@ def answers(net, x):
     [
         (Small, (4, 9, 9), 3),
         (Named, (4, 9, 9), 3),
+        (lambda: signals(nn.Conv1d, nn.BatchNorm1d, 7), (4, 9), 2),
+        (lambda: signals(nn.Conv3d, nn.BatchNorm3d, 27), (4, 5, 5, 5), 2),
         (lambda: build("resnet8", classes=4, shape=(3, 16, 16)), (3, 16, 16), 9),
         # Of the two norms of a block, that behind its first convolution; those before a ReLU stay.
         (lambda: build("wrn_28_4", classes=4, shape=(3, 8, 8)), (3, 8, 8), 13),
@@ -76,8 +87,8 @@ def test_the_folded_network_is_the_same_function(make, shape, layers):
     net, x = lived(make(), shape)
     found = fold(net, torch.rand(4, *shape, dtype=torch.float64))
     assert (found.layers, found.reason) == (layers, None)
-    kinds = [m for m in found.network.modules() if isinstance(m, nn.BatchNorm2d | nn.BatchNorm1d)]
-    assert len(kinds) == sum(isinstance(m, nn.BatchNorm2d | nn.BatchNorm1d) for m in net.modules()) - layers
+    kinds = [m for m in found.network.modules() if isinstance(m, NORMS)]
+    assert len(kinds) == sum(isinstance(m, NORMS) for m in net.modules()) - layers
     for a, b in zip(answers(net.eval(), x), answers(found.network, x)):
         assert (a - b).norm() <= 1e-10 * a.norm()
     assert not any(p.requires_grad for p in found.network.parameters())

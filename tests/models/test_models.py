@@ -317,6 +317,43 @@ def test_normalize_errors(mean, std, part):
         Normalize(mean, std)
 
 
+@pytest.mark.parametrize(("dims", "shape"), [(0, (3, 2)), (1, (2, 2, 7)), (2, (2, 2, 3, 4)), (3, (2, 2, 3, 4, 5))])
+def test_normalize_of_tables_signals_and_volumes(dims, shape):
+    """Before: the samples of such a batch were broadcast against the channels, in silence where their numbers agree."""
+    x, layer = torch.rand(shape), Normalize([0.25, 0.5], [0.5, 4.0], dims=dims)
+    for sample, found in zip(x, layer(x), strict=True):
+        for channel, (mean, std) in enumerate(((0.25, 0.5), (0.5, 4.0))):
+            assert torch.equal(found[channel], (sample[channel] - mean) / std)
+    for other in {0, 1, 2, 3} - {dims}:
+        with refuses(f"give dims={dims}"):
+            Normalize([0.25, 0.5], [0.5, 4.0], dims=other)(x)
+    with refuses("dims must be 0"):
+        Normalize([0.5], [0.5], dims=4)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_network_that_normalises_can_be_traced_scripted_and_exported():
+    net, x = (
+        torch.nn.Sequential(Normalize([0.5], [0.25]), torch.nn.Flatten(), torch.nn.Linear(16, 2)),
+        torch.rand(3, 1, 4, 4),
+    )
+    made = (
+        torch.jit.script(net),
+        torch.jit.trace(net, x),
+        torch.fx.symbolic_trace(net),
+        torch.export.export(net, (x,)).module(),
+    )
+    for each in made:
+        assert torch.equal(each(x), net(x))
+
+
+def test_normalize_in_front_of_a_network_for_vectors():
+    net = build("mlp", classes=3, shape=(4,), normalize=((0.1, 0.2, 0.3, 0.4), (1.0, 2.0, 3.0, 4.0)))
+    x = torch.rand(5, 4)
+    torch.testing.assert_close(net(x), net.network((x - net.normalize.mean) / net.normalize.std))
+    assert net(x).shape == (5, 3)
+
+
 def test_normalize_wants_the_channels_of_the_input():
     with refuses("1 channels", "3"):
         build("resnet20", normalize=((0.5,), (0.5,)))

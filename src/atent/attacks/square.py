@@ -12,7 +12,7 @@ from atent.attacks.base import Attack, attack
 from atent.attacks.loops import restarted, worst_of
 from atent.attacks.oracle import Oracle
 from atent.attacks.windowed import Scores, Window
-from atent.attacks.windows import Masses, Squares, as_image
+from atent.attacks.windows import Masses, Squares, as_image, viewed
 from atent.checks import check_number
 from atent.losses import LOSSES
 from atent.rng import Streams
@@ -104,7 +104,7 @@ class Square(Attack):
         shape, loss = x.shape[1:], oracle.aimed(LOSSES[self.loss])
         image = x.reshape(len(x), *as_image(shape))
         shares = [self.share(query) for query in range(self.queries)]
-        threat = self.threat.take(oracle.rows)
+        threat = viewed(self.threat.take(oracle.rows), shape)
         moves = (Squares if threat.norm == "linf" else Masses).sample(threat, image, shares, streams, restart)
 
         scores = Scores(oracle, x)

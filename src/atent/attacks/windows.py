@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,18 @@ def as_image(shape: Sequence[int]) -> tuple[int, int, int]:
     d = math.prod(shape)
     side = math.isqrt(d)
     return (1, side, side) if side * side == d else (1, 1, d)
+
+
+def viewed(threat: Threat, shape: Sequence[int]) -> Threat:
+    """The threat for samples of ``shape`` that `as_image` views in another one: a box for each channel, such as each
+    lead of a signal, becomes one for each element."""
+    low, high = threat.box
+    if not isinstance(low, tuple) or not isinstance(high, tuple) or len(shape) == 3 or len(low) != shape[0]:
+        return threat
+    each = math.prod(shape[1:])
+    return replace(
+        threat, box=(tuple(v for v in low for _ in range(each)), tuple(v for v in high for _ in range(each)))
+    )
 
 
 def window_side(share: float, h: int, w: int, least: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -66,6 +67,8 @@ def attack(
     with output.json_alone(json) as emit, entered(lambda: output.own(out=file, png=picture)), resumed_by(nothing):
         subject = load_target(**target.keywords(), attacks=(attack,))
         output.threads(target.threads)
+        if picture is not None:
+            _check_images(subject.data.shape)
         subject, dtype = measured(subject, target.search_dtype())  # type: ignore[arg-type]
         if part is not None:
             one = crafted_shard(subject, file, part, search_dtype=dtype, progress=not target.quiet)
@@ -87,6 +90,13 @@ def attack(
     return 0
 
 
+def _check_images(shape: Sequence[int]) -> None:
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        raise ValueError(
+            f"--png draws images of 1 or 3 channels, and the samples have the shape {tuple(shape)}: omit it"
+        )
+
+
 def _draw(subject: Evaluated, made: dict[str, Tensor], about: dict[str, Any], picture: Path) -> None:
     """Draw the first successful attacks: original, adversarial, difference."""
     from atent import plots
@@ -96,5 +106,5 @@ def _draw(subject: Evaluated, made: dict[str, Tensor], about: dict[str, Any], pi
     rows = shown if len(shown) else slice(8)
     (used,) = subject.attacks.values()
     title = f"{subject.name}, {about['attack']}, {text_of(used.threat)}"
-    images = (made[k][rows] for k in ("x", "x_adv", "y", "predicted"))
-    plots.save(plots.adversarial(*images, title=title), picture)
+    x, x_adv = (plots.pixels(made[k][rows], subject.data.box) for k in ("x", "x_adv"))
+    plots.save(plots.adversarial(x, x_adv, made["y"][rows], made["predicted"][rows], title=title), picture)

@@ -12,6 +12,7 @@ import tyro
 from atent.cli import output
 from atent.cli.parse import Flat, Name, arg, read
 from atent.cli.trainings import TrainingsOptions
+from atent.messages import quoted
 
 if typing.TYPE_CHECKING:
     from atent.experiments.results import SweepFile
@@ -87,7 +88,7 @@ def _print(path: Path, found: SweepFile) -> None:
     print("\n".join(caption(found)))
     if found.best:
         run = next(trial for trial in found.trials if trial.number == found.best[0]).seeds[0].run
-        print(f"next: atent evaluate {path / run}")
+        print(f"next: atent evaluate {quoted(path / run)}")
     print(f"\nresult folder: {path}")
 
 

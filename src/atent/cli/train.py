@@ -18,7 +18,7 @@ from atent.cli.jobs import recipe_job, with_sections
 from atent.cli.parse import Name, Place, arg, read
 from atent.cli.words import SAME, help_wanted, hyphened, options_of, split_sections
 from atent.experiments.recipe_files import SECTIONS, UsageError
-from atent.messages import unknown
+from atent.messages import quoted, unknown
 from atent.torchrun import restarted
 
 if TYPE_CHECKING:
@@ -294,7 +294,7 @@ def _validated(job: Any, path: Path, *, quiet: bool, resume: bool, saved: Any, c
     if certifier is not None:
         verified = alone(lambda: verify(job, found.model, path, certifier).text)
         print(f"validation images verified by {certifier}: {verified}")
-    print(f"\nbest epoch: {found.best['epoch']}; the test set was not used: run `atent evaluate {path}`")
+    print(f"\nbest epoch: {found.best['epoch']}; the test set was not used: run `atent evaluate {quoted(path)}`")
     print(f"run folder: {path}")
     return 0
 

@@ -21,6 +21,7 @@ from atent.checks import collect, plain
 from atent.contracts import kind_of
 from atent.data import checks
 from atent.data.augmentation import AUGMENTATIONS, augment
+from atent.data.augmentation import check as check_augmentation
 from atent.data.generated import check as check_generated
 from atent.data.generated import mixed
 from atent.data.own import dataset_source, tensor_source
@@ -177,6 +178,7 @@ def _own(made: Data, settings: DataSettings) -> Data:
         if name not in taken and value != default:
             raise ValueError(f"data.{name} {value} has no effect for {settings.name}: set it inside that function")
     augment = made.augment if settings.augment == "none" else settings.augment
+    check_augmentation(augment, made.shape, made.box, settings.name)
     return replace(made, name=settings.name, about={**made.about, "name": settings.name}, augment=augment)
 
 
@@ -189,8 +191,7 @@ def carve(source: Source, settings: DataSettings) -> Data:
     """The three splits of a source by the settings, see `load`, with its errors; the name is only recorded."""
     _check_seed(settings)
     shape = tuple(source.train.x.shape[1:])
-    if settings.augment != "none" and len(shape) != 3:
-        raise ValueError(f"data.augment is {settings.augment!r}; {settings.name} has no images: use 'none'")
+    check_augmentation(settings.augment, shape, source.box, settings.name)
 
     y = source.train.y.numpy()
     n = source.validation if settings.validation is None else settings.validation

@@ -9,6 +9,7 @@ complete batch, so that the rows are augmented as in that batch and the generato
 """
 
 import math
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -17,6 +18,7 @@ from torch.nn.functional import affine_grid, grid_sample, pad
 
 from atent.data.checks import lookup
 from atent.rng import check_rng
+from atent.threat import Box
 
 PADDING = 4
 DEGREES = 5.0
@@ -112,6 +114,22 @@ AUGMENTATIONS: dict[str, Augmentation] = {
     "crop-flip": crop_flip,
     "rotate-flip": rotate_flip,
 }
+
+
+_PADDED = ("crop-flip", "rotate-flip")
+"""Those whose images have zeros at their borders."""
+
+
+def check(name: str, shape: Sequence[int], box: Box, data: str) -> None:
+    """ValueError for an augmentation of samples of ``shape`` in ``box`` that are no images, or would leave the box.
+
+    ``data``: the name of the data set, for the message.
+    """
+    if name != "none" and len(shape) != 3:
+        raise ValueError(f"data.augment is {name!r}; {data} has no images: use 'none'")
+    ends = zip(*(side if isinstance(side, tuple) else (side,) for side in box), strict=True)
+    if name in _PADDED and not all(low <= 0 <= high for low, high in ends):
+        raise ValueError(f"data.augment {name!r} pads images with 0, outside the box of {data}: use 'flip' or 'none'")
 
 
 def augment(name: str) -> Augmentation:

@@ -5,7 +5,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from atent.contracts import in_units, label_remedy
+from atent.contracts import decimal, in_units, label_remedy
 from atent.messages import unknown
 from atent.threat import Box
 
@@ -76,10 +76,16 @@ def floats(file: object, x: np.ndarray, box: Box) -> None:
             floats(f"{file}, channel {channel}", x[:, channel], pair)
         return
     low, high = float(x.min()), float(x.max())
-    if low < box[0] or high > box[1]:
+    # Values that are clipped to an end become the number of their own precision that is nearest to it, as 0.1 in
+    # float32, which may lie outside.
+    precision = x.dtype if x.dtype.kind == "f" else np.float64
+    with np.errstate(over="ignore"):
+        ends = [float(np.asarray(end, precision)) for end in box]
+    if low < min(box[0], ends[0]) or high > max(box[1], ends[1]):
         fix = in_units(low, high, *box, "give")
         raise ValueError(
-            f"{file}: values run from {low:g} to {high:g}; floats must be in [{box[0]:g}, {box[1]:g}]: {fix}"
+            f"{file}: values run from {low:g} to {high:g}; floats must be in [{decimal(box[0])}, {decimal(box[1])}]:"
+            f" {fix}"
         )
 
 

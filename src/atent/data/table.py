@@ -6,6 +6,7 @@ import csv
 import io
 import itertools
 import math
+import re
 from collections import Counter
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -19,6 +20,7 @@ from atent.data.files import FIX, data_root, read, record
 from atent.data.settings import DataSettings
 from atent.data.sources import dataset
 from atent.data.split import Source, split, stratified
+from atent.messages import note
 from atent.threat import Box
 
 LABELS = ("label", "class", "target", "y")
@@ -27,6 +29,13 @@ TEST_SHARE = 0.2
 """Share of each class that becomes the test set if there is a single file."""
 _TEST = 3
 """Stream number of split_seed for the test rows of a single file; `atent.data.split` uses those below."""
+
+_MISSING = ("nan", "na", "n/a", "#n/a", "<na>", "null", "?")
+"""Words by which pandas, R, SQL and older data sets write a missing value, in lower case."""
+_NAMELESS = re.compile(r"Unnamed: \d+")
+"""The name that pandas gives a column without one when it reads a file, and writes when it saves the table again."""
+_FEW = 10
+"""Of at most so many rows a column may count by chance."""
 
 Units = Literal["range", "spread"]
 
@@ -156,8 +165,11 @@ def _arrays(path: Path, columns: Columns) -> tuple[list[str], list[list[str]], l
 def _classes(path: Path, words: list[str]) -> list[str]:
     """The classes in their order; ValueError for words that mean a missing value, or the same number."""
     classes = sorted(set(words), key=_order)
-    if "nan" in map(str.lower, classes):
-        raise ValueError(f"{path}: a class is nan, a missing value: remove these rows, or give them a class")
+    lost = next((word for word in classes if word.lower() in _MISSING), None)
+    if lost is not None:
+        raise ValueError(
+            f"{path}: a class is {lost}, a missing value: remove these rows, or give them a class of another name"
+        )
     for one, other in itertools.pairwise(classes):
         if _order(one)[:2] == _order(other)[:2] and _order(one)[0] == 0:
             raise ValueError(f"{path}: classes {one!r} and {other!r} are the same number: write them alike")
@@ -232,11 +244,12 @@ def _read(paths: list[Path], label: str | None) -> tuple[list[str], list[list[st
         files[path.name] = record(digest, None)
         head, rows = _lines(path, content)
         twice = [name for name, count in Counter(head).items() if count > 1]
-        nameless = next((k for k, name in enumerate(head, 1) if not name), None)
+        nameless = next((k for k, name in enumerate(head, 1) if not name or _NAMELESS.fullmatch(name)), None)
         if nameless is not None:
+            given = f" but pandas' {head[nameless - 1]!r}" if head[nameless - 1] else ""
             raise ValueError(
-                f"{path}: column {nameless} has no name: remove it if it numbers the rows (pandas writes none with"
-                " to_csv(index=False)), or name it"
+                f"{path}: column {nameless} has no name{given}: remove it if it numbers the rows (pandas writes none"
+                " with to_csv(index=False)), or name it"
             )
         if twice:
             raise ValueError(
@@ -250,10 +263,22 @@ def _read(paths: list[Path], label: str | None) -> tuple[list[str], list[list[st
         at = head.index(found)
         words.append([row[at].strip() if len(row) > at else "" for _, row in rows])
         numbers.append(_numbers(path, head, rows, at))
+        _report_counts(path, names, numbers[-1])
         if "" in words[-1]:
             raise ValueError(f"{path}: line {rows[words[-1].index('')][0]} has no class in column {found!r}")
     assert names is not None
     return names, words, numbers, files
+
+
+def _report_counts(path: Path, names: list[str], x: np.ndarray) -> None:
+    """Report columns that number the rows: in a file that is sorted by class they give the class away."""
+    for k, name in enumerate(names):
+        first = x[0, k]
+        if len(x) > _FEW and first in (0, 1) and np.array_equal(x[:, k], first + np.arange(len(x))):
+            note(
+                f"{path}: column {name!r} numbers the rows from {first:.0f}, and is an input as the others: remove it"
+                " unless it was measured"
+            )
 
 
 def _lines(path: Path, content: bytes) -> tuple[list[str], list[tuple[int, list[str]]]]:

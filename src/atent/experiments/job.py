@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from atent.data import DataSettings
@@ -12,6 +12,7 @@ from atent.methods import Method
 from atent.methods.awp import plain
 from atent.models import ModelSettings
 from atent.optim import Optimizer, Schedule
+from atent.threat import Box, Threat
 from atent.train.settings import TrainSettings
 from atent.train.step import apart, around, title
 
@@ -42,6 +43,15 @@ class Job:
     def title(self) -> str:
         """The name of what trains, for tables."""
         return title(self.method, self.train)
+
+    def within(self, box: Box) -> Job:
+        """The job with its threat in ``box``, that of its data, where no setting can give it: in units of the spread it
+        follows from the training rows. A box that the recipe gives is kept."""
+        own: Threat | None = getattr(self.method, "threat", None)
+        if self.data.units != "spread" or own is None or own.box != Threat("linf", 0.0).box:
+            return self
+        method: Any = self.method
+        return replace(self, method=replace(method, threat=replace(own, box=box)))
 
     def sections(self) -> dict[str, Any]:
         """The settings as plain values, in a recipe's form."""

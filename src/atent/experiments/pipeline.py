@@ -28,6 +28,7 @@ from atent.experiments.recipe_changes import in_run
 from atent.experiments.recipe_files import read_recipe
 from atent.experiments.results import EvaluationFile
 from atent.experiments.target import attacks_of, data_of, recipe_attacks, threat_of
+from atent.messages import quoted
 from atent.methods import Standard
 from atent.methods.awp import Perturbation
 from atent.methods.embedding import EmbeddingTerm
@@ -136,6 +137,7 @@ def _fitted(
     if teacher and not resume:
         _need_run(Path(teacher), "method.teacher")
     data = saved.data if saved else load_data(job.data)
+    job = job.within(data.box)
     threat = threat_of(getattr(job.method, "threat", None), data.box, job.evaluate)
     attacks = _attacks(job, threat, data)
     model = saved.model if saved else _network(job, data, resume)
@@ -327,10 +329,12 @@ def _need_run(path: Path, field: str) -> None:
         return
     if (path / folder.CONFIG).is_file():
         verb = "pretrain" if _method_of(folder.read_config(path / folder.CONFIG)) == "ACL" else "train"
-        command = f"atent {verb} --resume {path}"
+        command = f"atent {verb} --resume {quoted(path)}"
     elif (resources.files("atent.recipes") / f"{path.name}.toml").is_file():
         verb = "pretrain" if _method_of(read_recipe(path.name)) == "ACL" else "train"
-        command = f"atent {verb} {path.name}" + ("" if path.parent == Path("runs") else f" --runs {path.parent}")
+        command = f"atent {verb} {path.name}" + (
+            "" if path.parent == Path("runs") else f" --runs {quoted(path.parent)}"
+        )
     else:
         return
     raise FileNotFoundError(f"no weights in {path} yet: run `{command}` first, or give others by --{field}")

@@ -118,7 +118,7 @@ def _check_radii(name: str, job: Job) -> None:
     Only if the method defines the box: other boxes are those of the data, which each training checks after loading.
     """
     own = getattr(job.method, "threat", None)
-    if own is None:
+    if own is None or job.data.units == "spread":
         return
     evaluated = threat_of(own, own.box, job.evaluate)
     # Several threats bring attacks of their own.
@@ -200,10 +200,11 @@ def _differs(saved: dict[str, Any], job: Job, build: Build, aside: tuple[str, ..
     The sections ``aside`` do not count.
     """
     try:
-        old = _flat(build({s: folder.completed(saved)[s] for s in SECTIONS}, saved["recipe"]))
+        before = build({s: folder.completed(saved)[s] for s in SECTIONS}, saved["recipe"])
     except (KeyError, ValueError) as error:
         return f"not to be read: {str(error).splitlines()[0]}"
-    new = _flat(job)
+    own = getattr(before.method, "threat", None)
+    old, new = _flat(before), _flat(job.within(own.box) if own else job)
     for key in [*new, *(k for k in old if k not in new)]:
         if key.partition(".")[0] not in aside and old.get(key) != new.get(key):
             return f"{key} {_word(old.get(key))}, not {_word(new.get(key))}"

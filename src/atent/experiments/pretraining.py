@@ -7,6 +7,7 @@ from pathlib import Path
 
 from atent.experiments.job import Job
 from atent.experiments.recipe_files import read_recipe, recipe_names
+from atent.messages import quoted
 from atent.methods import ACL
 from atent.methods.acl import TRAINED
 
@@ -39,7 +40,7 @@ def pretraining_recipes() -> list[str]:
 
 def next_steps(job: Job, path: Path) -> str:
     """Suggested next commands, one per line."""
-    weights = f"--model.name {job.model.name} --model.weights {path}"
+    weights = f"--model.name {job.model.name} --model.weights {quoted(path)}"
     return "\n".join(
         [
             f"linear evaluation     atent train RECIPE {weights} --model.frozen",

@@ -361,8 +361,8 @@ def _other(target: str, given: dict[str, Any], named: Named, data: str | Data | 
         settings = replace(settings, attacks=strong(threat))
     _need_threat(target, threat, settings)
     attacks = attacks_of(settings, threat, loaded)
-    path = Path(target)
-    foreign = False
+    path, foreign = Path(target), False
+    named.convention.check_box(loaded.box)
     if is_weights(path):
         net, about = load_file(
             path, named.model, classes=loaded.classes, shape=loaded.shape, convention=named.convention, key=named.key

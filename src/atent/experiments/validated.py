@@ -71,7 +71,7 @@ def verify(job: Job, model: nn.Module, run: Path, certifier: str) -> Share:
     """
     check_certifier(certifier)
     data = load_data(job.data)
-    threat = getattr(job.method, "threat", None) or threat_of(None, data.box, job.evaluate)
+    threat = getattr(job.within(data.box).method, "threat", None) or threat_of(None, data.box, job.evaluate)
     if threat is None:
         raise ValueError("a certified accuracy needs a threat: set evaluate.norm and evaluate.eps")
     part, device = data.sample("validation", job.train.validate_limit or None), next(model.parameters()).device

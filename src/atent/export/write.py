@@ -17,6 +17,7 @@ from atent.export.robustbench import BY_HAND, entry
 from atent.export.vnnlib import NETWORK, check_threat, write_properties
 from atent.export.weights import loaded, write_weights
 from atent.geometry.values import intervals
+from atent.messages import quoted
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def _robustbench(target: Target, place: Path) -> Exported:
     folder.write_json(place, made)
     lines = [f"robustbench: for {where}; fill in {', '.join(BY_HAND)}"]
     lines += [
-        f"{key} is missing: `atent evaluate {target.name} --attacks AutoAttack --limit all` measures it"
+        f"{key} is missing: `atent evaluate {quoted(target.name)} --attacks AutoAttack --limit all` measures it"
         for key in ("clean_acc", "autoattack_acc")
         if made[key] is None
     ]

@@ -242,13 +242,13 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return torch.from_numpy(inputs).to(place)
 
     def _labels(self, y: Any, n: int) -> Tensor:
-        labels = np.asarray(y)
-        places = np.minimum(np.searchsorted(self.classes_, labels), len(self.classes_) - 1)
-        strange = labels[self.classes_[places] != labels] if labels.shape == (n,) else labels
-        if labels.shape != (n,) or len(strange):
-            given = f"shape {labels.shape}" if labels.shape != (n,) else f"the label {strange.tolist()[0]!r}"
-            raise ValueError(f"y has {given}: give {n} labels among the {len(self.classes_)} of the training set")
-        return torch.from_numpy(places.astype(np.int64))
+        labels, number = np.asarray(y), {label: place for place, label in enumerate(self.classes_.tolist())}
+        flat = labels.shape == (n,)
+        places = [number.get(label, -1) for label in labels.tolist()] if flat else [-1]
+        if -1 in places:
+            given = f"the label {labels.tolist()[places.index(-1)]!r}" if flat else f"shape {labels.shape}"
+            raise ValueError(f"y has {given}: give {n} labels among the {len(number)} of the training set")
+        return torch.tensor(places, dtype=torch.int64)
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """The softmax of the logits, float64 (n, classes), in the order of ``classes_``."""

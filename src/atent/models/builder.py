@@ -99,7 +99,7 @@ def build(
         check_number("dropout", dropout, 0, 1, below=True)
     if normalize is not None and flat:
         raise ValueError(f"normalize is for images, and {name} takes points: scale them in the data")
-    layer = None if normalize is None else Normalize(*normalize)
+    layer = None if normalize is None else Normalize(*normalize, dims=len(shape) - 1)
     if layer is not None and len(layer.mean) != shape[0]:
         raise ValueError(f"normalize is for {len(layer.mean)} channels, the input has {shape[0]}")
     network = function(classes=classes, shape=shape, **settings)

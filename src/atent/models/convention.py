@@ -9,7 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from atent.geometry.values import intervals
 from atent.models.normalize import Normalize
+from atent.threat import Box
 
 
 class Reversed(nn.Module):
@@ -54,6 +56,14 @@ class Convention:
             raise ValueError(f"--input-range {self.input_range} is not a..b with a below b: give 0..255, 0..1 or -1..1")
         return low, high
 
+    def check_box(self, box: Box) -> None:
+        """ValueError for an input range of data in another box than [0, 1], whose black and white are other numbers."""
+        if self.input_range is not None and box != (0.0, 1.0):
+            raise ValueError(
+                f"--input-range {self.input_range} is for pixels in [0, 1], and the data lie in {intervals(box)}: give"
+                " --mean and --std in their units, or nothing if the network takes the data as they are"
+            )
+
     def normalisation(self, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
         """Mean and standard deviation in pixel units for (x - mean) / std; None for unchanged pixels."""
         low, high = self.bounds()
@@ -64,10 +74,11 @@ class Convention:
         width = high - low
         return tuple((m - low) / width for m in mean), tuple(s / width for s in std)
 
-    def around(self, network: nn.Module, channels: int) -> nn.Module:
+    def around(self, network: nn.Module, channels: int, dims: int = 2) -> nn.Module:
         """The network after the layers of this convention, in pixel units; the network itself if there are none.
 
-        ValueError, in one line, as `Normalize`, and if mean and std do not fit the channels.
+        ``dims``: dimensions of a sample after its channels, 2 for images. ValueError, in one line, as `Normalize`, and
+        if mean and std do not fit the channels.
         """
         pair = self.normalisation(channels)
         if pair is not None and len(pair[0]) != channels:
@@ -76,7 +87,7 @@ class Convention:
         if self.bgr:
             layers["reversed"] = Reversed()
         if pair is not None:
-            layers["normalize"] = Normalize(*pair)
+            layers["normalize"] = Normalize(*pair, dims=dims)
         return nn.Sequential(OrderedDict(**layers, network=network)) if layers else network
 
     def options(self) -> str:

@@ -4,7 +4,7 @@ from atent.plots.accuracy import accuracies, certified, dots, minimum_norm, pare
 from atent.plots.canvas import PALETTE, narrow, save, svg
 from atent.plots.frequencies import bands, fourier
 from atent.plots.matrices import corruptions, transfer
-from atent.plots.pictures import adversarial, images, magnified, regions
+from atent.plots.pictures import adversarial, images, magnified, pixels, regions
 from atent.plots.quantities import cost, lines
 from atent.plots.roofline import roofline
 from atent.plots.sweep import front, importance, parallel
@@ -32,6 +32,7 @@ __all__ = [
     "narrow",
     "parallel",
     "pareto",
+    "pixels",
     "regions",
     "roofline",
     "save",

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
+    from torch import Tensor
+
+    from atent.threat import Box
 
 COLOURS = PALETTE[:2]
 """Of the two classes of `regions`."""
@@ -51,6 +54,16 @@ def images(x: Any, labels: Sequence[str] | None = None, *, columns: int = 8, tit
     if title:
         figure.suptitle(title, fontsize=TEXT + 1)
     return figure
+
+
+def pixels(x: Tensor, box: Box) -> Tensor:
+    """Inputs (n, ...) in a box, or in one for each channel, as values in [0, 1]: black is the lower end."""
+    from atent.threat import Threat
+
+    low, high = Threat("linf", 0.0, box).edges(x.float())
+    # An end of the box may be no number of float32.
+    shown: Tensor = ((x.float() - low) / (high - low)).clamp(0, 1)
+    return shown
 
 
 def adversarial(x: Any, x_adv: Any, y: Any, seen: Any, *, title: str | None = None) -> Figure:

@@ -21,6 +21,7 @@ from atent.experiments.results import (
     TheoryFile,
     TransferFile,
 )
+from atent.messages import quoted
 from atent.runs import manifest
 from atent.runs.checkpoint import check_best
 from atent.runs.foreign import is_weights
@@ -174,8 +175,8 @@ def read(path: str | Path, *, model: str | None = None, data: str | None = None)
         return SweepFolder(name, path, migrate.read(path / SWEEP, SweepFile))
     if path.is_file() and is_weights(path):
         raise FileNotFoundError(
-            f"{path} is a weights file, and a report needs a folder: `atent export {path} --format hub --out FOLDER`,"
-            " with the --model and --data of its evaluation, creates one with its results"
+            f"{path} is a weights file, and a report needs a folder: `atent export {quoted(path)} --format hub --out"
+            " FOLDER`, with the --model and --data of its evaluation, creates one with its results"
         )
     raise FileNotFoundError(
         f"{folder.no_run(path)}, nor one of atent compare (no {COMPARISON}) or atent sweep"
@@ -220,7 +221,7 @@ def _certificate(file: Path) -> Certificate | None:
 
 def _metrics(path: Path) -> list[dict[str, Any]]:
     if not path.is_file() and folder.METRICS in (manifest.sums(path.parent) or {}):
-        raise folder.Damaged(f"{path} is missing: `atent train --resume {path.parent}` restores it")
+        raise folder.Damaged(f"{path} is missing: `atent train --resume {quoted(path.parent)}` restores it")
     rows = folder.read_rows(path) if path.is_file() else []
     for row in rows:
         if "epoch" not in row:

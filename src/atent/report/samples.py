@@ -86,9 +86,7 @@ def gallery(run: Run, count: int, *, root: str | None = None, progress: bool = T
         # The rest of the page does not need them.
         reason = f"the configuration has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
         return f"The images could not be made: {reason}"
-    # Only the box matters: linf takes the eps 0 that a norm that counts refuses.
-    low, high = Threat("linf", 0.0, target.data.box).edges(made["x"].float())
-    before, after = ((made[k].float() - low) / (high - low) for k in ("x", "x_adv"))
+    before, after = (plots.pixels(made[k], target.data.box) for k in ("x", "x_adv"))
     changes, factor = plots.magnified(before, after)
     names = [str(name) for name in target.data.about.get("class_names") or range(target.data.classes)]
     (clean, sure), (attacked, sure_of_it) = (_predicted(target.model, made[k].to(x)) for k in ("x", "x_adv"))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from atent import runs as folder
 from atent.guard import guard
+from atent.messages import quoted
 from atent.runs import answers, manifest
 from atent.runs.foreign import is_safetensors, read_foreign
 from atent.runs.match import match
@@ -143,8 +144,8 @@ def _absent(path: Path) -> FileNotFoundError:
     if place is None:
         return FileNotFoundError(f"no weights at {path}: give a run folder or a weights file")
     return FileNotFoundError(
-        f"{place[0]} has no {place[1]}: `atent train --resume {place[0]}` creates or restores it if possible, else copy"
-        " it from a backup"
+        f"{place[0]} has no {place[1]}: `atent train --resume {quoted(place[0])}` creates or restores it if possible,"
+        " else copy it from a backup"
     )
 
 

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from atent.messages import quoted
 from atent.runs import manifest
 from atent.runs.json_files import read_jsonl
 
@@ -69,7 +70,7 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
     [{'epoch': 1, 'clean': 0.9}]
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path} is missing: `atent train --resume {Path(path).parent}` restores it")
+        raise FileNotFoundError(f"{path} is missing: `atent train --resume {quoted(Path(path).parent)}` restores it")
     manifest.check_file(path)
     rows: list[dict[str, Any]] = with_present_keys(read_jsonl(path))
     return rows

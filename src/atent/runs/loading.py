@@ -259,7 +259,7 @@ def _filled(
             given, states = _with_recorded(given, states, path)
         patch = next((side for state in states.values() if (side := _patch(name, state))), None)
         network = make(ModelSettings(name=name, patch=patch), classes=classes, shape=shape)
-        model = given.around(network, shape[0])
+        model = given.around(network, shape[0], len(shape) - 1)
     put_states(model, states, path, about, notes, key, name)
     return model
 

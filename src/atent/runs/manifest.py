@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from atent.messages import once
+from atent.messages import once, quoted
 from atent.runs import files as plain_files
 from atent.runs import json_files, stale
 from atent.runs.files import Damaged as Damaged
@@ -160,9 +160,9 @@ def _present(entry: Sum) -> Sum:
 def _fix(run: Path, name: str) -> str:
     """The remedy for a damaged file."""
     if name in (METRICS, BEST) or name.startswith(f"{LAST}/"):
-        return f"`atent train --resume {run}` restores what its checkpoint holds, else copy it from a backup"
+        return f"`atent train --resume {quoted(run)}` restores what its checkpoint holds, else copy it from a backup"
     if name == CONFIG:
-        return f"undo that, or accept the present file by `atent show {run} --accept {name}`"
+        return f"undo that, or accept the present file by `atent show {quoted(run)} --accept {name}`"
     return "copy it from a backup, or remove it and make it again"
 
 

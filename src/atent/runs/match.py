@@ -166,7 +166,8 @@ def _candidates(own: State, state: State) -> Iterator[State]:
         rest = dict(state)
     given: State = {}
     if pair is not None and _OWN_MEAN in own:
-        given = {name: torch.tensor(v).view(-1, 1, 1) for name, v in zip((_OWN_MEAN, _OWN_STD), pair, strict=True)}
+        sides = (-1, *own[_OWN_MEAN].shape[1:])
+        given = {name: torch.tensor(v).view(sides) for name, v in zip((_OWN_MEAN, _OWN_STD), pair, strict=True)}
     for form in _forms(rest):
         for named in (form, *(layout.apply(form) for layout in LAYOUTS)):
             if named is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from atent.messages import quoted
 from atent.runs import CONFIG, read_config
 from atent.signals import stop_requests
 
@@ -36,7 +37,7 @@ def how_to_resume(config: dict[str, Any], path: Path | None, epoch: int, step: i
 def again(config: dict[str, Any], path: Path) -> str:
     """The command or call that resumes the run of a configuration."""
     verb = "pretrain" if config["method"]["name"] == "ACL" else "train"
-    command = f"`atent {verb} --resume {path}`"
+    command = f"`atent {verb} --resume {quoted(path)}`"
     if not config["model"].get("name"):
         model = "" if config["model"].get("builder") else " --model module:function"
         about = config["about"]["data"]

@@ -19,16 +19,21 @@ from torch.nn.parameter import is_lazy
 
 from atent import runs as folder
 from atent.attacks import Attack
-from atent.contracts import owned
-from atent.data import Data
+from atent.contracts import decimal, owned
+from atent.data import Data, augment
+from atent.data.augmentation import Augmentation
+from atent.data.augmentation import check as check_augmentation
 from atent.guard import ask, guard, wrapping
 from atent.losses import cross_entropy
 from atent.methods import METHODS, Method
 from atent.methods.contract import checked_state, lacking
 from atent.runs.answers import differ
 from atent.runs.weights import Snapshot, aliases, pack, put, unpack, whole
-from atent.threat import Threat
+from atent.threat import Box, Threat
 from atent.train.settings import TrainSettings
+
+_CHANNELS = 8
+"""Channels of a box that an error writes out."""
 
 
 def check(
@@ -55,8 +60,29 @@ def check_threat(threat: Threat | None, data: Data) -> None:
     if threat is None:
         return
     if threat.box != Threat("linf", 0.0, data.box).box:
-        raise ValueError(f"the threat's box {threat.box} is not the data's box {data.box}: set threat.box to it")
+        raise ValueError(
+            f"the threat's box is {_words(threat.box)}, the data's {_words(data.box)}: give the threat box=data.box, or"
+            " on the command line --method.threat.box with these numbers"
+        )
     threat.check_eps(data.shape)
+
+
+def augmentation(name: str, data: Data) -> Augmentation:
+    """The augmentation of that name; ValueError for an unknown one, and where the data do not allow it."""
+    made = augment(name)
+    check_augmentation(name, data.shape, data.box, data.name)
+    return made
+
+
+def _words(box: Box) -> str:
+    """A box as the command line takes it, or the number of its channels where these are many."""
+    low, high = box
+    if not isinstance(low, tuple) or not isinstance(high, tuple):
+        return f"{decimal(low)} {decimal(high)}"
+    if len(low) > _CHANNELS:
+        return f"one of {len(low)} channels"
+    comma = "," if len(low) == 1 else ""
+    return " ".join(",".join(map(decimal, side)) + comma for side in (low, high))
 
 
 def move(model: nn.Module, device: torch.device, layout: torch.memory_format) -> None:

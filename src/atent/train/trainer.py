@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from atent import runs as folder
-from atent.data import Data, augment
+from atent.data import Data
 from atent.distributed import SINGLE, alone, current
 from atent.distributed.world import within
 from atent.methods import Method
@@ -68,7 +68,7 @@ class Trainer:
         drawn = builders.check(model, data, config)
         if resume and run is not None:
             data = as_begun(data, run)
-        self.data, self.augment = data.to(self.device), augment(augmentation)
+        self.data, self.augment = data.to(self.device), preflight.augmentation(augmentation, data)
         self.validation = Validation(self.data, settings, threat, robust=own is not None, config=config)
         self.watch = watch(self.method, self.data, settings, threat)
         sharded.check(settings, optimizer, self.method, watched=self.watch is not None)
