@@ -57,11 +57,11 @@ def fold(model: nn.Module, x: Tensor, *, channels_last: bool = False) -> Folded:
 
     Folded are ``Conv1d``, ``Conv2d`` and ``Conv3d`` followed by the batch norm of their dimensions, ``Linear`` followed
     by ``BatchNorm1d``, and a batch norm followed by such a layer without padding (padded zeros are not normalised).
-    Weights are computed in float64. In exact
-    arithmetic the copy is the same function, which is checked on a few samples of ``x`` (n, ...) in float64 (logits and
-    input gradients agree to 1e-10) and in the network's own dtype (at most 8 times the network's own error relative to
-    float64). ``channels_last`` converts the copy's kernels to that format. `torch.utils.mkldnn` packs weights further,
-    but its layers have no input gradient, so attacks cannot use them.
+    Weights are computed in float64. In exact arithmetic the copy is the same function, which is checked on a few
+    samples of ``x`` (n, ...) in float64 (logits and input gradients agree to 1e-10) and in the network's own dtype (at
+    most 8 times the network's own error relative to float64). ``channels_last`` converts the copy's kernels to that
+    format. `torch.utils.mkldnn` packs weights further, but its layers have no input gradient, so attacks cannot use
+    them.
 
     ``model`` is not changed. It is returned itself, with the reason, if it cannot be traced by `torch.fx`, has hooks,
     parametrizations, random numbers, cannot be copied, or a check fails.
