@@ -73,10 +73,16 @@ def outputs_of(model: nn.Module, x: Tensor, *, seed: int = 0) -> Tensor | None:
 
 
 def _apart(one: Tensor, other: Tensor, share: float) -> bool:
+    """Whether outputs differ by more than a ``share`` of the largest one of their class, or of the median class: that
+    of a masked class, such as -1e9, says nothing about the others."""
     if one.shape != other.shape:
         return True
-    most = share * float(one.abs().max()) if one.numel() else 0.0
-    return bool(((one - other).abs().nan_to_num(nan=torch.inf) > most).any())
+    if not one.numel():
+        return False
+    size = one.abs().reshape(len(one), -1).amax(0) if one.dim() else one.abs().reshape(1)
+    most = share * torch.maximum(size, size.quantile(0.5, interpolation="higher"))
+    differences = (one - other).abs().nan_to_num(nan=torch.inf).reshape(-1, len(size))
+    return bool((differences > most).any())
 
 
 def _inputs(model: nn.Module, about: Mapping[str, Any]) -> Tensor | None:
