@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from atent.guard import guard
+from atent.independence import unmasked
 from atent.messages import once
 from atent.precision import full_precision
 from atent.runs.weights import unwrapped
@@ -73,16 +74,15 @@ def outputs_of(model: nn.Module, x: Tensor, *, seed: int = 0) -> Tensor | None:
 
 
 def _apart(one: Tensor, other: Tensor, share: float) -> bool:
-    """Whether outputs differ by more than a ``share`` of the largest one of their class, or of the median class: that
-    of a masked class, such as -1e9, says nothing about the others."""
+    """Whether outputs differ by more than a ``share`` of the largest one; that of a masked class counts for its own
+    class alone."""
     if one.shape != other.shape:
         return True
     if not one.numel():
         return False
-    size = one.abs().reshape(len(one), -1).amax(0) if one.dim() else one.abs().reshape(1)
-    most = share * torch.maximum(size, size.quantile(0.5, interpolation="higher"))
-    differences = (one - other).abs().nan_to_num(nan=torch.inf).reshape(-1, len(size))
-    return bool((differences > most).any())
+    rows, others = (t.reshape(len(t) if t.dim() else 1, -1) for t in (one, other))
+    most = share * rows.abs().amax(0).clamp_min(float(unmasked(rows).abs().max()))
+    return bool(((rows - others).abs().nan_to_num(nan=torch.inf) > most).any())
 
 
 def _inputs(model: nn.Module, about: Mapping[str, Any]) -> Tensor | None:
