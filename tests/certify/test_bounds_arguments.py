@@ -182,3 +182,22 @@ def test_an_argument_that_bounds_cannot_read_is_named(middle, parts):
         read(net)
     else:
         refused(lambda: read(net), *parts)
+
+
+@pytest.mark.parametrize(
+    ("middle", "parts"),
+    [
+        (lambda m, z: z.flip(-4), ["flip: ", "a dimension of the samples", "use others"]),
+        (lambda m, z: z.repeat(1, 1, 1, 1, 2), ["repeat: ", "one for each dimension"]),
+        (lambda m, z: F.pad(z, (0, 0, 0, 0, 0, 0, 1, 1)), ["pad: ", "includes the samples"]),
+        (lambda m, z: z[:, :2] + z, ["add: ", "sums of shapes (2, 4, 4) and (4, 4, 4)"]),
+        (lambda m, z: z[:, :1] * m.shift, ["mul: ", "constants of shape (4, 1, 1)", "expand the values first"]),
+        (lambda m, z: F.pixel_shuffle(z.unsqueeze(1), 1), ["pixel_shuffle: ", "channels, height, width"]),
+    ],
+)
+def test_what_the_shape_of_values_does_not_allow_is_refused_with_the_name_of_its_step(middle, parts):
+    """Before: a network of many layers was refused without a word where."""
+    net = Net(middle)
+    net.fc = nn.Linear(64, 3)
+    net = net.double().eval()
+    refused(lambda: bounds(net, inputs((1, 4, 4)), Threat("linf", 0.03)), *parts)

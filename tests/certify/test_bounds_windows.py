@@ -31,6 +31,19 @@ class Two(nn.Module):
         return self.out(z.mean((2, 3)))
 
 
+class Strides(nn.Module):
+    """Two paths to a sum, at different strides: pooling, and a convolution with a large kernel."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.pool, self.wide = nn.Conv2d(2, 3, 3, padding=1), nn.AvgPool2d(2), nn.Conv2d(3, 3, 8)
+        self.out = nn.Linear(3 * 49, 5)
+
+    def forward(self, x):
+        z = self.stem(x).relu()
+        return self.out((self.pool(z) - self.wide(z)).relu().flatten(1))
+
+
 class Planes(nn.Module):
     """Constants that depend on the position, in a product and in a sum."""
 
@@ -76,6 +89,7 @@ NETS = {
         nn.AvgPool2d((3, 2), stride=(1, 2)), nn.Conv2d(4, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(45, 5),
     ),
     "two ways": lambda: Two(3),
+    "two strides": Strides,
     "constants by place": Planes,
 }  # fmt: skip
 

@@ -10,6 +10,8 @@ from torch import nn
 from atent.models import build, check_output, from_reference
 
 OWN = """
+import functools
+
 from torch import nn
 import own_net_neighbour
 
@@ -32,6 +34,16 @@ class Net(nn.Linear):
 
 def needs(classes, width=2):
     return nn.Linear(width, classes)
+
+def configured(build):
+    @functools.wraps(build)
+    def inner(**given):
+        return build(**{"classes": 6, **given})
+    return inner
+
+@configured
+def injected(classes):
+    return nn.Linear(4, classes)
 
 def number():
     return 7
@@ -60,7 +72,9 @@ def own(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
-@pytest.mark.parametrize(("reference", "outputs"), [("make", 5), ("ready", 3), ("Net", 2), ("Net.wide", 20)])
+@pytest.mark.parametrize(
+    ("reference", "outputs"), [("make", 5), ("ready", 3), ("Net", 2), ("Net.wide", 20), ("injected", 6)]
+)
 def test_from_reference(own, reference, outputs):
     model = from_reference(f"own_net:{reference}")
     assert isinstance(model, nn.Module)

@@ -1,5 +1,6 @@
 """A run loads as the network that was trained, or the training is refused before it begins."""
 
+import copy
 import random
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from atent.guard import random_states
 from atent.methods import PGDAT
 from atent.models import build
 from atent.models.contrastive import Contrastive
-from atent.runs.answers import recorded
+from atent.runs.answers import KEY, differ, recorded
 from atent.runs.checkpoint import export, read_weights, save_weights
 from atent.runs.pretrained import load_start
 from atent.runs.weights import Snapshot
@@ -188,6 +189,28 @@ def test_outputs_are_recorded_where_they_identify_a_network(mine, data):
     assert [outputs is not None for outputs in kept] == [True, False]
     named = {"model": {"name": "mlp"}, "shape": [1, 4, 4]}
     assert recorded(build("mlp", classes=3, shape=(1, 4, 4)), named) == named
+
+
+class Masked(torch.nn.Linear):
+    """A network without its last class, whose other outputs may be random."""
+
+    def __init__(self, noise=0.0):
+        super().__init__(16, 3)
+        self.noise = noise
+
+    def forward(self, x):
+        out = super().forward(x.flatten(1))
+        return out + self.noise * torch.randn_like(out) + torch.tensor([0.0, 0.0, -1e9])
+
+
+def test_a_masked_class_says_nothing_about_the_outputs_of_the_others():
+    """Before: all that is small beside 1e9 counted as rounding."""
+    torch.manual_seed(0)
+    net, x, about = Masked(), torch.rand(2, 1, 4, 4), {"shape": [1, 4, 4]}
+    assert differ(net, Masked(), x)
+    assert not differ(net, copy.deepcopy(net), x)
+    assert KEY in recorded(net, about)
+    assert KEY not in recorded(Masked(noise=1.0), about)
 
 
 def test_fine_tuning_takes_the_random_buffers_of_the_pre_training(mine, tmp_path):

@@ -328,7 +328,10 @@ def _fitting(constant: Tensor, z: Tensor) -> Tensor:
     """The constant for one sample; ValueError where it would broadcast z (n, ...) or differ between samples."""
     constant = _one_sample(constant, z.dim() - 1)
     if torch.broadcast_shapes(constant.shape, z.shape[1:]) != z.shape[1:]:
-        raise ValueError(f"constants of shape {tuple(constant.shape)} do not fit values of shape {tuple(z.shape[1:])}")
+        raise ValueError(
+            f"constants of shape {tuple(constant.shape)} do not fit values of shape {tuple(z.shape[1:])}: expand the"
+            " values first"
+        )
     return constant
 
 

@@ -51,6 +51,8 @@ def hidden_layers(graph: Graph, place: Region, method: str, chunk: int) -> tuple
             first = str(error).strip().splitlines()[0]
             shape = tuple(place.centre.shape)
             raise ValueError(f"the model cannot take inputs of shape {shape}: {node.name}: {first}") from None
+        except ValueError as error:
+            raise ValueError(f"{node.name}: {error}") from None
     if boxes[graph.output].lower.dim() != 2:
         shape = tuple(boxes[graph.output].lower.shape)
         raise ValueError(f"the model must return logits (n, classes), got shape {shape}")

@@ -87,7 +87,7 @@ def _smooth(f: smooth.Smooth, box: Box, arithmetic: Arithmetic | None) -> Box:
 def _sum(node: Node, one: Box, other: Box, arithmetic: Arithmetic | None) -> Box:
     if one.lower.shape != other.lower.shape:
         shapes = tuple(one.lower.shape[1:]), tuple(other.lower.shape[1:])
-        raise ValueError(f"{node.name} of shapes {shapes[0]} and {shapes[1]}: bounds add equal shapes only")
+        raise ValueError(f"sums of shapes {shapes[0]} and {shapes[1]}: bounds add equal shapes only")
     lower, upper = one.lower + other.lower, one.upper + other.upper
     if arithmetic is None:
         return Box(lower, upper)

@@ -169,34 +169,46 @@ def back(
 def widest(graph: Graph, start: int, boxes: Sequence[Box]) -> int:
     """The largest number of coefficients of one function of one unit of the node ``start`` in `back`."""
     shape = boxes[start].lower.shape[1:]
-    sides: dict[int, tuple[int, int] | None] = {start: (1, 1) if len(shape) == 3 else None}
+    views: dict[int, _View | None] = {start: ((1, 1), (1, 1)) if len(shape) == 3 else None}
     most = shape.numel() if len(shape) != 3 else shape[0]
-    while max(sides):
-        place = max(sides)
-        node, size = graph.nodes[place], sides.pop(place)
+    while max(views):
+        place = max(views)
+        node, view = graph.nodes[place], views.pop(place)
         for source in node.inputs:
-            shape, there = boxes[source].lower.shape[1:], _side(node, size)
-            if there is not None and 2 * there[0] * there[1] >= shape[1] * shape[2]:
+            shape, there = boxes[source].lower.shape[1:], _before(node, view)
+            if there is not None and 2 * there[0][0] * there[0][1] >= shape[1] * shape[2]:
                 there = None
-            if source in sides:
-                other = sides[source]
-                there = None if there is None or other is None else (max(there[0], other[0]), max(there[1], other[1]))
-            sides[source] = there
-            most = max(most, shape.numel() if there is None else shape[0] * there[0] * there[1])
+            views[source] = _common(views[source], there) if source in views else there
+            there = views[source]
+            most = max(most, shape.numel() if there is None else shape[0] * there[0][0] * there[0][1])
     return most
 
 
-def _side(node: Node, size: tuple[int, int] | None) -> tuple[int, int] | None:
-    """Height and width of the window before the node for one of that ``size`` after it; None: the entire image."""
-    if size is None or node.kind == "cat" or (node.kind == "affine" and node.op.windows is None):
+_View = tuple[tuple[int, int], tuple[int, int]]
+"""Height and width of a unit's window, and by how much it moves from one unit to the next; None: the entire image."""
+
+
+def _before(node: Node, view: _View | None) -> _View | None:
+    """The window before the node for the one after it."""
+    if view is None or node.kind == "cat" or (node.kind == "affine" and node.op.windows is None):
         return None
     if node.kind == "affine":
         (high, wide), stride = node.op.windows.kernel, node.op.windows.stride
     elif node.kind == "maxpool":
         (high, wide), stride = _extent(node.op), _pair(node.op.stride)
     else:
-        return size
-    return stride[0] * (size[0] - 1) + high, stride[1] * (size[1] - 1) + wide
+        return view
+    (height, width), (down, right) = view
+    size = stride[0] * (height - 1) + high, stride[1] * (width - 1) + wide
+    return size, (stride[0] * down, stride[1] * right)
+
+
+def _common(one: _View | None, other: _View | None) -> _View | None:
+    """The window of the sum of the coefficients of two branches."""
+    if one is None or other is None or one[1] != other[1]:
+        return None
+    (size, stride), (more, _) = one, other
+    return (max(size[0], more[0]), max(size[1], more[1])), stride
 
 
 def _extent(m: nn.MaxPool2d) -> tuple[int, int]:
@@ -267,8 +279,9 @@ def _of(a: Coefficients, t: Tensor, rows: Tensor | None) -> Tensor:
 
 
 def _added(a: Coefficients, b: Coefficients, shape: torch.Size) -> Coefficients:
-    if isinstance(a, Window) and isinstance(b, Window):
+    if isinstance(a, Window) and isinstance(b, Window) and a.stride == b.stride:
         return a.plus(b)
+    # Windows that move at different strides have no common window that is the same at every position.
     one, two = (each.dense(shape) if isinstance(each, Window) else each for each in (a, b))
     return one + two
 

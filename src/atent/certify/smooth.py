@@ -173,10 +173,13 @@ def _turning(f: Smooth, a: Tensor, b: Tensor, slope: Tensor) -> list[Tensor]:
     found = []
     for start, stop in itertools.pairwise(ends):
         left, right = a.clamp(start, stop), b.clamp(start, stop)
-        rising = f.derivative(right) >= f.derivative(left)
+        first, last, end = f.derivative(left), f.derivative(right), right
+        rising = last >= first
+        # Bisection comes within a rounding of the end, but only the end itself has a derivative in the box's side.
+        whole = (last < slope) == rising
         for _ in range(BISECTIONS):
             middle = left + (right - left) / 2
             before = (f.derivative(middle) < slope) == rising
             left, right = torch.where(before, middle, left), torch.where(before, right, middle)
-        found.append(left.clamp(a, b))
+        found.append(torch.where(whole, end, left).clamp(a, b))
     return [*found, *(torch.full_like(a, place).clamp(a, b) for place in f.jumps)]

@@ -87,7 +87,8 @@ def _lacking(function: Callable[..., Any], args: Mapping[str, Any]) -> list[str]
     misspelling of what is missing.
     """
     try:
-        parameters = inspect.signature(function).parameters.values()
+        # Of a decorated function the decorator's own, which may give arguments that the function inside needs.
+        parameters = inspect.signature(function, follow_wrapped=False).parameters.values()
     except (TypeError, ValueError):
         return []
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from atent.guard import guard
+from atent.independence import unmasked
 from atent.messages import once
 from atent.precision import full_precision
 from atent.runs.weights import unwrapped
@@ -73,10 +74,15 @@ def outputs_of(model: nn.Module, x: Tensor, *, seed: int = 0) -> Tensor | None:
 
 
 def _apart(one: Tensor, other: Tensor, share: float) -> bool:
+    """Whether outputs differ by more than a ``share`` of the largest one; that of a masked class counts for its own
+    class alone."""
     if one.shape != other.shape:
         return True
-    most = share * float(one.abs().max()) if one.numel() else 0.0
-    return bool(((one - other).abs().nan_to_num(nan=torch.inf) > most).any())
+    if not one.numel():
+        return False
+    rows, others = (t.reshape(len(t) if t.dim() else 1, -1) for t in (one, other))
+    most = share * rows.abs().amax(0).clamp_min(float(unmasked(rows).abs().max()))
+    return bool(((rows - others).abs().nan_to_num(nan=torch.inf) > most).any())
 
 
 def _inputs(model: nn.Module, about: Mapping[str, Any]) -> Tensor | None:
