@@ -77,6 +77,10 @@ def test_pairing_sees_what_two_intervals_do_not():
     half = reference.t.ppf(0.975, 5) * stats.image_error([0, 1, 0, 0])
     assert (one.low, one.high) == pytest.approx((0.25 - half, 0.25 + half))
     # Gaps that agree by chance are known to one image only: t(1) x 0.01 / sqrt(2).
+    # Of one image the difference of two shares is known no better than to lie where such differences do.
+    alone = stats.paired([1.0], [0.0], 1, (["1"], ["0"]))
+    assert (alone.value, alone.high) == (1.0, 1.0)
+    assert -1 <= alone.low < 1
     equal = stats.paired([0.5, 0.6], [0.4, 0.5], 100)
     assert equal.high - 0.1 == pytest.approx(reference.t.ppf(0.975, 1) * 0.01 / math.sqrt(2))
     with pytest.raises(ValueError, match="outcomes by image"):

@@ -204,7 +204,8 @@ def paired(
         each = by_image(*outcomes)
         squares += (t_quantile(len(each) + 1) * image_error(each)) ** 2
     half = math.sqrt(squares)
-    return Estimate(mean, mean - half, mean + half)
+    # Shares of images differ by 1 at most.
+    return Estimate(mean, max(-1.0, mean - half), min(1.0, mean + half))
 
 
 def by_image(a: Sequence[str], b: Sequence[str]) -> list[float]:
