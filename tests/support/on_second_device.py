@@ -10,11 +10,12 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from atent import Threat
-from atent.attacks import DDN, PGD, AutoAttack, Square, Transfer
+from atent.attacks import DDN, PGD, AutoAttack, SparseRS, Square, Transfer
 from atent.certify import Sampling, Smoothed, certify_run, margins, verified
 from atent.data import from_tensors
 from atent.evaluate import evaluate, masking_checks, measure_bands, measure_flips, measure_transfer, predict
-from atent.methods import METHODS, PGDAT, TRADES, Standard
+from atent.evaluate.fewest import fewest
+from atent.methods import METHODS, MMA, PGDAT, TRADES, Free, Standard
 from atent.testing import check_attack, check_method
 from atent.train import TrainSettings, fit
 
@@ -69,6 +70,13 @@ def smoke():
     return found
 
 
+def updated(method, model, x, y):
+    """The state, begun on the CPU, after a step of a loop of one's own."""
+    state = method.init(len(x), tuple(x.shape[1:]), torch.device("cpu"))
+    method.backward(model, x, y, ids=torch.arange(len(x)), state=state)
+    return state
+
+
 def meeting():
     """Each use of a network, inputs and labels of which one is on the second device: "" if equal, or why not."""
     (x, y), device = batch(), second_device.NAME
@@ -89,6 +97,7 @@ def meeting():
         "frequency bands": lambda m, x, y: measure_bands(m, x, y, PGD(LINF, steps=3)).right,
         "flips": lambda m, x, y: measure_flips(m, x, y).rates,
         "checks": lambda m, x, y: torch.tensor([c.passed for c in masking_checks(m, x, y, LINF)]),
+        "fewest pixels": lambda m, x, y: fewest(m, x, y, SparseRS(Threat("l0", 9), queries=20)),
         "verified": lambda m, x, y: verified(m, x, y, LINF, method="crown"),
         "margins": lambda m, x, y: margins(m, x, y, LINF, method="ibp"),
         "smoothing": lambda m, x, y: Smoothed(m, 0.1).predict(x, n=200, alpha=0.01),
@@ -97,6 +106,8 @@ def meeting():
         ),
         "step": lambda m, x, y: Standard().backward(m, x, y)["loss"],
         "adversarial step": lambda m, x, y: PGDAT(LINF, steps=2, start="zero").backward(m, x, y)["loss"],
+        "step with a state": lambda m, x, y: updated(MMA(LINF, steps=2, bisection=5, start="zero"), m, x, y)["eps"],
+        "step with a state by position": lambda m, x, y: updated(Free(LINF, replays=2), m, x, y)["delta"],
     }
     places = {
         "network there": (net().to(device), x, y), "inputs there": (net(), x.to(device), y),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from atent.attacks.base import Attack
 from atent.attacks.spec import as_attack
-from atent.checks import check_batch, check_number
+from atent.checks import as_samples, check_batch, check_number
 from atent.evaluate.outcomes import attacked
 from atent.guard import ask, guard
 from atent.progress import Advance
@@ -66,6 +66,7 @@ def fewest(
     threat = as_attack(attack).threat
     if threat.norm not in ("l0", "patch"):
         raise ValueError(f"fewest counts pixels or patches, got a threat in {threat.norm}: use an l0 or a patch threat")
+    x, y = as_samples(x, y, model)
     check_batch(x, y, threat.box)
     count = threat.blocks(x.shape[1:]).count
     limit = int(min(float(threat.eps), count)) if most is None else most

@@ -235,8 +235,9 @@ def begun(
     """The batch, the generator and the sample numbers of a call, which need not have a generator.
 
     A call without one is from a training loop of the user's own, whose batch nobody has checked: outside the threat's
-    box an adversary would train on saturated images. ValueError, in one line, for such a batch, for arguments of
-    another type, and where gradients are disabled, unless ``weight`` is `_UNWEIGHTED`.
+    box an adversary would train on saturated images. Its state moves to the device of the model, as the batch does.
+    ValueError, in one line, for such a batch, for arguments of another type, and where gradients are disabled, unless
+    ``weight`` is `_UNWEIGHTED`.
     """
     check_finite("progress", progress)
     if weight is not _UNWEIGHTED:
@@ -253,6 +254,9 @@ def begun(
     if not len(x):
         raise ValueError("the batch is empty: skip it")
     ids = None if ids is None else numbered(ids, len(x), x.device)
+    if state is not None:
+        # In the caller's dict: methods update the tensors of their state in place.
+        state.update({k: v.to(x.device) for k, v in state.items() if isinstance(v, Tensor) and v.device != x.device})
     box = method.threat.box if method.threat is not None else _ANY if x.is_floating_point() else (0.0, 1.0)
     if not method.labelled:
         check_batch(x, torch.zeros(len(x), dtype=torch.long), box)
