@@ -5,32 +5,13 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from tiny_recipes import TINY
 
 from atent.experiments.sweep import collect, loop
 from atent.experiments.sweep.spec import read_sweep
 from atent.train.interrupt import Interrupted
 
-RECIPE = """
-[data]
-name = "digits"
-limit = 64
-test_limit = 40
-[model]
-name = "digits_cnn"
-[method]
-name = "PGDAT"
-steps = 1
-threat = { norm = "linf", eps = 0.1 }
-[train]
-epochs = 4
-batch_size = 64
-validate_limit = 20
-validate_attack = "PGD(steps=1)"
-device = "cpu"
-threads = 1
-[evaluate]
-attacks = ["PGD(steps=1)"]
-"""
+RECIPE = TINY.format(method='name = "PGDAT"\nsteps = 1\nthreat = { norm = "linf", eps = 0.1 }', epochs=4, eps=0.1)
 SWEEP = """
 recipe = "tiny.toml"
 [sweep]

@@ -28,8 +28,7 @@ class Transfer(Wrapper):
     With the attacked model as the source the result equals that of the attack itself, bit for bit. The source runs in
     eval mode and is restored; its passes are not counted. A search in low precision is one on the source. A source
     given as text is loaded at the first use and moved to the device and dtype of the inputs; a module is used as it is,
-    on its own device.
-    The points of a minimum-norm attack are the smallest adversarial ones of the source.
+    on its own device. The points of a minimum-norm attack are the smallest adversarial ones of the source.
 
     Raises
     ------
