@@ -16,7 +16,7 @@ from atent import Threat
 from atent.certify.rows import read_rows
 from atent.cli import main
 from atent.experiments.certificate import certify_folder
-from atent.experiments.certificate_lines import at_most, layout
+from atent.experiments.certificate_lines import at_most, layout, linf_ball
 from atent.experiments.certificate_table import markdown
 from atent.experiments.results import CertifiedEntry, CertifiedRow, Samples, Share
 from atent.messages import once
@@ -312,6 +312,14 @@ def test_no_column_of_a_table_claims_more_than_its_certificates():
     assert markdown([line(0.5, hint="no certificate is valid")]).splitlines()[-1] == (
         "Warning: run, crown, l2: no certificate is valid."
     )
+
+
+@pytest.mark.parametrize(
+    ("shape", "ball"),
+    [((3, 2, 2), "linf 31.87/255"), (None, "linf 31.87/255"), ((4,), "linf 0.125"), ((1, 4), "linf 0.125")],
+)
+def test_grey_levels_are_a_unit_of_images_alone(shape, ball):
+    assert linf_ball(0.125, shape) == ball
 
 
 @pytest.mark.parametrize("radius", [8 / 255, 255 * (8 / 255), 255 * (math.sqrt(3072) * 2 / 255) / math.sqrt(3072)])

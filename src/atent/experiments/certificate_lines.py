@@ -20,6 +20,14 @@ def at_most(radius: float) -> str:
     return f"{near:.4g}"
 
 
+def linf_ball(radius: float, shape: Sequence[int] | None) -> str:
+    """A certified linf radius, rounded down: of images in grey levels, of signals and tables as it is.
+
+    ``shape``: of one sample; None if an older file does not say, which is of images.
+    """
+    return f"linf {at_most(255 * radius)}/255" if shape is None or len(shape) == 3 else f"linf {at_most(radius)}"
+
+
 def layout(found: CertificateFile) -> tuple[str, list[tuple[str, Share]], list[str]]:
     """A certificate as text: a title, (name, share) rows, and the lines below them."""
     images = found.images
@@ -31,14 +39,14 @@ def layout(found: CertificateFile) -> tuple[str, list[tuple[str, Share]], list[s
     elif isinstance(found, SequentialFile):
         title += f", shard {found.shard} of them" if found.shard else ""
         (at,) = found.certified
-        rows.append((f"certified at l2 {at.radius:g} (linf {at_most(255 * at.linf_radius)}/255)", at.share))
+        rows.append((f"certified at l2 {at.radius:g} ({linf_ball(at.linf_radius, images.shape)})", at.share))
         rows += [("certified for a wrong class", found.certified_wrong), ("abstained", found.abstained)]
         below = _below(found, _sequential_lines(found))
     elif isinstance(found, SmoothingFile):
         title += f", shard {found.shard} of them" if found.shard else ""
         rows.append(("clean, smoothed network", found.smoothed))
         for at in found.certified:
-            rows.append((f"certified at l2 {at.radius:g} (linf {at_most(255 * at.linf_radius)}/255)", at.share))
+            rows.append((f"certified at l2 {at.radius:g} ({linf_ball(at.linf_radius, images.shape)})", at.share))
         below = _below(found, _smoothing_lines(found))
     return title, rows, below
 

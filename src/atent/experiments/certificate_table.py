@@ -13,7 +13,7 @@ from typing import Any
 
 from atent import runs as folder
 from atent.experiments import migrate
-from atent.experiments.certificate_lines import at_most
+from atent.experiments.certificate_lines import at_most, linf_ball
 from atent.experiments.results import (
     CERTIFIED_VERSION,
     BoundsFile,
@@ -140,8 +140,9 @@ def markdown(rows: Sequence[CertifiedRow]) -> str:
     for l2 in sorted(entry.l2 for r in rows for entry in r.certified):
         if not radii or not _belongs(l2, radii[-1]):
             radii.append(l2)
-    dim = math.prod(rows[0].images.shape or ())
-    headings = [f"l2 {at_most(r)} = linf {at_most(255 * r / math.sqrt(dim))}/255 (%)" for r in radii]
+    shape = rows[0].images.shape
+    dim = math.prod(shape or ())
+    headings = [f"l2 {at_most(r)} = {linf_ball(r / math.sqrt(dim), shape)} (%)" for r in radii]
     head = ["run", "certificate", "clean, network (%)", "clean, smoothed (%)", *headings, "s / image"]
     shown = []
     for r in rows:
