@@ -122,7 +122,7 @@ def explained(model: nn.Module, x: Tensor, y: Tensor | None = None) -> Iterator[
 
 
 # What torch's losses and lookups say of a label that is not an output of the network.
-_OUT_OF_BOUNDS = re.compile(r"(?:Target|index) (\d+) is out of bounds")
+_OUT_OF_BOUNDS = re.compile(r"(?:Target|index) (-?\d+) is out of bounds")
 
 
 def _check_output(model: nn.Module, x: Tensor, y: Tensor | None, error: Exception) -> None:
@@ -130,6 +130,8 @@ def _check_output(model: nn.Module, x: Tensor, y: Tensor | None, error: Exceptio
     found = _OUT_OF_BOUNDS.search(str(error))
     if y is None or not found or not bool((y == int(found[1])).any()):
         return
+    if int(found[1]) < 0:
+        raise ValueError(f"labels must be 0 or more, got {found[1]}") from error
     try:
         with guard(model), torch.no_grad():
             outputs = ask(model, x[:1]).shape[1]

@@ -55,6 +55,15 @@ def _version(top: str, places: tuple[str, ...]) -> str | None:
     return None
 
 
+@functools.cache
+def _home(top: str, places: tuple[str, ...]) -> Path | None:
+    """The folder in which the package with a top-level module is installed; None if there is none."""
+    for name in _packages(places).get(top, []):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return Path(str(importlib.metadata.distribution(name).locate_file(""))).resolve()
+    return None
+
+
 @functools.lru_cache(maxsize=1)
 def _packages(places: tuple[str, ...]) -> Mapping[str, list[str]]:
     """The packages that are installed in these folders, by top-level module: read once for all modules, since the files
@@ -63,7 +72,8 @@ def _packages(places: tuple[str, ...]) -> Mapping[str, list[str]]:
 
 
 def code_of(entries: Iterable[Any]) -> list[str]:
-    """Hashes of the source of classes and functions that are neither of this package, of torch, nor installed.
+    """Hashes of the source of classes and functions that are neither of this package, of torch, nor installed; those of
+    an editable installation count, since their files may change.
 
     A measurement that resumes after an edit of such code would mix the results of both versions. See `sources_of`.
     """
@@ -106,7 +116,11 @@ def source_of(function: Any) -> str | None:
 def _is_of_user(module: str) -> bool:
     """Whether a module is neither of this package, of torch, of Python nor installed."""
     top = module.partition(".")[0]
-    return top not in _LIBRARIES and top not in sys.stdlib_module_names - {"__main__"} and not version_of(top)
+    if top in _LIBRARIES or top in sys.stdlib_module_names - {"__main__"}:
+        return False
+    home, file = _home(top, tuple(sys.path)), getattr(sys.modules.get(module), "__file__", None)
+    # The package may be installed in editable form, or have the name of a file of the user, which is found first.
+    return home is None or (file is not None and not Path(file).resolve().is_relative_to(home))
 
 
 def _definitions(entries: Iterable[Any]) -> Iterator[Any]:

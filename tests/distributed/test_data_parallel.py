@@ -74,7 +74,7 @@ def test_a_method_that_needs_the_whole_batch_is_said_to_be_no_faster(two):
 
 
 def test_hooks_of_ddp_do_not_see_gradients_of_autograd_grad(two):
-    """Why nothing here is wrapped: ATENT and others take their gradients by `torch.autograd.grad`."""
+    """Why nothing here is wrapped: ATENT takes its gradient by `torch.autograd.grad`."""
     hooked, plain = two["DDP"]
     assert hooked
     assert not plain

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+import importlib
 import importlib.metadata
 import pickle
 import sys
@@ -192,6 +193,23 @@ def test_a_package_is_found_where_modules_are_looked_for_now(monkeypatch, tmp_pa
     assert origins.version_of("theirs_here") is None
     monkeypatch.syspath_prepend(str(tmp_path))
     assert origins.version_of("theirs_here.part") == "theirs-here 1.2"
+
+
+@pytest.mark.parametrize("editable", [True, False])
+def test_the_source_of_an_editable_installation_counts(editable, monkeypatch, tmp_path):
+    name = f"theirs_{'edited' if editable else 'copied'}"
+    site, source = tmp_path / "site", tmp_path / "source"
+    about = site / f"{name}-1.2.dist-info"
+    about.mkdir(parents=True)
+    source.mkdir()
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.2\n")
+    (about / "top_level.txt").write_text(f"{name}\n")
+    ((source if editable else site) / f"{name}.py").write_text("def net():\n    pass\n")
+    monkeypatch.syspath_prepend(str(site))
+    monkeypatch.syspath_prepend(str(source))
+    module = importlib.import_module(name)
+    assert origins.version_of(name) == f"{name} 1.2"
+    assert list(origins.sources_of([module.net])) == ([name] if editable else [])
 
 
 @pytest.mark.parametrize("folder", ["venv/lib/python3/site-packages", "usr/lib/python3/dist-packages"])

@@ -69,3 +69,15 @@ def test_numbers_of_numpy_and_torch_and_integers_are_taken(net):
         EVERY["PGDAT"].backward(net, X, Y, weight=half, progress=1, ids=list(range(6)))
         grads.append([p.grad.clone() for p in net.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*grads))
+
+
+@pytest.mark.parametrize("rng", [None, torch.Generator()], ids=["own loop", "trusted"])
+@METHOD
+def test_a_network_without_trainable_weights_and_disabled_gradients_are_refused(method, net, rng):
+    """Free has a gradient at its input in any case, and ATENT takes its gradients without a loss."""
+    net.requires_grad_(False)
+    refused(lambda: method.backward(net, X, Y, rng=rng), "no trainable parameters")
+    net.requires_grad_(True)
+    with torch.no_grad():
+        refused(lambda: method.backward(net, X, Y, rng=rng), "gradients are disabled")
+    assert all(p.grad is None for p in net.parameters())

@@ -533,6 +533,29 @@ def test_the_adversary_equals_a_slow_transcription(variant, threat):
     assert (found - candidates[values.index(max(values))]).abs().max() <= 1e-9
 
 
+@pytest.mark.parametrize("convert", [torch.Tensor.int, torch.Tensor.tolist, torch.Tensor.numpy])
+def test_the_probe_takes_the_labels_that_other_methods_take(convert):
+    x, y = batch()
+    grads = []
+    for labels in (y, convert(y)):
+        model = contrastive()
+        torch.manual_seed(3)
+        ACL(LINF, steps=1).backward(model, x, labels)
+        grads.append(gradient(model))
+    assert torch.equal(*grads)
+
+
+def test_labels_that_the_probe_cannot_use_are_one_line():
+    x, y = batch()
+    negative = torch.full_like(y, -1)
+    for labels, says in ((None, "give zeros for unlabelled images"), (negative, "labels must be 0 or more, got -1")):
+        with pytest.raises(ValueError, match=says) as error:
+            ACL(LINF, steps=1).backward(contrastive(), x, labels)
+        assert "\n" not in str(error.value)
+    # Without a head there is no probe.
+    assert "robust" not in ACL(LINF, steps=1).backward(network(norm=True), x, None)
+
+
 def test_networks_without_a_head_give_embeddings_by_their_logits():
     model, (x, y) = network(norm=True), batch()
     method = ACL(LINF, "S2S", views=STILL)

@@ -1,13 +1,17 @@
 """Distilled-TRADES against a slow transcription of its formula, and where it becomes another method."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
 from kit import ROUNDING, N, batch, distance, gradient, network, stream
 from trades_family import EPS, slow_adversary, slow_kl, threat
 
+from atent.data import DataSettings, load
 from atent.methods import TRADES, DistilledTRADES
+from atent.models import build
+from atent.train import calibration, preflight
 
 BETA = 3.0
 # Samples of the batch, by their numbers in the training set.
@@ -73,3 +77,21 @@ def test_a_certain_teacher_that_is_right_gives_the_gradient_of_trades():
     theirs = run(TRADES(threat("linf"), steps=2, beta=BETA), model, x, y)
     assert distance(ours[1], theirs[1]) <= ROUNDING
     assert float(ours[0]["loss"]) == pytest.approx(float(theirs[0]["loss"]), rel=ROUNDING)
+
+
+@pytest.mark.parametrize("given", [{}, {"state": {}, "ids": IDS}, {"state": {"teacher": teacher()}}])
+def test_a_loop_that_lacks_the_teachers_predictions_does_not_train_on_the_labels(given):
+    model, (x, y) = network(), batch()
+    with pytest.raises(ValueError, match="the predictions of the teacher runs/none are missing") as error:
+        DistilledTRADES(threat("linf"), "runs/none", steps=1).backward(model, x, y, **given)
+    assert "\n" not in str(error.value)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_step_on_trial_needs_no_teacher():
+    """A resumed training reads the predictions after the trial, which must have the result of the first start."""
+    data, model = load(DataSettings("digits", limit=20)), build("digits_cnn")
+    method = DistilledTRADES(threat("linf"), "runs/none", share=0.2, temperature=1.5, steps=1)
+    step = preflight.gradient_of(calibration.stand_in(method), data, {}, nullcontext(), model)
+    step(1)
+    step(2)

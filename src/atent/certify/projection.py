@@ -30,8 +30,10 @@ def estimated_margins(
     which pass through the network together with c (Wong et al. 2018, "Scaling provable adversarial defenses"). The
     vectors are shared by the batch. The first layer is exact, and the margins are exact for the relaxations of the
     hidden layers. Deviations from the authors' code: one projection of all terms of g, where theirs estimates the norm
-    of each layer's terms by a projection of its own; the first layer is exact, where theirs estimates it too; where the
-    ball is cut to the box, theirs projects the lower and the upper ends of the region separately.
+    of each layer's terms by a projection of its own; the first layer is exact, where theirs estimates it too; all terms
+    are projected, where theirs are exact for an input of at most k values, and for a layer of which at most k ReLUs are
+    undecided, summed over the batch; where the ball is cut to the box, theirs projects the lower and the upper ends of
+    the region separately.
 
     linf only. Not sound: an estimate may be too small. Differentiable in the weights, without host syncs and without
     checks of the data. ValueError for another norm, for a network with max-pooling, smooth activations or

@@ -59,7 +59,8 @@ class ACL(Method):
     last linear layer is trained simultaneously as a linear probe: cross-entropy on detached features. The other weights
     therefore do not depend on labels, and the validation accuracies are those of a linear classifier on the current
     features. The reported loss is the contrastive loss alone. Select the last epoch (``select = "last"``) for a
-    selection without labels. For networks without a projection head, the logits are the embeddings.
+    selection without labels. For unlabelled images give zeros; the probe then has no meaning. For networks without a
+    projection head, the logits are the embeddings.
 
     Metrics: ``clean`` and ``robust``, the probe's accuracy on clean and perturbed views; ``clean_loss`` and
     ``robust_loss``, the two parts of DS; ``alignment``, the mean cosine of a pair. Passes of 2n views: ``steps`` + 2
@@ -197,6 +198,8 @@ class ACL(Method):
         def embed(z: Tensor, which: Branch) -> Tensor:
             found, logits = _embedded(model, z, which)
             if logits is not None:
+                if y is None:
+                    raise ValueError("the linear probe of the network needs labels: give zeros for unlabelled images")
                 labels = y.repeat(len(logits) // len(y))
                 probes.append(cross_entropy(logits, labels).mean())
                 metrics["clean" if which == "n" else "robust"] = correct(logits, labels)

@@ -14,7 +14,7 @@ from atent.checks import Settings, as_inputs, as_labels, check_batch, check_numb
 from atent.contracts import kind_of
 from atent.fields import LARGEST, shown
 from atent.guard import explained
-from atent.methods.contract import LOSS, check_finite, checked_loss, lacking
+from atent.methods.contract import LOSS, check_finite, check_trainable, checked_loss, lacking
 from atent.methods.contract import Metrics as Metrics
 from atent.methods.contract import State as State
 from atent.registry import Registry
@@ -208,6 +208,7 @@ class Method(metaclass=Settings):
         """
         loss, metrics = checked_loss(self, self.loss(model, x, y, aux, progress=progress, state=state), x)
         if not loss.requires_grad:
+            check_trainable(model)
             raise ValueError(
                 f"{type(self).__name__}.loss has no gradient with respect to the weights: do not detach it"
             )
@@ -260,10 +261,18 @@ def begun(
     box = method.threat.box if method.threat is not None else _ANY if x.is_floating_point() else (0.0, 1.0)
     if not method.labelled:
         check_batch(x, torch.zeros(len(x), dtype=torch.long), box)
-        return x, y, fresh(x.device), ids
+        return x, _optional(y, x.device), fresh(x.device), ids
     y = as_labels(y).to(x.device)
     check_batch(x, y, box)
     return x, y.long(), fresh(x.device), ids
+
+
+def _optional(y: Any, device: torch.device) -> Any:
+    """The labels of a method that trains without them, whose probe may use them: integers as int64, others as given."""
+    if y is None:
+        return None
+    y = (y if isinstance(y, Tensor) else as_labels(y)).to(device)
+    return y if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool else y.long()
 
 
 def _has_threat(kind: type[Method]) -> bool:

@@ -6,7 +6,8 @@ import math
 from numbers import Real
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from atent.checks import plain
 from atent.contracts import Member, flaw, kind_of
@@ -43,6 +44,14 @@ def check_finite(name: str, value: object) -> None:
     value = plain(value)
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         raise ValueError(f"{name} must be a finite number, got {shown(value)}")
+
+
+def check_trainable(model: nn.Module) -> None:
+    """ValueError where no gradient of the weights can be computed: all are frozen, or gradients are disabled."""
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError("the network has no trainable parameters: set requires_grad on some of them")
+    if not torch.is_grad_enabled():
+        raise ValueError("gradients are disabled: call backward outside torch.no_grad and torch.inference_mode")
 
 
 def checked_loss(method: Any, found: Any, x: Tensor) -> tuple[Tensor, Metrics]:

@@ -35,7 +35,8 @@ class DistilledTRADES(Method):
     the cross-entropy of its pseudo-label, distillation at the temperature tau (Hinton et al. 2015), and the robust part
     of TRADES, with its adversary. The teacher is evaluated once, before the first step, on images without augmentation;
     its logits are saved with the run, which therefore resumes without it. Labels of the training set are used only for
-    the reported accuracies. Without a teacher the labels are used: `TRADES`.
+    the reported accuracies. Without a teacher the labels are used: `TRADES`. A loop of your own passes the sample
+    numbers ``ids``, and the result of `prepare` as ``state``; with a teacher and without either, ValueError.
 
     Deviations from the authors' code (VITA-Group/Adversarial-Contrastive-Learning), which the form above simplifies: it
     evaluates the cross-entropy and the distillation at x', and f(x) is only an argument of the KL; x' is the end of PGD
@@ -116,6 +117,10 @@ class DistilledTRADES(Method):
     ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
         """x' (None where beta is 0) and the teacher's logits (None without one)."""
         known = None if not state or "teacher" not in state or ids is None else state["teacher"][ids]
+        if known is None and self.teacher is not None:
+            raise ValueError(
+                f"the predictions of the teacher {self.teacher} are missing: give ids, and state=method.prepare(data)"
+            )
         return self._trades().adversary(model, x, y, rng=rng, progress=progress), known
 
     def points(self, x: Tensor, aux: Any) -> Tensor | None:

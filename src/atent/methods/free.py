@@ -25,6 +25,7 @@ from atent.methods.base import (
     method,
     warm,
 )
+from atent.methods.contract import check_trainable
 from atent.threat import Threat
 
 
@@ -126,6 +127,7 @@ class Free(Method):
         """As `Method.backward`; the same pass updates ``state["delta"]``."""
         if not (isinstance(rng, torch.Generator) and type(progress) is type(weight) is float):
             x, y, rng, ids = begun(self, model, x, y, rng, ids, progress=progress, weight=weight, state=state)
+        check_trainable(model)  # the loss has a gradient at its input in any case
         z = self.adversary(model, x, y, rng=rng, state=state).requires_grad_()
         with explained(model, x, y):
             metrics = self.descend(model, x, y, z, progress=progress, weight=weight, state=state)

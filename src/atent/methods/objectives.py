@@ -18,6 +18,7 @@ from atent.attacks.langevin import Sampler
 from atent.guard import ask
 from atent.losses import cross_entropy, wide
 from atent.methods.base import Metrics, correct
+from atent.methods.contract import check_trainable
 from atent.rng import Streams
 from atent.sgld import data_entropy_coefficients
 
@@ -62,6 +63,7 @@ class Step:
     ) -> None:  # fmt: skip
         """``x`` and ``labels`` contain the batch once for each chain; ``weight`` multiplies the gradient; with ``keep``
         a body returns all iterates, else only the last."""
+        check_trainable(model)
         self.iterates: deque[Tensor] = deque(maxlen=None if keep else 1)
         self.model, self.x, self.labels = model, x, labels
         self.shares, self.skipped, self.weight = shares, skipped, weight

@@ -15,6 +15,7 @@ from atent.checks import Settings, check_number
 from atent.contracts import Member, flaw, kind_of
 from atent.messages import once, report_idle, unknown
 from atent.optim.entropy_sgd import EntropySGD
+from atent.optim.remembered import outside
 from atent.optim.sgld import SGLD
 from atent.registry import Registry, first_line
 
@@ -102,7 +103,7 @@ class Optimizer(metaclass=Settings):
     clip_norm: float | None = None
     """Maximum l2 norm of the gradient of all weights, before weight decay, as in `torch.nn.utils.clip_grad_norm_`;
     default: no clipping."""
-    args: dict[str, float | bool | str] = field(default_factory=dict)
+    args: dict[str, int | float | bool | str] = field(default_factory=dict)
     """Further keywords of LARS (trust) and of a custom optimizer."""
     walk: Walk = field(default_factory=Walk)
     """The walk of EntropySGD; SGLD uses its noise."""
@@ -269,4 +270,10 @@ def build(settings: Optimizer, model: nn.Module, *, seed: int = 0) -> torch.opti
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError("the model has no trainable parameters: set requires_grad on some of them")
-    return _made(OPTIMIZERS.find(settings.name), settings, parameters, seed)
+    entry = OPTIMIZERS.find(settings.name)
+    if OPTIMIZERS.origin(settings.name) != "built-in" and (names := outside(lambda p: _made(entry, settings, p, seed))):
+        once(
+            f"optimizer {settings.name} keeps {', '.join(names)} outside its state, so that a resumed training begins"
+            " with other values: keep them in self.state or self.param_groups"
+        )
+    return _made(entry, settings, parameters, seed)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from atent.data import Data
-from atent.methods import ATENT, Method
+from atent.methods import ATENT, DistilledTRADES, Method
 from atent.methods.calibration import Calibration, Setting
 from atent.rng import fold
 from atent.train.settings import TrainSettings
@@ -44,7 +44,10 @@ def calibrated(
 
 
 def stand_in(method: Method) -> Method:
-    """The method with a placeholder value, to try a step before the calibration."""
+    """The method with a placeholder value, to try a step before the calibration; without its teacher, whose predictions
+    a resumed training reads later."""
+    if isinstance(method, DistilledTRADES):
+        return replace(method, teacher=None, share=DistilledTRADES.share, temperature=DistilledTRADES.temperature)
     if not isinstance(method, ATENT) or not method.calibrated:
         return method
     return adopt(method, {"setting": "noise" if method.calibrated == "noise" else "gamma", "value": 1e-3})

@@ -26,6 +26,7 @@ from atent.runs import manifest
 from atent.runs.checkpoint import add_state, fill, find_state, held, load_weights, read_weights
 from atent.runs.names import CONFIG, LAST, METRICS, PREVIOUS, STATE, WEIGHTS
 from atent.runs.weights import Snapshot, State, copied, put
+from atent.train import restorable
 from atent.train.agreement import CPU, to
 from atent.train.settings import TrainSettings
 
@@ -87,6 +88,7 @@ class Keeper:
         if self.path is None:
             return
         path, found = self.path, self._with_history(state())
+        restorable.check(found)
 
         def write() -> None:
             folder.create(path)
@@ -145,6 +147,7 @@ class Keeper:
                 torch.cuda.synchronize(self.device)
             begun = time.perf_counter()
             path, found = self.path, state()
+            restorable.check(found)
             alone(lambda: self._write(path, found, about, best))
             self._seconds = time.perf_counter() - begun
             self._spent += self._seconds
