@@ -327,6 +327,9 @@ def test_the_shipped_jobs_can_be_made_and_cover_the_tables():
         assert made(name).data.name == "cifar10"
     wanted = {t.name for key in ("table-s1", "table-s3", "finetune") for t in TABLES[key](CIFAR).trainings()}
     assert wanted <= trained
+    # A row finds its network by the name of the run.
+    every = [t for key, table in TABLES.items() if key not in CIFAR.without for t in table(CIFAR).trainings()]
+    assert {t.name for t in every if t.recipe in trained} <= trained
     # What another job begins from is trained before it.
     order = [job.training or job.name for job in queue.jobs]
     for table in (TABLES["finetune"](CIFAR),):

@@ -80,14 +80,14 @@ def table_s2(s: Scale) -> Table:
         _smoothed(s, "trades-smoothing-110", "trades-smoothing", "TRADES smoothing, ResNet-110", network="resnet110"),
         _smoothed(s, "trades-smoothing", "trades-smoothing", "TRADES smoothing"),
         _smoothed(s, "atent-smoothing", "atent-smoothing", "ATENT, noise per step"),
-        # The key and the run's name are those of files made under the recipe's former name.
+        # The key and the run's name are those of files made under the recipe's former name; scale cifar has none.
         _smoothed(
             s,
             "atent-mended",
             "atent-smoothing-corrected",
             "ATENT, noise over the chain",
             printed=False,
-            run="atent-smoothing-mended",
+            run="" if s.name == "cifar" else "atent-smoothing-mended",
         ),
     )
     block = Block("", _columns_s2(s), rows)
