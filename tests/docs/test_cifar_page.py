@@ -169,6 +169,41 @@ def test_the_figures_of_trades_with_smoothing():
     assert figures(rf"images is {n}, {n} and {n} % after epochs 13, 14 and 15\. Its certificate") == robust(name)[12:]
 
 
+def points(estimate):
+    """A difference as the text gives it, in points."""
+    return f"{100 * estimate.value:+.1f} [{100 * estimate.low:+.1f}, {100 * estimate.high:+.1f}]"
+
+
+def test_the_figures_of_atent_with_noise():
+    names = [f"cifar10-l2-{name}-smoothing" for name in ("atent", "trades")]
+    clean, pgd = "natural, stratified 10000", "PGD(steps=10, start=cube, norm=l2, eps=0.435), stratified 10000"
+    value, points_ = r"(\S+ % \[\S+ \S+\])", r"(\S+ \[\S+ \S+\])"
+    passage = rf"ATENT with noise, .*? accuracy of {value} and {value} under PGD-10 at 0\.435 \(n = 9,980;"
+    assert figures(passage) == [share(names[0], key).text for key in (clean, pgd)]
+    leads = []
+    for key in (clean, pgd):
+        sides = [with_present_keys(read_json(PLACE / name / "measures.json"))[key] for name in names]
+        assert sides[0]["outcomes"]["ids"] == sides[1]["outcomes"]["ids"]
+        values = [[side["share"]["value"]] for side in sides]
+        leads.append(paired(*values, 9980, tuple([side["outcomes"]["share"]] for side in sides)))
+    passage = rf"ATENT less TRADES, image by image, is {points_} points without an attack and {points_} under PGD-10"
+    assert figures(passage) == [points(lead) for lead in leads]
+    (mine, rate), (theirs, less) = map(certified, names)
+    assert mine.keys() == theirs.keys()
+    lead = paired([rate.value], [less.value], rate.n, (["".join(mine.values())], ["".join(theirs[i] for i in mine)]))
+    passage = rf"certified at l2 0\.25 on {value} of the 200 images, a difference to TRADES of {points_} points"
+    assert figures(passage) == [rate.text, points(lead)]
+    n = r"(\d+\.\d)"
+    every = robust(names[0])
+    passage = (
+        rf"images is {n} % after epoch 12, the highest, .*? evaluated, and {n}, {n} and {n} % after the last three:"
+    )
+    assert figures(passage) == [every[11], *every[12:]]
+    assert max(every, key=float) == every[11]
+    assert f"{rate.text} of the same images" in GUIDE
+    assert f"{points(leads[1])} points under PGD-10" in GUIDE
+
+
 @pytest.mark.parametrize("name", ["pgdat", "atent"])
 def test_square_adds_nothing_to_the_evaluations_of_1000_images(name):
     """The text says so, since Square had another schedule than the published one."""
