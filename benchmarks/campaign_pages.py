@@ -15,6 +15,11 @@ STRONG = "PGD-40 x 5 margin"
 """What `atent evaluate` calls the strongest attack of a campaign's networks that is no AutoAttack."""
 
 
+def threads(n: int) -> str:
+    """A number of threads in words."""
+    return f"{n} thread" if n == 1 else f"{n} threads"
+
+
 def times(folder: Path) -> str:
     """The times of the trainings of a campaign."""
     rows = []
@@ -23,7 +28,7 @@ def times(folder: Path) -> str:
         if "epochs" not in job:  # timings, say
             continue
         part = job["segments"][-1]
-        where = f"{part['hardware']}, {part['threads']} thread, {part['precision']}"
+        where = f"{part['hardware']}, {threads(part['threads'])}, {part['precision']}"
         counts = (str(job["epochs"]), f"{job['images_seen']:,}", f"{job['core_hours']:.1f}")
         rows.append([f"`{job['training']}`", where, *counts])
     return "\n".join(markdown_table(["recipe", "hardware", "epochs", "images", "core hours"], rows, left=2)) + "\n"

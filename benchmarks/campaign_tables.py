@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from campaign_evaluate import HERE, Network, Steps, cost, entries, networks, read_steps
-from campaign_pages import comparable
+from campaign_pages import comparable, threads
 
 from atent import plots, stats
 from atent import runs as folder
@@ -256,7 +256,7 @@ def trainings(made: Campaign) -> list[str]:
     rows = []
     for n in made.found:
         part, recorded = n.job["segments"][-1], folder.read_json(n.place / folder.CONFIG)
-        where = f"{part['hardware']}, {part['threads']} thread, {part['precision']}"
+        where = f"{part['hardware']}, {threads(part['threads'])}, {part['precision']}"
         cells = (str(n.seed), str(n.job["epochs"]), f"{n.job['images_seen']:,}", f"{n.job['core_hours']:.1f}")
         rows.append([f"`{n.name}`", recorded["model"]["name"], where, n.job["commit"][:12], *cells])
     heads = ["network", "architecture", "where", "commit", "seed", "epochs", "images seen", "core hours"]
@@ -295,7 +295,7 @@ def _evaluated(n: Network, path: Path) -> list[list[str]]:
 
 def _line(n: Network, what: str, share: Mapping[str, Any], made: Mapping[str, Any], file: str) -> list[str]:
     value = f"{100 * share['value']:.1f} [{100 * share['low']:.1f}, {100 * share['high']:.1f}]"
-    where = f"{made['device_name']}, {made['threads']} thread"
+    where = f"{made['device_name']}, {threads(made['threads'])}"
     return [f"`{n.name}`", what, file, where, result.commit(made), value, f"{share['n']:,}", str(made["seed"])]
 
 
