@@ -63,11 +63,12 @@ class Step:
     ) -> None:  # fmt: skip
         """``x`` and ``labels`` contain the batch once for each chain; ``weight`` multiplies the gradient; with ``keep``
         a body returns all iterates, else only the last."""
-        check_trainable(model)
         self.iterates: deque[Tensor] = deque(maxlen=None if keep else 1)
         self.model, self.x, self.labels = model, x, labels
         self.shares, self.skipped, self.weight = shares, skipped, weight
         self.parameters = [p for p in model.parameters() if p.requires_grad]
+        if not self.parameters or not torch.is_grad_enabled():
+            check_trainable(model)
         self.targets: list[Tensor] = list(self.parameters)
         # `sharding.is_sharded`, evaluated once.
         self.by_backward = hasattr(self.parameters[0], "full_tensor") if self.parameters else False
