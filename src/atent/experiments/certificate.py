@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -60,6 +60,7 @@ from atent.train.settings import pick_device
 
 CERTIFICATE = "certificate.csv"
 Smoothing = SmoothingFile | SequentialFile
+Check = Callable[[], object] | None
 
 # Images whose bounds are computed together.
 _VERIFIED = 50
@@ -96,6 +97,7 @@ def certify_folder(
     trust_code: bool = False,
     convention: Convention | None = None,
     key: str | None = None,
+    check: Check = None,
 ) -> tuple[Path, Smoothing | BoundsFile, Certificate | None]:
     """Certify ``limit`` test images of a run ("all": every one): the .json written, its content, and the rows of
     smoothing.
@@ -114,6 +116,7 @@ def certify_folder(
     "i/k", with i from 1, certifies every k-th group of images into a separate file (see `certify_run`), ``merged``
     joins the shards. Ranks that call this together share the groups. ``compiled``: smoothing with the network fused by
     ``torch.compile``, ``channels_last``: that of `Smoothed`; both the same up to rounding.
+    ``check`` is called between forward passes, and may raise to end the work, which the same call resumes (bounds: starts again).
     ``trust_code`` as `load_target`. Raises ValueError and FileNotFoundError.
     """
     norm = as_norm(norm, Norm)
@@ -135,7 +138,7 @@ def certify_folder(
         _check_unused(method, [f"--{name}" for name, given in unused.items() if given])
         own = entered(lambda: _alone(who, method, plugin, norm, goals, limit))
         with own, resumed_by("repeating the command starts again"):
-            return *_bounded(who, method, plugin, _threats(who, norm, goals), progress), None
+            return *_bounded(who, method, plugin, _threats(who, norm, goals), progress, check), None
     if sequential is None:
         sequential = plugin is None and goals is not None and len(goals) == 1
     noise = sigma_of(who.config, who.name) if sigma is None else sigma
@@ -144,7 +147,7 @@ def certify_folder(
     _check(how, norm, device)
     own = entered(lambda: _alone(who, method, plugin, sampling, shard, merged))
     with own, resumed_by("repeating the command resumes"):
-        return _smoothed(who, how, shard, merged, progress)
+        return _smoothed(who, how, shard, merged, progress, check)
 
 
 def _one(goals: list[float] | None) -> float:
@@ -220,8 +223,19 @@ def _head(who: Target, method: str, plugin: Plugin | None, ids: Sequence[int], s
     }
 
 
+def _checked(advance: Advance, check: Check) -> Advance:
+    """The progress display, which also calls ``check``."""
+
+    def checked(amount: int, text: str = "") -> None:
+        advance(amount, text)
+        if check is not None:
+            check()
+
+    return checked
+
+
 def _smoothed(
-    who: Target, how: _How, shard: str | None, merged: bool, progress: bool
+    who: Target, how: _How, shard: str | None, merged: bool, progress: bool, check: Check
 ) -> tuple[Path, Smoothing, Certificate]:
     x, y, ids = who.test()
     sampling, about, certifier = how.sampling, _about(who, how.plugin), CERTIFIERS.find(how.method)
@@ -249,7 +263,8 @@ def _smoothed(
         with bar(len(mine) * (sampling.n0 + sampling.n), who.name, enabled=progress) as advance:
             found = certify_run(
                 who.model, x, y, sampling, ids=ids, path=table, about=about, shard=index, batch=how.batch,
-                channels_last=how.channels_last, certifier=certifier, network=network, world=current(), advance=advance,
+                channels_last=how.channels_last, certifier=certifier, network=network, world=current(),
+                advance=_checked(advance, check),
             )  # fmt: skip
     head = _head(who, how.method, how.plugin, [row.idx for row in found.rows], x.shape[1:])
     content = cast(Smoothing, CertificateFile.from_json({
@@ -291,7 +306,7 @@ def _threats(who: Target, norm: Norm | None, goals: list[float] | None) -> list[
 
 
 def _bounded(
-    who: Target, method: str, plugin: Plugin | None, threats: list[Threat], progress: bool
+    who: Target, method: str, plugin: Plugin | None, threats: list[Threat], progress: bool, check: Check
 ) -> tuple[Path, BoundsFile]:
     x, y, ids = who.test()
     for threat in threats:
@@ -301,7 +316,7 @@ def _bounded(
     with bar(len(x) * len(threats), who.name, enabled=progress) as advance:
         for threat in threats:
             begun = time.perf_counter()
-            certain = _verified(who.model, x, y, threat, method, advance)
+            certain = _verified(who.model, x, y, threat, method, _checked(advance, check))
             results.append(
                 {
                     "threat": threat.plain(),

@@ -18,7 +18,7 @@ from atent import runs as folder
 from atent import signals, stats
 from atent.attacks import ATTACKS
 from atent.attacks.spec import parse
-from atent.certify import Sampling, certify_run
+from atent.certify import Certificate, Sampling, Smoothed, certify_run
 from atent.certify.certificate import certified_network, identity, made_of
 from atent.certify.rows import claimed
 from atent.data.described import spans
@@ -35,6 +35,7 @@ from atent.paper.layout import Measure, Table, Training
 from atent.paper.scales import Scale
 from atent.progress import Advance, bar
 from atent.runs.locks import held
+from atent.threat import radius
 from atent.train.interrupt import Interrupted
 
 MEASURES = "measures.json"
@@ -224,6 +225,8 @@ def robust_images(found: Evaluation, attack: str) -> dict[str, str]:
 
 
 def _smoothing(bench: Bench, who: Target, m: Measure) -> dict[str, Any]:
+    if m.predicted:
+        return _sequential(bench, who, m)
     x, y, ids = _some(who, m).test()
     sampling = Sampling(m.sigma, n=m.samples)
     about = identity(who.model) | {"data": who.data.name, "split": "test"}
@@ -236,27 +239,44 @@ def _smoothing(bench: Bench, who: Target, m: Measure) -> dict[str, Any]:
             who.model, x, y, sampling, ids=ids, path=path, about=about, network=network,
             advance=_watched(bench, advance),
         )  # fmt: skip
-    content = found.to_json([float(m.radius)])
-    (at,) = content["certified"]
-    shares = {"clean": content["clean"], "smoothed": content["smoothed"], "certified": at["share"]}
-    flags: dict[str, list[Any]] = {
-        "clean": [r.clean == r.label for r in found.rows], "smoothed": [r.smoothed == r.label for r in found.rows],
-        "certified": [r.correct and r.radius >= float(m.radius) for r in found.rows],
+    return _of_rows(found, m, {r.idx: r.smoothed for r in found.rows})
+
+
+def _sequential(bench: Bench, who: Target, m: Measure) -> dict[str, Any]:
+    """The certificate that `atent certify --radius` gives of these images, in its file; then PREDICT."""
+    _, _, found = certify_folder(
+        who.place, sigma=m.sigma, n=m.samples, radii=[m.radius], sequential=True, limit=m.n, subset="stratified",
+        progress=bench.progress, check=bench.check,
+    )  # fmt: skip
+    assert found is not None
+    x, _, ids = _some(who, m).test()
+    network = certified_network(who.model, x, found.sampling)
+    smoothed = Smoothed(network.network, m.sigma)
+    with bar(len(x) * m.predicted, who.name, enabled=bench.progress) as advance:
+        classes = smoothed.predict(x, m.predicted, ids=ids, advance=_watched(bench, advance))
+    return {**_of_rows(found, m, dict(zip(ids.tolist(), classes.tolist()))), "predicted": m.predicted}
+
+
+def _of_rows(found: Certificate, m: Measure, smoothed: Mapping[int, int]) -> dict[str, Any]:
+    """The shares and outcomes of a certificate; ``smoothed``: the classes of the smoothed classifier, by number."""
+    rows = found.rows
+    flags: dict[str, list[bool]] = {
+        "clean": [r.clean == r.label for r in rows], "smoothed": [smoothed[r.idx] == r.label for r in rows],
+        "certified": [bool(r.correct) and r.radius >= radius(m.radius) for r in rows],
     }  # fmt: skip
-    outcomes = {"ids": spans(r.idx for r in found.rows), **{key: _bits(each) for key, each in flags.items()}}
     return {
-        **shares,
-        "outcomes": outcomes,
-        "seconds": content["seconds_per_image"],
-        "draws": sampling.to_json(),
-        "radius": at["radius"],
+        **{key: stats.share(sum(each), len(rows)) for key, each in flags.items()},
+        "outcomes": {"ids": spans(r.idx for r in rows), **{key: _bits(each) for key, each in flags.items()}},
+        "seconds": found.to_json([radius(m.radius)])["seconds_per_image"],
+        "draws": found.sampling.to_json(),
+        "radius": radius(m.radius),
     }
 
 
 def _bounds(bench: Bench, who: Target, m: Measure) -> dict[str, Any]:
     _, found, _ = certify_folder(
         who.place, method=m.method, radii=[m.radius], norm="linf", limit=m.n, subset="stratified",
-        progress=bench.progress,
+        progress=bench.progress, check=bench.check,
     )  # fmt: skip
     content = found.to_json()
     (at,) = content["certified"]

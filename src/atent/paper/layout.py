@@ -35,6 +35,9 @@ class Measure:
     """smoothing: noise in pixel units."""
     samples: int = 0
     """smoothing: noise samples per image."""
+    predicted: int = 0
+    """smoothing: noise samples of PREDICT, where a sequential test of ``samples`` at most certifies. Default: all
+    ``samples`` serve both."""
     radius: float | str = 0.0
     """smoothing: the l2 radius; bounds: the linf one."""
     method: str = ""
@@ -48,9 +51,13 @@ class Measure:
         return {
             "clean": "natural",  # as in files of measures that are there already
             "attack": self.attack,
-            "smoothing": f"smoothing, sigma {self.sigma:g}, {self.samples} draws, l2 {self.radius}",
+            "smoothing": f"smoothing, sigma {self.sigma:g}, {self._draws} draws, l2 {self.radius}",
             "bounds": f"{self.method}, linf {self.radius}",
         }[self.kind] + f", stratified {self.n}"
+
+    @property
+    def _draws(self) -> str:
+        return f"{self.predicted} and at most {self.samples}" if self.predicted else str(self.samples)
 
     @property
     def unit(self) -> str:

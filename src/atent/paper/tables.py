@@ -95,20 +95,23 @@ def table_s2(s: Scale) -> Table:
 
 
 def _columns_s2(s: Scale) -> tuple[Column, ...]:
-    smoothing = f"{s.samples:,} samples of noise {s.sigma:g}, alpha 0.001"
+    noise = f"samples of noise {s.sigma:g}, alpha 0.001"
+    predicted = f"{s.predicted or s.samples:,} {noise}"
+    certified = f"CERTIFY of Cohen et al. 2019, {s.samples:,} {noise}"
+    if s.predicted:
+        certified = f"sequential test of at most {s.samples:,} {noise}"
     return (
         Column("base", "clean, base network (%)", "no noise"),
         Column(
             "clean",
             "clean, smoothed (%)",
-            f"PREDICT of Cohen et al. 2019, {smoothing}; abstentions are wrong",
+            f"PREDICT of Cohen et al. 2019, {predicted}; abstentions are wrong",
             "sigma 0.12",
         ),
         Column(
             "certified",
             f"certified at l2 {s.smoothing:g} (%)",
-            f"CERTIFY of Cohen et al. 2019, {smoothing}; rows of bounds: verified at linf {s.bounded}, a ball inside"
-            " the l2 ball",
+            f"{certified}; rows of bounds: verified at linf {s.bounded}, a ball inside the l2 ball",
             "l2 0.435, sigma 0.12",
         ),
         Column("seconds", "seconds per image", "of the certificate"),
@@ -128,7 +131,10 @@ def _smoothed(
             why = _ONE_NETWORK
 
     def cell(show: Any, beside: str | None) -> Cell:
-        made = Measure("smoothing", s.certified, sigma=s.sigma, samples=s.samples, radius=s.smoothing, show=show)
+        made = Measure(
+            "smoothing", s.certified, sigma=s.sigma, samples=s.samples, predicted=s.predicted, radius=s.smoothing,
+            show=show,
+        )  # fmt: skip
         return Cell(None if why else training, None if why else made, beside if printed else None, why)
 
     cells = {
