@@ -116,8 +116,8 @@ def certify_folder(
     "i/k", with i from 1, certifies every k-th group of images into a separate file (see `certify_run`), ``merged``
     joins the shards. Ranks that call this together share the groups. ``compiled``: smoothing with the network fused by
     ``torch.compile``, ``channels_last``: that of `Smoothed`; both the same up to rounding.
-    ``check`` is called between forward passes, and may raise to end the work, which the same call resumes (bounds: starts again).
-    ``trust_code`` as `load_target`. Raises ValueError and FileNotFoundError.
+    ``check`` is called between forward passes, and may raise to end the work; the same call resumes it (bounds: starts
+    again). ``trust_code`` as `load_target`. Raises ValueError and FileNotFoundError.
     """
     norm = as_norm(norm, Norm)
     noisy, plugin = smooths(method), plugin_named(CERTIFIERS, method)
