@@ -136,6 +136,42 @@ def test_an_estimate_of_a_cascade_leaves_out_what_earlier_parts_fooled_and_never
     assert work.done == work.total
 
 
+def test_the_time_of_a_sequential_test_is_an_upper_limit_until_a_group_has_ended(clock, capsys):
+    """Three groups of 4 inputs, each with at most 1,000 noise samples, of which the test takes 250."""
+    with progress.plain(12_000, "test", group=4_000) as advance:
+        work = progress.Work(12_000, "test", group=4_000)
+        words = []
+        for _ in range(3):
+            for amount, seconds in [(100, 100)] * 10 + [(3_000, 0)]:
+                clock[0] += seconds
+                for report in (advance, work.add):
+                    report(amount, "")
+                words.append(work.word)
+    assert words == ["at most"] * 10 + ["about"] * 23
+    assert "test: at most 3.3 h on this machine, estimated from the first batches" in capsys.readouterr().err
+    assert progress.Work(12_000, "test").word == "about"
+
+
+def test_the_command_says_so(tmp_path, monkeypatch):
+    """`atent certify` tells the bar its groups where the test is sequential, and nowhere else."""
+    from contextlib import contextmanager
+
+    from atent.experiments import certificate
+
+    groups = []
+
+    @contextmanager
+    def bar(total, title, *, enabled, group=0):
+        groups.append((total, group))
+        yield lambda amount, text="": None
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(certificate, "bar", bar)
+    for radii in (["0.05"], ["0.05", "0.1"]):
+        certificate.certify_folder("zoo:digits-linf-crown-ibp", sigma=0.1, n=1000, limit=3, radii=radii, progress=False)
+    assert groups == [(3 * 1100, 3 * 1100), (3 * 1100, 0)]
+
+
 def test_known_results_are_no_measure(clock):
     work = progress.Work(100, "test", [3, 3])
     work.add(100, "")  # a pass of an interrupted evaluation

@@ -24,19 +24,22 @@ def _silent(amount: int, text: str = "") -> None:
 
 @contextmanager
 def bar(
-    total: int, title: str, *, enabled: bool = True, estimate: bool = True, costs: Sequence[int] = (1,)
-) -> Iterator[Advance]:
+    total: int, title: str, *, enabled: bool = True, estimate: bool = True, costs: Sequence[int] = (1,),
+    group: int = 0,
+) -> Iterator[Advance]:  # fmt: skip
     """Progress on stderr: on a terminal a bar with the remaining time (needs rich), otherwise one line per minute.
 
     ``total`` samples pass once for each of the ``costs``, such as the passes of an attack. The remaining time is that
     of the measured batches, by cost; there is none before a batch is measured. ``estimate``: without a terminal, one
-    line with the estimated time from the first batches. Silent if not enabled, and on all ranks but the first.
+    line with the estimated time from the first batches. ``group``: work that may end early reports what it leaves out
+    after each group of this many samples; before the first such report the time is an upper limit, and said to be one.
+    Silent if not enabled, and on all ranks but the first.
     """
     if not enabled or os.environ.get("RANK", "0") not in ("", "0"):
         yield _silent
         return
     if not sys.stderr.isatty():
-        with plain(total, title, estimate=estimate, costs=costs) as advance:
+        with plain(total, title, estimate=estimate, costs=costs, group=group) as advance:
             yield advance
         return
     try:
@@ -46,7 +49,7 @@ def bar(
     except ImportError:
         yield _silent
         return
-    work = Work(total, title, costs)
+    work = Work(total, title, costs, group)
 
     class Left(rich_progress.ProgressColumn):
         def render(self, task: rich_progress.Task) -> Text:
@@ -69,9 +72,11 @@ def bar(
 
 
 @contextmanager
-def plain(total: int, title: str, *, estimate: bool = True, costs: Sequence[int] = (1,)) -> Iterator[Advance]:
+def plain(
+    total: int, title: str, *, estimate: bool = True, costs: Sequence[int] = (1,), group: int = 0
+) -> Iterator[Advance]:
     """Progress as plain lines on stderr, one per minute, also while a batch takes longer than that."""
-    work, over = Work(total, title, costs), threading.Event()
+    work, over = Work(total, title, costs, group), threading.Event()
 
     def beat() -> None:
         while not over.wait(MINUTE):
@@ -87,7 +92,7 @@ def plain(total: int, title: str, *, estimate: bool = True, costs: Sequence[int]
         if left is not None:
             estimate = False
             if left >= MINUTE:
-                say(f"{title}: about {roughly(left)} on this machine, estimated from the first batches")
+                say(f"{title}: {work.word} {roughly(left)} on this machine, estimated from the first batches")
 
     try:
         yield advance
@@ -104,13 +109,20 @@ class Work:
     further report is a measured batch.
     """
 
-    def __init__(self, samples: int, title: str, costs: Sequence[int] = (1,)) -> None:
+    def __init__(self, samples: int, title: str, costs: Sequence[int] = (1,), group: int = 0) -> None:
         self.samples, self.title, self.costs, self.text = samples, title, costs or (1,), ""
+        self.group = group
         self.total, self.done = samples * sum(self.costs), 0
         self.number, self.inside, self.begun, self.skipped = 0, 0, False, 0
         """The current pass, the samples that have passed, whether it has begun, and those without work."""
         self.worked, self.seconds, self.last = 0, 0.0, 0.0
         """Cost and time of the measured batches, and the time of the last report."""
+
+    @property
+    def word(self) -> str:
+        """What the estimated time is said to be."""
+        # The first batch is not measured, so that a whole group is a little more than what is.
+        return "at most" if self.worked < 0.9 * self.group else "about"
 
     @property
     def cost(self) -> int:
@@ -144,7 +156,7 @@ class Work:
     def left_text(self) -> str:
         """The remaining time for display, or ""."""
         left = self.left()
-        return "" if left is None else f"about {roughly(left)} left"
+        return "" if left is None else f"{self.word} {roughly(left)} left"
 
     def line(self) -> str:
         """The progress as one line."""

@@ -64,7 +64,7 @@ def test_the_measure_is_the_certificate_of_the_command_and_predict(bench, capsys
 
 def test_a_certificate_ends_at_the_time_limit_and_goes_on(bench, monkeypatch):
     path = engine.train(bench, Training("digits-l2-gaussian"), 0)
-    monkeypatch.setattr("atent.certify.certificate._TOGETHER", 4)
+    monkeypatch.setattr("atent.certify.certificate.TOGETHER", 4)
 
     def late(self):
         table = path / "certificate.csv"

@@ -48,8 +48,8 @@ from atent.runs.identity import identity_of
 from atent.runs.locks import held, lock_of
 from atent.runs.weights import fingerprint
 
-# Images whose sequential tests share forward passes; an interruption loses that many at most.
-_TOGETHER = 50
+TOGETHER = 50
+"""Images whose sequential tests share forward passes; an interruption loses that many at most."""
 
 
 def certify_run(
@@ -241,7 +241,7 @@ def _group(sampling: Sampling, batch: int | None) -> int:
     """How many samples share forward passes."""
     # As many samples at once as fill a few forward passes, so that an interruption loses little.
     # A sequential test takes few noise samples of most images.
-    return _TOGETHER if sampling.radius is not None else max(1, 4 * (batch or 1000) // sampling.n)
+    return TOGETHER if sampling.radius is not None else max(1, 4 * (batch or 1000) // sampling.n)
 
 
 def merge(paths: Sequence[str | Path], dim: int, ids: Iterable[int] | None = None) -> Certificate:

@@ -25,7 +25,7 @@ from atent.certify import (
     verified,
     verified_by,
 )
-from atent.certify.certificate import certified_network, identity, made_of
+from atent.certify.certificate import TOGETHER, certified_network, identity, made_of
 from atent.certify.limits import check_radius
 from atent.certify.rows import Row, check_images, claimed, free, images_of, made_alike, sidecar, sums, write_rows
 from atent.certify.shards import check_complete, check_shard
@@ -260,7 +260,9 @@ def _smoothed(
         table = alone(lambda: claimed(who.place / f"{who.stem}{name}", made))
         if how.compiled:
             network = replace(network, network=cast(nn.Module, torch.compile(network.network)))
-        with bar(len(mine) * (sampling.n0 + sampling.n), who.name, enabled=progress) as advance:
+        each = sampling.n0 + sampling.n
+        group = 0 if sampling.radius is None else min(TOGETHER, len(mine)) * each
+        with bar(len(mine) * each, who.name, enabled=progress, group=group) as advance:
             found = certify_run(
                 who.model, x, y, sampling, ids=ids, path=table, about=about, shard=index, batch=how.batch,
                 channels_last=how.channels_last, certifier=certifier, network=network, world=current(),
