@@ -139,10 +139,8 @@ def certify_folder(
         own = entered(lambda: _alone(who, method, plugin, norm, goals, limit))
         with own, resumed_by("repeating the command starts again"):
             return *_bounded(who, method, plugin, _threats(who, norm, goals), progress, check), None
-    if sequential is None:
-        sequential = plugin is None and goals is not None and len(goals) == 1
     noise = sigma_of(who.config, who.name) if sigma is None else sigma
-    sampling = Sampling(noise, n0, n, alpha, seed, _one(goals) if sequential else None)
+    sampling = Sampling(noise, n0, n, alpha, seed, _tested(goals, sequential, plugin))
     how = _How(method, plugin, sampling, goals, batch, compiled, channels_last)
     _check(how, norm, device)
     own = entered(lambda: _alone(who, method, plugin, sampling, shard, merged))
@@ -150,9 +148,14 @@ def certify_folder(
         return _smoothed(who, how, shard, merged, progress, check)
 
 
-def _one(goals: list[float] | None) -> float:
-    """The radius of a sequential test."""
-    if goals is None or len(goals) != 1:
+def _tested(goals: list[float] | None, sequential: bool | None, plugin: Plugin | None) -> float | None:
+    """The radius of a sequential test; None for a certificate of all noise samples."""
+    one = goals is not None and len(goals) == 1
+    if sequential is None:
+        sequential = plugin is None and one
+    if not sequential:
+        return None
+    if goals is None or not one:
         given = "none" if goals is None else ", ".join(f"{goal:g}" for goal in goals)
         raise ValueError(f"a sequential test needs one radius, got {given}: give one --radius, or --sequential False")
     return goals[0]
