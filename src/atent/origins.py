@@ -8,6 +8,7 @@ import hashlib
 import importlib.metadata
 import inspect
 import itertools
+import operator
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -69,6 +70,38 @@ def _packages(places: tuple[str, ...]) -> Mapping[str, list[str]]:
     """The packages that are installed in these folders, by top-level module: read once for all modules, since the files
     of an environment take 0.1 s and more, and a command asks for each object of the user several times."""
     return importlib.metadata.packages_distributions()
+
+
+def announced(group: str) -> dict[str, list[importlib.metadata.EntryPoint]]:
+    """The entry points of a group by name; several of a name where packages announce different objects by it."""
+    found: dict[str, list[importlib.metadata.EntryPoint]] = {}
+    for point in importlib.metadata.entry_points(group=group):
+        known = found.setdefault(point.name, [])
+        if all(target(point) != target(other) for other in known):
+            known.append(point)
+    return found
+
+
+def target(point: importlib.metadata.EntryPoint) -> str:
+    """The reference module:Thing of an entry point."""
+    return f"{point.module}:{point.attr}"
+
+
+def announcers(points: Iterable[importlib.metadata.EntryPoint]) -> str:
+    """The packages of some entry points with what they refer to, for errors."""
+    return " and ".join(
+        f"{point.dist.name} {point.dist.version} ({target(point)})" if point.dist else target(point) for point in points
+    )
+
+
+def leads_to(point: importlib.metadata.EntryPoint, thing: Any) -> bool:
+    """Whether an entry point refers to a class or function, also by a module that imports it from its own; nothing is
+    imported."""
+    if target(point) == f"{thing.__module__}:{thing.__qualname__}":
+        return True
+    with contextlib.suppress(Exception):  # of a package that imports its parts when they are used
+        return point.attr != "" and operator.attrgetter(point.attr)(sys.modules[point.module]) is thing
+    return False
 
 
 def code_of(entries: Iterable[Any]) -> list[str]:
