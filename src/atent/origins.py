@@ -132,6 +132,18 @@ def sources_of(entries: Iterable[Any]) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
+def sources_in(modules: Iterable[str]) -> dict[str, str]:
+    """The hashes of the files of some imported modules, by module, as `sources_of` those of classes and functions: an
+    object such as a network or a partial does not show where it was made."""
+    found = {}
+    for name in modules:
+        path = getattr(sys.modules.get(name), "__file__", None)
+        if path and _is_of_user(name):
+            with contextlib.suppress(OSError):
+                found[name] = _hash(Path(path).read_bytes())
+    return found
+
+
 def source_of(function: Any) -> str | None:
     """The source of one function or method of the user, and its place in the line, which tells two lambdas apart;
     None for another object and for code without a file."""

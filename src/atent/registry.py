@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, cast, overload
 
 from atent import trust
 from atent.contracts import kind_of
@@ -133,7 +133,7 @@ class Registry(Mapping[str, T]):
             if (own := defined_here(name)) is not None:
                 raise ValueError(f"unknown {self.kind} {name!r}: did you mean {own!r}?")
             listed = f"atent list {self.group.rpartition('.')[2]}"
-            raise ValueError(unknown(self.kind, name, [*self._built_in, *self._entries()], listed))
+            raise ValueError(unknown(self.kind, name, self.names(), listed))
         point = points[0]
         if len(points) > 1:
             raise ValueError(f"{self.kind} {name!r} is announced by {announcers(points)}: write it as {target(point)}")
@@ -152,8 +152,7 @@ class Registry(Mapping[str, T]):
         if dataclasses.is_dataclass(found):
             # The defaults of trusted code are trusted.
             trust.grant([each.default for each in dataclasses.fields(found)])
-        right: T = found
-        return right
+        return cast(T, found)
 
     # As a mapping it contains the known names only; references are resolved by `find` only, since a membership test
     # must not import code.
@@ -164,6 +163,10 @@ class Registry(Mapping[str, T]):
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and (name in self._discover() or name in self._entries())
+
+    def names(self) -> list[str]:
+        """The known names, also of objects that cannot be imported, which is not tried."""
+        return [*self._discover(), *self._entries()]
 
     def delegates(self, name: str) -> bool:
         """Whether ``name`` has a prefix with its own finder."""

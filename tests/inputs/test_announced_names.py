@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+import atent
 from atent import Threat
 from atent import runs as folder
 from atent.attacks import ATTACKS
@@ -16,10 +17,13 @@ from atent.attacks.spec import parse, spell
 from atent.certify import CERTIFIERS, Sampling, Smoothed, certify_run, smooths
 from atent.certify.certificate import identity
 from atent.data import from_tensors
+from atent.experiments.code_named import code_named
 from atent.methods import METHODS, Standard
+from atent.models import ModelSettings, make
 from atent.optim import Optimizer, Schedule
 from atent.registry import where
 from atent.train import TrainSettings
+from atent.train.builders import Builders
 from atent.train.describe import describe
 from atent.train.fingerprint import completed, difference, fingerprint, started
 
@@ -150,6 +154,92 @@ def test_an_edited_builder_that_is_announced_counts(announce, part):
     assert fingerprint(config) == position["config"]
 
 
+INSTANCE = """
+import functools
+import torch
+from torch import nn
+
+torch.manual_seed(0)
+NET = nn.Sequential(nn.Flatten(), nn.Linear(16, {width}), nn.ReLU(), nn.Linear({width}, 3))
+"""
+
+
+def test_an_edited_module_counts_whatever_it_names(announce):
+    """A network of torch's layers and a partial do not show the file that made them."""
+    settings = {"model": {"name": "of_the_user:NET"}, "sizes": [1, None], "others": ("theirs:NET", "linf")}
+    found = []
+    for width in (4, 5, 4):
+        announce("other", "atent.models", {}, editable=True, of_the_user=INSTANCE.format(width=width))
+        found.append(code_named(settings))
+    first, second, again = found
+    assert list(first) == list(second) == ["of_the_user"]
+    assert first == again != second
+
+
+@pytest.mark.parametrize("name", ["of_the_user:NET", "NET"])
+def test_networks_that_a_name_gives_share_no_weights(announce, name):
+    """Before: a file that was loaded into such a network replaced the weights of the one that was loaded before it, and
+    a second training, such as that of the baseline, began with the weights of the first."""
+    announce("named", "atent.models", {"NET": "of_the_user:NET"}, editable=True, of_the_user=INSTANCE.format(width=4))
+    x, task = torch.rand(5, 1, 4, 4), {"classes": 3, "shape": (1, 4, 4)}
+    states = []
+    for seed in (1, 2):
+        net = make(ModelSettings(name), **task)
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for p in net.parameters():  # stands for a training
+                p.copy_(torch.randn(p.shape))
+        states.append(net.state_dict())
+        torch.save(net.state_dict(), f"{seed}.pt")
+    one, other = (atent.load(f"{seed}.pt", model=name, **task) for seed in (1, 2))
+    for net, state in zip((one, other), states):
+        assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
+    assert not torch.equal(one(x), other(x))
+    own = sys.modules["of_the_user"].NET
+    again = make(ModelSettings(name), **task)
+    assert again is not own
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), own.parameters()))
+    assert not any(torch.equal(a, b) for a, b in zip(again.parameters(), one.parameters()))
+
+
+DRAWN = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("drawn", torch.randn(16, 16), persistent=False)
+        self.last = nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.last(x.flatten(1) @ self.drawn)
+
+
+NET = Net()
+"""
+
+
+@pytest.mark.parametrize("given", ["builder", "settings"])
+def test_what_a_named_network_draws_is_stored(announce, given):
+    """Another process that imports its module draws other values. Before: not for a copy, as `fit` may be given."""
+    announce("named", "atent.models", {}, editable=True, of_the_user=DRAWN)
+    name, (x, y) = "of_the_user:NET", (torch.rand(12, 1, 4, 4), torch.arange(12) % 3)
+    data = from_tensors(x, y, x, y, validation=3)
+    builders = Builders(model=name if given == "builder" else None)
+    own = importlib.import_module("of_the_user").NET
+    for model in (own, make(ModelSettings(name), classes=3, shape=(1, 4, 4))):
+        assert builders.check(model, data, {"model": {"name": name}}) == ["drawn"]
+
+
+def test_a_network_without_a_copy_is_refused_where_a_name_gives_it(announce):
+    text = INSTANCE.format(width=4) + "\nNET.extra = (None for _ in range(2))  # a generator\n"
+    announce("named", "atent.models", {}, editable=True, of_the_user=text)
+    with pytest.raises(ValueError, match="of_the_user:NET is a network that cannot be copied .*: name a function"):
+        make(ModelSettings("of_the_user:NET"), classes=3, shape=(1, 4, 4))
+
+
 class Scaled:
     """A share of the radii of randomised smoothing."""
 
@@ -173,8 +263,9 @@ def test_a_partial_of_a_class_certifies_by_noise(tmp_path):
     assert smooths(f"{__name__}:quarter")
     with pytest.raises(ValueError, match="not a function of"):
         CERTIFIERS.find(f"{__name__}:nothing")
-    torch.manual_seed(0)
     model, x, y = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), torch.rand(4, 1, 2, 2), torch.zeros(4).long()
+    with torch.no_grad():
+        model[1].bias.copy_(torch.tensor([9.0, -9.0]))
     sampling = Sampling(0.25, 10, 100)
 
     def radii(certifier, **given):

@@ -13,7 +13,7 @@ from atent.data import SOURCES
 from atent.methods import METHODS
 from atent.models import MODELS
 from atent.optim import OPTIMIZERS
-from atent.origins import sources_of
+from atent.origins import sources_in, sources_of
 from atent.registry import Registry, load_object
 
 _KINDS: tuple[Registry[Any], ...] = (METHODS, MODELS, OPTIMIZERS, SOURCES, ATTACKS, CERTIFIERS)
@@ -25,13 +25,13 @@ def code_named(settings: Any) -> dict[str, str]:
     ``settings`` are strings in nested lists and tables. ValueError for a plug-in that cannot be imported.
     """
     names = {text.partition("(")[0].strip() for text in _texts(settings)}
-    plugins: list[Any] = [
-        kind.find(name) for kind in _KINDS for name in sorted(names) if ":" not in name and name in kind
-    ]
+    plugins: list[Any] = [kind.find(name) for kind in _KINDS for name in sorted(names.intersection(kind.names()))]
+    modules = []
     for reference in trust.references(settings):
         with contextlib.suppress(ValueError):  # an attack of another package, or what a training reports
             plugins.append(load_object(reference))
-    return sources_of(plugins)
+            modules.append(reference.partition(":")[0])
+    return {**sources_of(plugins), **sources_in(modules)}
 
 
 def _texts(value: Any) -> Iterator[str]:
