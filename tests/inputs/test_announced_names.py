@@ -236,7 +236,7 @@ def test_what_a_named_network_draws_is_stored(announce, given):
 def test_a_network_without_a_copy_is_refused_where_a_name_gives_it(announce):
     text = INSTANCE.format(width=4) + "\nNET.extra = (None for _ in range(2))  # a generator\n"
     announce("named", "atent.models", {}, editable=True, of_the_user=text)
-    with pytest.raises(ValueError, match="of_the_user:NET is a network that cannot be copied .*: name a function"):
+    with pytest.raises(ValueError, match=r"of_the_user:NET is a network that cannot be copied .*: name a function"):
         make(ModelSettings("of_the_user:NET"), classes=3, shape=(1, 4, 4))
 
 
