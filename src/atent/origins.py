@@ -8,6 +8,7 @@ import hashlib
 import importlib.metadata
 import inspect
 import itertools
+import operator
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -71,6 +72,38 @@ def _packages(places: tuple[str, ...]) -> Mapping[str, list[str]]:
     return importlib.metadata.packages_distributions()
 
 
+def announced(group: str) -> dict[str, list[importlib.metadata.EntryPoint]]:
+    """The entry points of a group by name; several of a name where packages announce different objects by it."""
+    found: dict[str, list[importlib.metadata.EntryPoint]] = {}
+    for point in importlib.metadata.entry_points(group=group):
+        known = found.setdefault(point.name, [])
+        if all(target(point) != target(other) for other in known):
+            known.append(point)
+    return found
+
+
+def target(point: importlib.metadata.EntryPoint) -> str:
+    """The reference module:Thing of an entry point."""
+    return f"{point.module}:{point.attr}"
+
+
+def announcers(points: Iterable[importlib.metadata.EntryPoint]) -> str:
+    """The packages of some entry points with what they refer to, for errors."""
+    return " and ".join(
+        f"{point.dist.name} {point.dist.version} ({target(point)})" if point.dist else target(point) for point in points
+    )
+
+
+def leads_to(point: importlib.metadata.EntryPoint, thing: Any) -> bool:
+    """Whether an entry point refers to a class or function, also by a module that imports it from its own; nothing is
+    imported."""
+    if target(point) == f"{thing.__module__}:{thing.__qualname__}":
+        return True
+    with contextlib.suppress(Exception):  # of a package that imports its parts when they are used
+        return point.attr != "" and operator.attrgetter(point.attr)(sys.modules[point.module]) is thing
+    return False
+
+
 def code_of(entries: Iterable[Any]) -> list[str]:
     """Hashes of the source of classes and functions that are neither of this package, of torch, nor installed; those of
     an editable installation count, since their files may change.
@@ -97,6 +130,18 @@ def sources_of(entries: Iterable[Any]) -> dict[str, str]:
             else:
                 found[name] = _hash(path.read_bytes())
     return dict(sorted(found.items()))
+
+
+def sources_in(modules: Iterable[str]) -> dict[str, str]:
+    """The hashes of the files of some imported modules, by module, as `sources_of` those of classes and functions: an
+    object such as a network or a partial does not show where it was made."""
+    found = {}
+    for name in modules:
+        path = getattr(sys.modules.get(name), "__file__", None)
+        if path and _is_of_user(name):
+            with contextlib.suppress(OSError):
+                found[name] = _hash(Path(path).read_bytes())
+    return found
 
 
 def source_of(function: Any) -> str | None:

@@ -23,13 +23,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, cast, overload
 
 from atent import trust
 from atent.contracts import kind_of
 from atent.docstrings import Documented
 from atent.messages import nearest, unknown
-from atent.origins import defined_here, version_of
+from atent.origins import announced, announcers, defined_here, leads_to, target, version_of
 
 __all__ = ["Plugin", "Registry", "load_object"]
 
@@ -113,10 +113,9 @@ class Registry(Mapping[str, T]):
             self._built_in = dict(sorted(self._built_in.items(), key=lambda item: item[0].lower()))
         return self._built_in
 
-    def _entries(self) -> dict[str, importlib.metadata.EntryPoint]:
-        """Entry points by name; a built-in keeps its name."""
-        found = importlib.metadata.entry_points(group=self.group)
-        return {entry.name: entry for entry in found if entry.name not in self._discover()}
+    def _entries(self) -> dict[str, list[importlib.metadata.EntryPoint]]:
+        """Entry points by name, several where packages announce different objects; a built-in keeps its name."""
+        return {name: points for name, points in announced(self.group).items() if name not in self._discover()}
 
     # ---- looking up
 
@@ -129,12 +128,15 @@ class Registry(Mapping[str, T]):
             return self._checked(importlib.import_module(self.others[name.partition(":")[0]]).find(name), name)
         if ":" in name:
             return self._checked(referred(self.kind, name), name)
-        point = self._entries().get(name)
-        if point is None:
+        points = self._entries().get(name, [])
+        if not points:
             if (own := defined_here(name)) is not None:
                 raise ValueError(f"unknown {self.kind} {name!r}: did you mean {own!r}?")
             listed = f"atent list {self.group.rpartition('.')[2]}"
-            raise ValueError(unknown(self.kind, name, [*self._built_in, *self._entries()], listed))
+            raise ValueError(unknown(self.kind, name, self.names(), listed))
+        point = points[0]
+        if len(points) > 1:
+            raise ValueError(f"{self.kind} {name!r} is announced by {announcers(points)}: write it as {target(point)}")
         try:
             found = point.load()
         except (Exception, SystemExit) as error:
@@ -150,8 +152,7 @@ class Registry(Mapping[str, T]):
         if dataclasses.is_dataclass(found):
             # The defaults of trusted code are trusted.
             trust.grant([each.default for each in dataclasses.fields(found)])
-        right: T = found
-        return right
+        return cast(T, found)
 
     # As a mapping it contains the known names only; references are resolved by `find` only, since a membership test
     # must not import code.
@@ -162,6 +163,10 @@ class Registry(Mapping[str, T]):
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and (name in self._discover() or name in self._entries())
+
+    def names(self) -> list[str]:
+        """The known names, also of objects that cannot be imported, which is not tried."""
+        return [*self._discover(), *self._entries()]
 
     def delegates(self, name: str) -> bool:
         """Whether ``name`` has a prefix with its own finder."""
@@ -199,7 +204,8 @@ class Registry(Mapping[str, T]):
         for name, known in self._discover().items():
             if known is entry and self._is_own(entry):
                 return name
-        installed = next((n for n, e in self._entries().items() if e.value == where(entry)), None)
+        alone = ((n, points[0]) for n, points in self._entries().items() if len(points) == 1)
+        installed = next((n for n, point in alone if leads_to(point, entry)), None)
         if installed is not None:
             return installed
         importable = entry.__module__ != "__main__" and "<" not in entry.__qualname__
@@ -211,14 +217,13 @@ class Registry(Mapping[str, T]):
             return name
         if name in self._discover():
             return where(self._built_in[name])
-        entry = self._entries()[name]
-        return f"{entry.module}:{entry.attr}"
+        return target(self._entries()[name][0])
 
     def origin(self, name: str) -> str:
         """The origin of ``name``: "built-in", the package and version, or the module."""
         if self.is_built_in(name):
             return "built-in"
-        package = self._entries()[name].dist if name in self._entries() else None
+        package = self._entries()[name][0].dist if name in self._entries() else None
         if package is not None:
             return f"{package.name} {package.version}"
         module = self.reference(name).partition(":")[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -44,7 +45,7 @@ from atent.messages import deprecated
 from atent.origins import code_of
 from atent.progress import Advance
 from atent.runs import manifest
-from atent.runs.identity import identity_of
+from atent.runs.identity import function_of, identity_of
 from atent.runs.locks import held, lock_of
 from atent.runs.weights import fingerprint
 
@@ -160,7 +161,9 @@ def identity(model: nn.Module, certifier: Callable[[nn.Module, float], Any] = Sm
     if certifier is Smoothed:
         return found
     code = code_of([certifier])
-    return {**found, "certifier": name_of(certifier), **({"code": code} if code else {})}
+    # The arguments of a partial may be in another file than what it calls.
+    given = {"settings": function_of(certifier)} if isinstance(certifier, functools.partial) else {}
+    return {**found, "certifier": name_of(certifier), **({"code": code} if code else {}), **given}
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -19,8 +20,16 @@ from atent.registry import Registry, first_line
 from atent.threat import Threat
 
 
+def _of_partial(found: Any) -> Any:
+    """The class or the function that a `functools.partial` calls; any other object itself."""
+    while isinstance(found, functools.partial):
+        found = found.func
+    return found
+
+
 def _is_certifier(found: Any) -> bool:
-    return callable(found) and (not isinstance(found, type) or callable(getattr(found, "certify", None)))
+    made = _of_partial(found)
+    return callable(found) and (not isinstance(made, type) or callable(getattr(made, "certify", None)))
 
 
 CERTIFIERS: Registry[Callable[..., Any]] = Registry(
@@ -51,7 +60,8 @@ def smooths(name: str) -> bool:
     Returns
     -------
     bool
-        True for a class, whose objects have ``certify``; False for a function that gives bounds of the logits.
+        True for a class, whose objects have ``certify``, also as a `functools.partial`; False for a function that gives
+        bounds of the logits.
 
     Raises
     ------
@@ -64,7 +74,7 @@ def smooths(name: str) -> bool:
     >>> smooths("smoothing"), smooths("crown")
     (True, False)
     """
-    return isinstance(CERTIFIERS.find(name), type)
+    return isinstance(_of_partial(CERTIFIERS.find(name)), type)
 
 
 def verified_by(name: str, model: nn.Module, x: Tensor, y: Tensor, threat: Threat) -> Tensor:

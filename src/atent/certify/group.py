@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,9 @@ def made_by(
 
 
 def name_of(certifier: Any) -> str:
-    """The certifier's name, for errors."""
+    """The certifier's name, for errors; of a partial that of what it calls."""
+    while isinstance(certifier, functools.partial):
+        certifier = certifier.func
     return str(getattr(certifier, "__name__", type(certifier).__name__))
 
 

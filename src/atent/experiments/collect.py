@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,19 +45,28 @@ class Row:
     """One for each seed."""
     unfinished: Sequence[str] = ()
     """A line for each run whose training is unfinished."""
+    code: Sequence[Mapping[str, str]] = ()
+    """For each seed the hashes of the user's files that its training recorded, by module."""
+
+
+def code_of_run(config: Mapping[str, Any]) -> dict[str, str]:
+    """The hashes of the user's files in the configuration of a run, by module; earlier versions record none."""
+    return dict((config.get("about") or {}).get("code") or {})
 
 
 def collect(plan: Plan, path: Path, at_once: int = 1) -> ComparisonFile:
     """The content of comparison.json, from finished runs."""
-    made: dict[str, list[tuple[SeedResult, EvaluationFile]]] = {given: [] for given in plan.jobs}
+    made: dict[str, list[tuple[SeedResult, EvaluationFile, dict[str, str]]]] = {given: [] for given in plan.jobs}
     for run in plan.runs(path):
         found = evaluation_of(run.path)
         seed = run.job.train.seed
-        made[run.given].append((seed_result(run.path, seed, found, last=run.job.evaluate.last), found))
+        code = code_of_run(folder.read_config(run.path / folder.CONFIG))
+        made[run.given].append((seed_result(run.path, seed, found, last=run.job.evaluate.last), found, code))
     rows = []
     for given, job in plan.jobs.items():
-        threat, (seeds, evaluations) = getattr(job.method, "threat", None), zip(*made[given])
-        rows.append(Row(job.recipe or "", job.title, threat and threat.plain(), list(seeds), list(evaluations)))
+        threat, (seeds, evaluations, code) = getattr(job.method, "threat", None), zip(*made[given])
+        name, plain = job.recipe or "", threat and threat.plain()
+        rows.append(Row(name, job.title, plain, list(seeds), list(evaluations), code=code))
     job = next(iter(plan.jobs.values()))
     return assembled(
         rows, command=plan.command, model=job.model.name, epochs=job.train.epochs, minutes=job.train.minutes,
@@ -91,11 +100,16 @@ def assembled(rows: list[Row], *, differs: Sequence[str] = (), **head: Any) -> C
 
 
 def _edited(rows: list[Row]) -> list[str]:
-    """The user's attacks whose code differs between the evaluations."""
+    """The user's files that differ between the trainings, and attacks whose code does between the evaluations."""
+    trained: dict[str, set[str]] = {}
+    for code in (each for row in rows for each in row.code):
+        for module, source in code.items():
+            trained.setdefault(module, set()).add(source)
     every = [evaluation.attacks for row in rows for evaluation in row.evaluations]
     # Evaluations of earlier versions record no code.
     odd = [name for name in every[0] if len({tuple(a[name].code) for a in every if a[name].code}) > 1]
-    return [f"the code of the attack {name}" for name in odd]
+    edited = [f"the code of {module}" for module, sources in trained.items() if len(sources) > 1]
+    return [*edited, *(f"the code of the attack {name}" for name in odd)]
 
 
 def evaluation_of(path: Path) -> EvaluationFile:

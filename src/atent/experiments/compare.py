@@ -68,7 +68,8 @@ def compare(
                     pass  # the lock is acquired only to wait for its holder, and released at once
         todo = {run.path: _stage(run, build) for run in plan.runs(path)}
         jobs = {job.recipe: seeded(job, plan.seeds[0]).sections() for job in plan.jobs.values()}
-        folder.write_json(path / PLAN, {"command": plan.command, "seeds": plan.seeds, "jobs": jobs})
+        about = {"command": plan.command, "seeds": plan.seeds, "jobs": jobs, "code": plan.code()}
+        folder.write_json(path / PLAN, about)
         counts = {kind: list(todo.values()).count(kind) for kind in ("finished", "started")}
         notes = "".join(f", {n} {kind} before" for kind, n in counts.items() if n)
         say(f"compare {path}: {len(todo)} runs{notes}")

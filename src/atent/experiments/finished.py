@@ -14,7 +14,7 @@ from atent import trust
 from atent.attacks import ATTACKS
 from atent.attacks.spec import parse, spell
 from atent.data import Limit
-from atent.experiments.collect import Row, assembled, evaluation_of, seed_result
+from atent.experiments.collect import Row, assembled, code_of_run, evaluation_of, seed_result
 from atent.experiments.evaluation import Request, evaluate_target
 from atent.experiments.interrupted import note_unfinished
 from atent.experiments.recipe_files import SECTIONS, flat
@@ -88,7 +88,7 @@ def compare_runs(
     -------
     ComparisonFile
         Means and intervals over the seeds, and in ``pairs`` the differences with their tests; ``differs`` names the
-        settings beside the method in which the runs differ.
+        settings beside the method in which the runs differ, and files of yours that were edited between them.
 
     Raises
     ------
@@ -282,7 +282,8 @@ def _row(name: str, row: list[_Made]) -> Row:
     threat = row[0].config["method"].get("threat")
     plain = Threat(**threat).plain() if threat else None
     unfinished = [made.unfinished for made in row if made.unfinished]
-    return Row(name, row[0].title, plain, seeds, [made.evaluation for made in row], unfinished)
+    code = [code_of_run(made.config) for made in row]
+    return Row(name, row[0].title, plain, seeds, [made.evaluation for made in row], unfinished, code)
 
 
 def _differing(groups: dict[str, list[_Made]]) -> list[str]:

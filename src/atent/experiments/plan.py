@@ -13,12 +13,14 @@ from typing import Any
 from atent import runs as folder
 from atent.attacks.spec import spell
 from atent.data.settings import READING
+from atent.experiments.code_named import code_named
 from atent.experiments.job import Job
 from atent.experiments.recipe_files import SECTIONS, flat
 from atent.experiments.target import recipe_attacks, threat_of
 from atent.runs.checkpoint import STATE
 from atent.runs.manifest import read_json
 from atent.threat import EXTRA, Threat
+from atent.train.fingerprint import edited
 
 PLAN = "plan.json"
 NAME = "compare"
@@ -47,6 +49,12 @@ class Plan:
             for seed in self.seeds
             for given, job in self.jobs.items()
         ]
+
+    def code(self) -> dict[str, str]:
+        """`code_named` by the settings of the trainings. The attacks of the evaluations may change: a finished run is
+        evaluated again by them."""
+        used = [job.sections() for job in self.jobs.values()]
+        return code_named([{key: table for key, table in each.items() if key != "evaluate"} for each in used])
 
 
 @dataclass(frozen=True)
@@ -155,7 +163,8 @@ def place(runs: str | Path, name: str | None, plan: Plan, build: Build) -> Path:
     """The folder to work in: a free one, or that of an earlier comparison that ``plan`` resumes.
 
     Without a name: that of the same comparison, else the first free one of compare, compare-2 ... A folder that is
-    named may be widened by recipes and seeds. ValueError if it holds anything else.
+    named may be widened by recipes and seeds. ValueError if it holds anything else. Runs that the user's code trained
+    before an edit are another comparison.
     """
     free = folder.free_name(runs, name or NAME)
     if name is None:
@@ -163,7 +172,7 @@ def place(runs: str | Path, name: str | None, plan: Plan, build: Build) -> Path:
         for path in sorted(p.parent for p in Path(runs).glob(f"{NAME}*/{PLAN}")):
             saved = folder.read_json(path / PLAN)
             same = saved["seeds"] == list(plan.seeds) and set(saved["jobs"]) == {j.recipe for j in plan.jobs.values()}
-            if own.fullmatch(path.name) and same and not _plan_differs(saved, plan, build):
+            if own.fullmatch(path.name) and same and not (_plan_differs(saved, plan, build) or _edited(saved, plan)):
                 return path
         return free
     path = Path(runs) / name
@@ -175,6 +184,8 @@ def place(runs: str | Path, name: str | None, plan: Plan, build: Build) -> Path:
     differs = _plan_differs(saved, plan, build)
     if differs:
         raise ValueError(f"{path} is a comparison with other settings ({differs}): choose another --name")
+    if changed := _edited(saved, plan):
+        raise ValueError(f"{path} has runs of other code ({changed}): restore it, or choose another --name")
     missing = [r for r in saved["jobs"] if r not in {j.recipe for j in plan.jobs.values()}]
     missing += [f"seed {k}" for k in saved["seeds"] if k not in plan.seeds]
     if missing:
@@ -192,6 +203,12 @@ def _plan_differs(saved: dict[str, Any], plan: Plan, build: Build) -> str:
             if differs:
                 return f"{job.recipe}: {differs}"
     return ""
+
+
+def _edited(saved: dict[str, Any], plan: Plan) -> str | None:
+    """The user's modules whose source is not that of the trainings; None if there is none."""
+    # Plans of earlier versions record no code.
+    return edited(saved.get("code") or {}, plan.code())
 
 
 def _differs(saved: dict[str, Any], job: Job, build: Build, aside: tuple[str, ...] = ()) -> str:

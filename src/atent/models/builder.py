@@ -11,7 +11,7 @@ from torch import nn
 
 from atent.checks import check_number
 from atent.models.normalize import Normalize
-from atent.models.reference import made_of
+from atent.models.reference import copied, made_of
 from atent.models.registry import MODELS, default_shape, takes_task
 
 _ANY_SHAPE = ("mlp",)
@@ -79,7 +79,8 @@ def build(
     if not takes_task(name):
         if any(value is not None for value in (dropout, activation, patch, normalize)):
             raise ValueError(f"dropout, activation, patch and normalize are for other networks: set them inside {name}")
-        return made_of(function, name, nn.Module, "an nn.Module")
+        own = made_of(function, name, nn.Module, "an nn.Module")
+        return copied(own, name) if own is function else own
     if not isinstance(classes, Integral) or classes < 2:
         raise ValueError(f"classes must be an integer of at least 2, got {classes!r}")
     native = default_shape(name)

@@ -1,5 +1,6 @@
 """The user's own network: imported by name, and checked before training."""
 
+import copy
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -45,6 +46,28 @@ def from_reference(reference: str, args: Mapping[str, Any] | None = None) -> nn.
     Linear(in_features=2, out_features=3, bias=True)
     """
     return made_of(referred("model", reference), reference, nn.Module, "an nn.Module", args)
+
+
+def built_anew(reference: str, args: Mapping[str, Any] | None = None) -> nn.Module:
+    """As `from_reference`, but a copy of a network that the reference names itself: weights that are loaded into it,
+    or trained, are not those of the network of the next call. ValueError where it cannot be copied."""
+    found = from_reference(reference, args)
+    return copied(found, reference) if gives_itself(reference) else found
+
+
+def gives_itself(reference: str) -> bool:
+    """Whether "module:attribute" is a network, not what builds one."""
+    return isinstance(load_object(reference), nn.Module)
+
+
+def copied(network: nn.Module, name: str) -> nn.Module:
+    """A copy of the network that ``name`` gives; ValueError, in one line, for one without."""
+    try:
+        return copy.deepcopy(network)
+    except Exception as error:  # of the user's own, which may raise anything
+        raise ValueError(
+            f"{name} is a network that cannot be copied ({first_line(error)}): name a function that builds it"
+        ) from error
 
 
 def resolve(reference: str, kind: type[T], wanted: str, args: Mapping[str, Any] | None = None) -> T:

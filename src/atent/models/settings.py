@@ -11,7 +11,7 @@ from atent.checks import Settings, check_seed
 from atent.models.builder import build
 from atent.models.contrastive import Contrastive, Frozen
 from atent.models.dual import Branch
-from atent.models.reference import from_reference
+from atent.models.reference import built_anew
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def _made(settings: ModelSettings, classes: int, shape: tuple[int, ...]) -> nn.M
             raise ValueError(
                 f"dropout, activation, patch, mean and std are for built-in models: set them inside {settings.name}"
             )
-        return from_reference(settings.name)
+        return built_anew(settings.name)
     normalize = None if settings.mean is None or settings.std is None else (settings.mean, settings.std)
     return build(
         settings.name, classes=classes, shape=shape, dropout=settings.dropout, activation=settings.activation,

@@ -15,8 +15,9 @@ from atent import runs as folder
 from atent import trust
 from atent.contracts import kind_of
 from atent.messages import unknown
-from atent.models import MODELS, ModelSettings, build, from_reference, has_patch, make
+from atent.models import MODELS, ModelSettings, build, has_patch, make
 from atent.models.convention import Convention
+from atent.models.reference import built_anew
 from atent.models.registry import takes_task
 from atent.runs.checkpoint import load_weights, put_states, read_states, weights_file
 from atent.runs.foreign import is_weights
@@ -173,7 +174,7 @@ def built(name: str, args: Mapping[str, Any], *, classes: int, shape: tuple[int,
     """
     with torch.random.fork_rng():
         if ":" in name:
-            return from_reference(name, args)
+            return built_anew(name, args)
         known = list(inspect.signature(build).parameters)[1:]
         odd = next((key for key in args if key not in known), None)
         if odd is not None:

@@ -14,6 +14,7 @@ from atent.contracts import check_default_device
 from atent.data import Data
 from atent.data.builder import built as built_data
 from atent.models import check_output
+from atent.models.reference import gives_itself
 from atent.runs.loading import built as built_model
 from atent.train import rebuilt
 from atent.train.preflight import random_state
@@ -53,7 +54,9 @@ class Builders:
                 check_output(made, data.shape, data.classes, next((p.device for p in made.parameters()), "cpu"))
             else:
                 made, name = rebuilt.named(config or {}, data)
-            drawn = rebuilt.kept(model, made, data, name)
+            reference = name.removeprefix("builder ")
+            itself = made is not None and ":" in reference and gives_itself(reference)
+            drawn = rebuilt.kept(model, made, data, name, itself=itself)
             if self.data is not None:
                 _check_data(self.data, built_data(self.data, self.data_args), data)
         return drawn

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -74,6 +75,11 @@ def facts(model: nn.Module, data: Data, method: Method) -> dict[str, Any]:
     if isinstance(method, ATENT):
         out["chain"] = method.chain().describe()
     return out
+
+
+def with_code(config: dict[str, Any], code: Mapping[str, str]) -> dict[str, Any]:
+    """A configuration with the hashes of the user's files that define the training, by module, if there are any."""
+    return {**config, "about": {**config["about"], "code": dict(code)}} if code else config
 
 
 def with_subsets(config: dict[str, Any], data: Data, subsets: dict[str, Any]) -> dict[str, Any]:

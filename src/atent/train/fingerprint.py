@@ -18,9 +18,10 @@ from atent.data import Data
 from atent.data.settings import READING
 from atent.fields import shown
 from atent.methods import Method
-from atent.models import ModelSettings
-from atent.optim import Optimizer, Schedule
+from atent.models import MODELS, ModelSettings
+from atent.optim import OPTIMIZERS, Optimizer, Schedule
 from atent.origins import sources_of
+from atent.registry import Registry, where
 from atent.runs.folder import BUILDER_KEYS
 from atent.runs.identity import functions_of, is_built_in, layers_of
 from atent.runs.manifest import read_json
@@ -67,9 +68,7 @@ def started(
     and the source of the user's own method, network, ``optimizer`` and ``attacks``, by module. Of the data the samples
     count."""
     kinds = {type(each) for each in (method, *model.modules(), optimizer, *attacks.values())}
-    # Functions that build the network or the optimizer.
-    named = [(config[part].get("name") or "").partition(":") for part in ("model", "optimizer")]
-    builders = [_known(module, path) for module, _, path in named if path and module in sys.modules]
+    builders = [_builder(kind, config[part].get("name") or "") for part, kind in _BUILT]
     net, name = unwrapped(model), config["model"].get("name")
     code = sources_of([*kinds, *builders, *functions_of(net)])
     # A later version may build the layers of a network that the settings name in another way.
@@ -88,11 +87,18 @@ def _split(data: Data) -> str:
     return digest.hexdigest()[:16]
 
 
-def _known(module: str, path: str) -> Any:
-    """An object of an imported module; None if it is not there any more."""
+_BUILT: tuple[tuple[str, Registry[Any]], ...] = ("model", MODELS), ("optimizer", OPTIMIZERS)
+
+
+def _builder(kind: Registry[Any], name: str) -> Any:
+    """The user's function that builds the network or the optimizer, by its reference or as a plug-in; None for a
+    built-in one, and if it is not there any more."""
+    module, colon, path = name.partition(":")
+    if not colon:
+        return kind.find(name) if name in kind and not kind.is_built_in(name) else None
     try:
         return attrgetter(path)(sys.modules[module])
-    except AttributeError:
+    except (AttributeError, KeyError):
         return None
 
 
@@ -178,8 +184,8 @@ def completed(fingerprint: str, now: str, method: Method) -> str:
     if "validation" not in parts and "validation" in json.loads(now):
         parts["validation"] = json.loads(now)["validation"]  # earlier versions did not record it
     name, new = parts["method"]["name"], json.loads(now)["method"]["name"]
-    if ":" not in name and new.rpartition(":")[2] == name:
-        # Earlier versions stored only the class name of a custom method.
+    if (":" not in name and new.rpartition(":")[2] == name) or name == where(type(method)):
+        # Earlier versions stored only the class name of a custom method, or its module where a package announces it.
         parts["method"]["name"] = new
     known = {f.name: f.default for f in fields(method) if f.default is not MISSING}
     defaults = {

@@ -33,14 +33,15 @@ def named(config: Mapping[str, Any], data: Data) -> tuple[nn.Module | None, str]
     return make(ModelSettings(**{**known, "weights": None}), classes=data.classes, shape=data.shape), name
 
 
-def kept(model: nn.Module, made: nn.Module | None, data: Data, name: str) -> list[str]:
+def kept(model: nn.Module, made: nn.Module | None, data: Data, name: str, *, itself: bool = False) -> list[str]:
     """The buffers of ``model`` to store though they are not persistent: those that ``made``, which ``name`` gives, has
-    with other values; all where it gives none.
+    with other values; all where it gives none, and where it names a network ``itself``, which the process that imports
+    it builds anew.
 
     ValueError, in one line, unless ``made`` is the network ``model`` once it has its weights and buffers: with the
     present ones and, since the last layer may begin at zero, with other weights.
     """
-    # A module that a name gives itself is built anew by the process that imports it.
+    # A function may give a network that its module has built.
     if made is None or unwrapped(made) is unwrapped(model):
         return _other(model, {})
     x, _ = data.train.batch(torch.arange(min(2, len(data.train)), device=data.train.x.device))
@@ -54,7 +55,7 @@ def kept(model: nn.Module, made: nn.Module | None, data: Data, name: str) -> lis
             f"{name} returns another architecture: {found[0]}{more}: give the function that built the model, and its"
             " builder_args"
         )
-    own = _other(model, hidden(made))
+    own = _other(model, {} if itself else hidden(made))
     put(made, whole(model, own), own)
     copy = twin(model)
     if differ(model, made, x) or (copy is not None and _differ_elsewhere(copy, made, x)):

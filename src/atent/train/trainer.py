@@ -30,7 +30,7 @@ from atent.train.builders import Builders
 from atent.train.callbacks import Callback, Progress, first
 from atent.train.clock import Clock
 from atent.train.compiling import Compiling
-from atent.train.describe import complete, summary, with_subsets
+from atent.train.describe import complete, summary, with_code, with_subsets
 from atent.train.fingerprint import as_begun, difference, fingerprint, started
 from atent.train.finite import Finite, Skipped, finite_logits, line_of, ordered
 from atent.train.interrupt import Interrupted, how_to_resume, stop_requests
@@ -91,6 +91,7 @@ class Trainer:
         agreement.check(self.data, settings, config, fingerprint(config))
         self.config = identified(config, run, resume)
         self.position = started(self.config, self.data, method, model, self.optimizer, self.validation.attacks)
+        self.config = with_code(self.config, self.position["code"])
         self.history: list[dict[str, Any]] = []
         self.best, self.meter = Best(self.validation, settings), Meter()
         self.keeper = Keeper(run, model, self.begun, self.average, settings, self.device, say)

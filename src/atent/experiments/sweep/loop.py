@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from atent import runs as folder
-from atent import trust
-from atent.attacks import ATTACKS
-from atent.certify import CERTIFIERS
-from atent.data import SOURCES
 from atent.experiments.backends import Backend, Local, Task, drive, train_task
 from atent.experiments.backends.base import reason
+from atent.experiments.code_named import code_named
 from atent.experiments.pipeline import Say
 from atent.experiments.plan import Run, seeded, state
 from atent.experiments.recipe_files import UsageError, as_toml
@@ -28,12 +24,7 @@ from atent.experiments.sweep.spec import Sweep
 from atent.experiments.sweep.study import Study, Trial, keeps
 from atent.experiments.validated import best_of, figure, rows_of, verified_of
 from atent.messages import first_only
-from atent.methods import METHODS
-from atent.models import MODELS
-from atent.optim import OPTIMIZERS
-from atent.origins import sources_of
 from atent.progress import Advance, bar
-from atent.registry import Registry, load_object
 from atent.runs.locks import held
 from atent.signals import STOPPING, resumed_by
 from atent.train.fingerprint import edited
@@ -114,30 +105,9 @@ def _check(path: Path, sweep: Sweep) -> None:
 
 
 def _code(sweep: Sweep) -> dict[str, str]:
-    """The hashes of the user's files that define what is trained and how it is measured, by module: what the settings
-    name, as module:Thing or by the name of a plug-in. A sweep does not use the attacks of the evaluation."""
+    """`code_named` by the settings of the trainings. A sweep does not use the attacks of the evaluation."""
     used = {key: table for key, table in sweep.tables.items() if key != "evaluate"}
-    settings = [used, [each.plain() for each in sweep.space], sweep.certifier]
-    names = {text.partition("(")[0].strip() for text in _texts(settings)}
-    plugins: list[Any] = [
-        kind.find(name) for kind in _KINDS for name in sorted(names) if ":" not in name and name in kind
-    ]
-    for reference in trust.references(settings):
-        with contextlib.suppress(ValueError):  # an attack of another package, or what a training reports
-            plugins.append(load_object(reference))
-    return sources_of(plugins)
-
-
-_KINDS: tuple[Registry[Any], ...] = (METHODS, MODELS, OPTIMIZERS, SOURCES, ATTACKS, CERTIFIERS)
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """The strings in nested lists and tables."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for each in value.values() if isinstance(value, dict) else value:
-            yield from _texts(each)
+    return code_named([used, [each.plain() for each in sweep.space], sweep.certifier])
 
 
 class _Work:
