@@ -64,9 +64,9 @@ def collect(plan: Plan, path: Path, at_once: int = 1) -> ComparisonFile:
         made[run.given].append((seed_result(run.path, seed, found, last=run.job.evaluate.last), found, code))
     rows = []
     for given, job in plan.jobs.items():
-        threat, (seeds, evaluations, code) = getattr(job.method, "threat", None), zip(*made[given])
+        threat, (seeds, evaluations, codes) = getattr(job.method, "threat", None), zip(*made[given])
         name, plain = job.recipe or "", threat and threat.plain()
-        rows.append(Row(name, job.title, plain, list(seeds), list(evaluations), code=code))
+        rows.append(Row(name, job.title, plain, list(seeds), list(evaluations), code=codes))
     job = next(iter(plan.jobs.values()))
     return assembled(
         rows, command=plan.command, model=job.model.name, epochs=job.train.epochs, minutes=job.train.minutes,
