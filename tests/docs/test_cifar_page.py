@@ -97,15 +97,18 @@ def test_the_differences_are_those_of_the_tables():
         (r"bounds verify (\S+ % \[\S+ \S+\]) of all 9,980", 9980, "certificate-2.json"),
         (r"and (\S+ % \[\S+ \S+\]) of the 200 images", 200, "certificate.json"),
         (r"on the margin leaves (\S+ % \[\S+ \S+\]) of 1,000", 1000, "evaluation.json"),
+        (r"of 1,000, AutoAttack (\S+ % \[\S+ \S+\]) of 300", 300, "measures.json"),
     ],
 )
 def test_the_figures_of_crown_ibp(pattern, n, file):
     path = PLACE / "cifar10-linf-crown-ibp-2" / file
     if file.startswith("certificate"):
-        share = migrate.read(path, CertificateFile).certified[0].share
+        found = migrate.read(path, CertificateFile).certified[0].share
+    elif file.startswith("measures"):
+        found = share("cifar10-linf-crown-ibp-2", "AutoAttack(norm=linf, eps=2/255), stratified 300")
     else:
-        share = migrate.read(path, EvaluationFile).worst
-    assert (figures(pattern), share.n) == ([share.text], n)
+        found = migrate.read(path, EvaluationFile).worst
+    assert (figures(pattern), found.n) == ([found.text], n)
 
 
 def test_the_ratios_of_table_s4():
@@ -166,7 +169,9 @@ def test_the_figures_of_trades_with_smoothing():
     both = [f"{100 * share(each, clean).value:.1f}" for each in ("cifar10-l2-gaussian", name)]
     assert f"({worst[0]} against {worst[1]} % under PGD-40 at 0.435)" in GUIDE
     assert f"({both[0]} against {both[1]} %), for a tenth of the training" in GUIDE
-    assert figures(rf"images is {n}, {n} and {n} % after epochs 13, 14 and 15\. Its certificate") == robust(name)[12:]
+    assert (
+        figures(rf"on 500 validation images is {n}, {n} and {n} % after epochs 13, 14 and 15\. - ") == robust(name)[12:]
+    )
 
 
 def points(estimate):
@@ -202,6 +207,47 @@ def test_the_figures_of_atent_with_noise():
     assert max(every, key=float) == every[11]
     assert f"{rate.text} of the same images" in GUIDE
     assert f"{points(leads[1])} points under PGD-10" in GUIDE
+    key = "AutoAttack(norm=l2, eps=0.435), stratified 300"
+    sides = [with_present_keys(read_json(PLACE / name / "measures.json"))[key] for name in names]
+    assert sides[0]["outcomes"]["ids"] == sides[1]["outcomes"]["ids"]
+    values = [[side["share"]["value"]] for side in sides]
+    lead = paired(*values, 300, tuple([side["outcomes"]["share"]] for side in sides))
+    passage = rf"AutoAttack at 0\.435 leaves {value} of the 300 images, a difference to TRADES of {points_} points"
+    assert figures(passage) == [share(names[0], key).text, points(lead)]
+    assert f"{points(lead)} points under AutoAttack (n = 300)" in GUIDE
+
+
+def test_the_certificates_at_the_radius_of_the_claim():
+    names = [f"cifar10-l2-{name}-smoothing" for name in ("trades", "atent")]
+    key = "smoothing, sigma 0.12, 1000 and at most 100000 draws, l2 0.435, stratified 200"
+    theirs, mine = (with_present_keys(read_json(PLACE / name / "measures.json"))[key] for name in names)
+    assert theirs["outcomes"]["ids"] == mine["outcomes"]["ids"]
+
+    def text(found, which):
+        return Share.of(found[which]["k"], found[which]["n"]).text
+
+    value, points_ = r"(\S+ % \[\S+ \S+\])", r"(\S+ \[\S+ \S+\])"
+    both = [text(found, "certified") for found in (theirs, mine)]
+    values = [[found["certified"]["value"]] for found in (mine, theirs)]
+    lead = paired(*values, 200, tuple([found["outcomes"]["certified"]] for found in (mine, theirs)))
+    passage = (
+        rf"TRADES with smoothing on {value} of the 200 images and ATENT with noise on {value}: .*? {points_} points\."
+    )
+    assert figures(passage) == [*both, points(lead)]
+    assert f"TRADES with smoothing is certified on {both[0]} of the 200 images and ATENT with noise on {both[1]}." in GUIDE
+    passage = rf"which the paper's table calls certified, is {value} and {value} \(the paper: 78\.2 and 72\.2\)"
+    assert figures(passage) == [text(found, "smoothed") for found in (theirs, mine)]
+    lost = [
+        sum(right > sure for right, sure in zip(found["outcomes"]["smoothed"], found["outcomes"]["certified"]))
+        for found in (theirs, mine)
+    ]
+    assert figures(r"(\d+) and (\d+) images are classified correctly and not certified") == [*map(str, lost)]
+    taken = []
+    for name, found in zip(names, (theirs, mine)):
+        made = migrate.read(PLACE / name / "certificate-2.json", CertificateFile)
+        assert (made.sampling["radius"], made.certified[0].share.k) == (0.435, found["certified"]["k"])
+        taken.append(f"{made.samples_mean:,.0f}")
+    assert figures(r"The test took (\S+) and (\S+) samples of an image on average, of at most 100,000") == taken
 
 
 @pytest.mark.parametrize("name", ["pgdat", "atent"])
