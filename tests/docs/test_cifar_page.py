@@ -126,8 +126,10 @@ def test_the_certificate_of_gaussian_noise():
     found = migrate.read(PLACE / "cifar10-l2-gaussian" / "certificate.json", CertificateFile)
     assert [found.sampling[key] for key in ("sigma", "n", "alpha", "radius")] == [0.12, 100_000, 0.001, 0.25]
     passage = r"at l2 0\.25 on (\S+ % \[\S+ \S+\]) of (\d+) test images: .* the median image takes (\d+)\."
-    share = found.certified[0].share
-    assert figures(passage) == [share.text, str(share.n), str(found.samples_median)]
+    sure = found.certified[0].share
+    assert figures(passage) == [sure.text, str(sure.n), str(found.samples_median)]
+    left = share("cifar10-l2-gaussian", "AutoAttack(norm=l2, eps=0.435), stratified 300")
+    assert figures(r"AutoAttack at l2 0\.435 leaves (\S+ % \[\S+ \S+\]) of 300 images\.") == [left.text]
     least = []
     for radius in (0.435, 0.25):
         test = plan(threshold(radius, 0.12), 100_000, 0.001)
@@ -234,7 +236,9 @@ def test_the_certificates_at_the_radius_of_the_claim():
         rf"TRADES with smoothing on {value} of the 200 images and ATENT with noise on {value}: .*? {points_} points\."
     )
     assert figures(passage) == [*both, points(lead)]
-    assert f"TRADES with smoothing is certified on {both[0]} of the 200 images and ATENT with noise on {both[1]}." in GUIDE
+    assert (
+        f"TRADES with smoothing is certified on {both[0]} of the 200 images and ATENT with noise on {both[1]}." in GUIDE
+    )
     passage = rf"which the paper's table calls certified, is {value} and {value} \(the paper: 78\.2 and 72\.2\)"
     assert figures(passage) == [text(found, "smoothed") for found in (theirs, mine)]
     lost = [
