@@ -168,12 +168,18 @@ def _is_of_user(module: str) -> bool:
     return home is None or (file is not None and not Path(file).resolve().is_relative_to(home))
 
 
+def called_by(thing: Any) -> Any:
+    """The class or the function that a `functools.partial` calls; any other object itself."""
+    while isinstance(thing, functools.partial):
+        thing = thing.func
+    return thing
+
+
 def _definitions(entries: Iterable[Any]) -> Iterator[Any]:
     """The classes and functions that define some objects: of a class also its bases, of a partial its function, and of
     an instance its class."""
     for entry in entries:
-        while isinstance(entry, functools.partial):
-            entry = entry.func
+        entry = called_by(entry)
         known = entry if hasattr(entry, "__qualname__") else type(entry)
         yield from known.__mro__ if isinstance(known, type) else (known,)
 

@@ -22,6 +22,18 @@ def _silent(amount: int, text: str = "") -> None:
     return None
 
 
+def checked(advance: Advance, check: Callable[[], object] | None) -> Advance:
+    """``advance``, which also calls ``check`` each time; it may raise to end the work."""
+    if check is None:
+        return advance
+
+    def both(amount: int, text: str = "") -> None:
+        advance(amount, text)
+        check()
+
+    return both
+
+
 @contextmanager
 def bar(
     total: int, title: str, *, enabled: bool = True, estimate: bool = True, costs: Sequence[int] = (1,),

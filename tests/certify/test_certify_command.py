@@ -13,6 +13,7 @@ import torch
 from command_line import gaussian_run, replaced
 
 from atent import Threat
+from atent import runs as folder
 from atent.certify.rows import read_rows
 from atent.cli import main
 from atent.experiments.certificate import certify_folder
@@ -369,3 +370,21 @@ def test_a_run_without_noise_needs_a_sigma(run, tmp_path, capsys):
     assert main(args) == 2
     assert "give --sigma" in capsys.readouterr().err
     assert main([*args, "--sigma", "0.2"]) == 0
+
+
+def test_a_certificate_that_is_read_keeps_its_provenance(tmp_path, monkeypatch):
+    """Commit and hardware are those of the command that computed the rows."""
+    monkeypatch.chdir(tmp_path)
+    made, whole = iter(range(9)), folder.provenance
+    monkeypatch.setattr(folder, "provenance", lambda **given: {**whole(**given), "commit": f"commit {next(made)}"})
+
+    def commit(**given):
+        path, content, _ = certify_folder("zoo:digits-linf-crown-ibp", sigma=0.1, n=1000, progress=False, **given)
+        assert folder.read_json(path)["provenance"] == content.provenance
+        return path.name, content.provenance["commit"]
+
+    for given in ({"radii": [0.05]}, {"radii": [0.05, 0.1]}):
+        name, first = commit(limit=3, **given)
+        assert commit(limit=3, **given) == (name, first)
+        assert commit(limit=2, **given) == (name, first)
+        assert commit(limit=4, **given) != (name, first)

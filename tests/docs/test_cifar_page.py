@@ -246,12 +246,19 @@ def test_the_certificates_at_the_radius_of_the_claim():
         for found in (theirs, mine)
     ]
     assert figures(r"(\d+) and (\d+) images are classified correctly and not certified") == [*map(str, lost)]
-    taken = []
+    taken: list[str] = []
+    spent: list[str] = []
     for name, found in zip(names, (theirs, mine)):
         made = migrate.read(PLACE / name / "certificate-2.json", CertificateFile)
         assert (made.sampling["radius"], made.certified[0].share.k) == (0.435, found["certified"]["k"])
         taken.append(f"{made.samples_mean:,.0f}")
-    assert figures(r"The test took (\S+) and (\S+) samples of an image on average, of at most 100,000") == taken
+        work = f"atent certify {name} --sigma 0.12 --radius 0.435 --limit 200"
+        (entry,) = (e for e in read_json(PLACE / name / "evaluated.json") if e["what"] == work)
+        spent.append(f"{entry['core_seconds'] / 200:.0f}")
+    passage = (
+        r"The test took (\S+) and (\S+) samples of an image on average, of at most 100,000, and (\d+) and (\d+) core"
+    )
+    assert figures(passage) == taken + spent
 
 
 @pytest.mark.parametrize("name", ["pgdat", "atent"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -15,20 +14,14 @@ from atent.certify.smoothing import Smoothed
 from atent.checks import NotFinite
 from atent.contracts import kind_of, owned
 from atent.guard import ask, guard
+from atent.origins import called_by
 from atent.precision import full_precision
 from atent.registry import Registry, first_line
 from atent.threat import Threat
 
 
-def _of_partial(found: Any) -> Any:
-    """The class or the function that a `functools.partial` calls; any other object itself."""
-    while isinstance(found, functools.partial):
-        found = found.func
-    return found
-
-
 def _is_certifier(found: Any) -> bool:
-    made = _of_partial(found)
+    made = called_by(found)
     return callable(found) and (not isinstance(made, type) or callable(getattr(made, "certify", None)))
 
 
@@ -74,7 +67,7 @@ def smooths(name: str) -> bool:
     >>> smooths("smoothing"), smooths("crown")
     (True, False)
     """
-    return isinstance(_of_partial(CERTIFIERS.find(name)), type)
+    return isinstance(called_by(CERTIFIERS.find(name)), type)
 
 
 def verified_by(name: str, model: nn.Module, x: Tensor, y: Tensor, threat: Threat) -> Tensor:

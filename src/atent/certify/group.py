@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from atent.certify.limits import largest_radius
 from atent.certify.rows import Row
 from atent.certify.smoothing import ABSTAIN, Smoothed, certificates, predictions
 from atent.guard import ask, guard
+from atent.origins import called_by
 from atent.precision import full_precision
 from atent.progress import Advance
 from atent.registry import first_line
@@ -36,8 +36,7 @@ def made_by(
 
 def name_of(certifier: Any) -> str:
     """The certifier's name, for errors; of a partial that of what it calls."""
-    while isinstance(certifier, functools.partial):
-        certifier = certifier.func
+    certifier = called_by(certifier)
     return str(getattr(certifier, "__name__", type(certifier).__name__))
 
 

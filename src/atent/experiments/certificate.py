@@ -27,7 +27,18 @@ from atent.certify import (
 )
 from atent.certify.certificate import TOGETHER, certified_network, identity, made_of
 from atent.certify.limits import check_radius
-from atent.certify.rows import Row, check_images, claimed, free, images_of, made_alike, sidecar, sums, write_rows
+from atent.certify.rows import (
+    Row,
+    check_images,
+    claimed,
+    free,
+    images_of,
+    made_alike,
+    read_rows,
+    sidecar,
+    sums,
+    write_rows,
+)
 from atent.certify.shards import check_complete, check_shard
 from atent.data import Limit, Rule
 from atent.data.described import spans
@@ -46,7 +57,7 @@ from atent.experiments.target import Target, load_target
 from atent.fields import as_norm
 from atent.memory import Batches
 from atent.models.convention import Convention
-from atent.progress import Advance, bar
+from atent.progress import Advance, bar, checked
 from atent.registry import Plugin, plugin_named
 from atent.runs import manifest
 from atent.runs.identity import digest
@@ -226,22 +237,12 @@ def _head(who: Target, method: str, plugin: Plugin | None, ids: Sequence[int], s
     }
 
 
-def _checked(advance: Advance, check: Check) -> Advance:
-    """The progress display, which also calls ``check``."""
-
-    def checked(amount: int, text: str = "") -> None:
-        advance(amount, text)
-        if check is not None:
-            check()
-
-    return checked
-
-
 def _smoothed(
     who: Target, how: _How, shard: str | None, merged: bool, progress: bool, check: Check
 ) -> tuple[Path, Smoothing, Certificate]:
     x, y, ids = who.test()
     sampling, about, certifier = how.sampling, _about(who, how.plugin), CERTIFIERS.find(how.method)
+    known: tuple[set[int], dict[str, Any]] = (set(), {})
     part = None if shard is None else Shard.parse(shard)
     network = certified_network(who.model, x, sampling, certifier)
     made = made_of(sampling, about, network.layers)
@@ -261,6 +262,7 @@ def _smoothed(
         mine = range(*check_shard(index, len(x)))
         name = CERTIFICATE if part is None else f"certificate.{part.name}.csv"
         table = alone(lambda: claimed(who.place / f"{who.stem}{name}", made))
+        known = _finished(table)
         if how.compiled:
             network = replace(network, network=cast(nn.Module, torch.compile(network.network)))
         each = sampling.n0 + sampling.n
@@ -269,12 +271,15 @@ def _smoothed(
             found = certify_run(
                 who.model, x, y, sampling, ids=ids, path=table, about=about, shard=index, batch=how.batch,
                 channels_last=how.channels_last, certifier=certifier, network=network, world=current(),
-                advance=_checked(advance, check),
+                advance=checked(advance, check),
             )  # fmt: skip
     head = _head(who, how.method, how.plugin, [row.idx for row in found.rows], x.shape[1:])
+    # A command that only reads the rows did not make them.
+    read = {row.idx for row in found.rows} <= known[0]
+    provenance = known[1] if read else folder.provenance(seed=sampling.seed, device=x.device)
     content = cast(Smoothing, CertificateFile.from_json({
         **found.to_json(how.goals), **head, "shard": shard,
-        "provenance": folder.provenance(seed=sampling.seed, device=x.device), "made": made, "complete": True,
+        "provenance": provenance, "made": made, "complete": True,
     }))  # fmt: skip
 
     def finished() -> None:
@@ -284,6 +289,14 @@ def _smoothed(
 
     alone(finished)
     return sidecar(table), content, found
+
+
+def _finished(table: Path) -> tuple[set[int], dict[str, Any]]:
+    """The numbers of the rows of a complete certificate, and its provenance; none of another."""
+    content = manifest.read_json(sidecar(table))
+    if not (content.get("complete") and content.get("provenance")):
+        return set(), {}
+    return {row.idx for row in read_rows(table)}, content["provenance"]
 
 
 def _check_labels(table: Path, rows: Sequence[Row], ids: Tensor, y: Tensor) -> None:
@@ -321,7 +334,7 @@ def _bounded(
     with bar(len(x) * len(threats), who.name, enabled=progress) as advance:
         for threat in threats:
             begun = time.perf_counter()
-            certain = _verified(who.model, x, y, threat, method, _checked(advance, check))
+            certain = _verified(who.model, x, y, threat, method, checked(advance, check))
             results.append(
                 {
                     "threat": threat.plain(),

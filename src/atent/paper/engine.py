@@ -33,7 +33,7 @@ from atent.experiments.target import Target, load_target
 from atent.messages import first_only, shared_settings
 from atent.paper.layout import Measure, Table, Training
 from atent.paper.scales import Scale
-from atent.progress import Advance, bar
+from atent.progress import bar, checked
 from atent.runs.locks import held
 from atent.threat import radius
 from atent.train.interrupt import Interrupted
@@ -207,7 +207,7 @@ def _accuracy(bench: Bench, who: Target, m: Measure) -> dict[str, Any]:
     with bar(len(x), who.name, enabled=bench.progress, costs=costs(attacks, False)) as advance:
         found = evaluate(
             who.model, x, y, attacks, ids=ids, batch=batch, cascade=False, resume=part if attacks else None,
-            advance=_watched(bench, advance),
+            advance=checked(advance, bench.check),
         )  # fmt: skip
     with suppress(FileNotFoundError):
         part.unlink()
@@ -237,7 +237,7 @@ def _smoothing(bench: Bench, who: Target, m: Measure) -> dict[str, Any]:
     with bar(total, who.name, enabled=bench.progress) as advance:
         found = certify_run(
             who.model, x, y, sampling, ids=ids, path=path, about=about, network=network,
-            advance=_watched(bench, advance),
+            advance=checked(advance, bench.check),
         )  # fmt: skip
     return _of_rows(found, m, {r.idx: r.smoothed for r in found.rows})
 
@@ -253,7 +253,7 @@ def _sequential(bench: Bench, who: Target, m: Measure) -> dict[str, Any]:
     network = certified_network(who.model, x, found.sampling)
     smoothed = Smoothed(network.network, m.sigma)
     with bar(len(x) * m.predicted, who.name, enabled=bench.progress) as advance:
-        classes = smoothed.predict(x, m.predicted, ids=ids, advance=_watched(bench, advance))
+        classes = smoothed.predict(x, m.predicted, ids=ids, advance=checked(advance, bench.check))
     return {**_of_rows(found, m, dict(zip(ids.tolist(), classes.tolist()))), "predicted": m.predicted}
 
 
@@ -306,14 +306,6 @@ def _some(who: Target, m: Measure) -> Target:
     return replace(
         who, data=replace(who.data, subset="stratified"), settings=replace(who.settings, limit=m.n)
     )  # fmt: skip
-
-
-def _watched(bench: Bench, advance: Advance) -> Advance:
-    def watched(amount: int, text: str = "") -> None:
-        advance(amount, text)
-        bench.check()
-
-    return watched
 
 
 # ---- a table -----------------------------------------------------------------------------------------------
