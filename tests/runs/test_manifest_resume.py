@@ -170,6 +170,18 @@ def test_the_history_comes_from_the_checkpoint(whole, tmp_path, damage):
     assert said[:1] == [f"{path} is not the history of the checkpoint: restored"]
 
 
+def test_rows_that_wait_for_the_next_checkpoint_are_no_damage(whole, tmp_path):
+    """A stop within an epoch writes the checkpoint, and the rows of short epochs before it with the next one."""
+    with pytest.raises(SystemExit):
+        trained(tmp_path / "run", callbacks=[Stops(4, 1)])
+    path = tmp_path / "run" / folder.METRICS
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
+    record(tmp_path / "run", folder.METRICS)
+    said = []
+    same(trained(tmp_path / "run", resume=True, said=said), tmp_path / "run", *whole)
+    assert not [line for line in said if "history" in line]
+
+
 def test_lost_best_weights_are_found_before_the_training(whole, run, tmp_path):
     trained(tmp_path / "other", seed=1)
     for damage, says in ((None, "is missing"), (b"cut", "is damaged"), (tmp_path / "other", "is of another run")):

@@ -281,7 +281,9 @@ class Keeper:
                 built[file] = kind, {**about, "epoch": ends}
                 lines.append(f"{path / file} {wrong}: restored")
         text, found = "".join(self._lines), _text(path / METRICS)
-        if not found.startswith(text):
+        # A checkpoint within an epoch does not write the rows of short epochs before it.
+        behind = found.endswith("\n") and text.startswith(found)
+        if not (found.startswith(text) or behind):
             lines.append(f"{path / METRICS} is not the history of the checkpoint: restored")
         self._sums = _unsettled(path)
         with manifest.sealed(path, known=self._sums) as files:
