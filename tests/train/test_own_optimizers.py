@@ -1,6 +1,8 @@
 """Optimizers and methods of the user: their settings arrive as given, and a state that no file restores is refused."""
 
 import dataclasses
+import json
+import re
 import sys
 from collections import deque
 
@@ -116,3 +118,53 @@ def test_what_an_optimizer_keeps_outside_its_state_is_reported(named, capsys):
     assert not capsys.readouterr().err
     build(named(Counts), net)
     assert "Counts keeps steps, total outside its state" in capsys.readouterr().err
+
+
+def test_a_list_reaches_the_optimizer_and_comes_back(tmp_path):
+    recipe = tmp_path / "own.toml"
+    recipe.write_text(
+        '[data]\nname = "digits"\n[model]\nname = "mlp"\n[method]\nname = "Standard"\n'
+        '[optimizer]\nname = "torch.optim:Adam"\nargs = { betas = [0.5, 0.6] }\n'
+    )
+    given = recipes.job(read_recipe(str(recipe)), str(recipe)).optimizer
+    net = torch.nn.Linear(4, 2)
+    assert build(given, net).param_groups[0]["betas"] == (0.5, 0.6)
+    saved = json.loads(json.dumps(dataclasses.asdict(given)))
+    again = recipes.job({"method": {"name": "Standard"}, "optimizer": saved}, None).optimizer
+    assert again == given
+
+
+@pytest.mark.parametrize(
+    ("value", "line"),
+    [
+        ("{ a = 1 }", "optimizer.args.betas: should be a valid integer or number or boolean or string or array, got"),
+        ("[0.9, [1]]", "optimizer.args.betas.1: should be a valid integer or number or boolean or string, got [1]"),
+    ],
+)
+def test_a_value_of_another_kind_is_one_line(tmp_path, value, line):
+    recipe = tmp_path / "own.toml"
+    recipe.write_text(
+        '[data]\nname = "digits"\n[model]\nname = "mlp"\n[method]\nname = "Standard"\n'
+        f'[optimizer]\nname = "torch.optim:Adam"\nargs = {{ betas = {value} }}\n'
+    )
+    with pytest.raises(ValueError, match=re.escape(line)) as caught:
+        recipes.job(read_recipe(str(recipe)), str(recipe))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_optimizer_that_cannot_step_is_refused_before_a_run_folder_is_made(tmp_path):
+    three = Optimizer("torch.optim:Adam", args={"betas": (0.9, 0.95, 0.99)})
+    with pytest.raises(ValueError, match=r"^optimizer torch\.optim:Adam raised ValueError: .* in its first step$"):
+        trained(tmp_path / "run", optimizer=three)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "Adamax", "LBFGS", "NAdam", "RMSprop", "Rprop", "Adafactor"])
+def test_the_trial_of_a_step_leaves_network_and_random_numbers(name):
+    net = torch.nn.Linear(4, 2)
+    before, state = [p.detach().clone() for p in net.parameters()], torch.get_rng_state()
+    made = build(Optimizer(f"torch.optim:{name}", lr=0.01), net)
+    assert all(map(torch.equal, net.parameters(), before))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not made.state
+    assert all(p.grad is None for p in net.parameters())

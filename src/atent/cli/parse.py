@@ -242,6 +242,8 @@ def _tidy(text: str) -> str:
     text = re.sub(r"\s*\(default:\s*(None|False|)\)", "", text)
     text = re.sub(r"\{None\}\|(.*?)(?=  |$)", r"\1       ", text, flags=re.MULTILINE)
     text = text.replace("{None,", "{")
+    # The keys and values of a table, whose types fill two lines.
+    text = re.sub(r"(--\S+) \[STR (?!\[)(?:(?!\n    )[\s\S])*", r"\1 KEY VALUE ...", text)
     lines = [line.rstrip() for line in text.splitlines()]
     width = int(os.environ["COLUMNS"])
     out: list[str] = []

@@ -110,6 +110,9 @@ def _unknown_fields(cls: type, values: Any, path: str) -> list[str]:
     return errors
 
 
+_VALID = "should be a valid "
+
+
 @functools.cache
 def _adapter(cls: type) -> Any:
     """pydantic's adapter of a dataclass, cached because construction is more expensive than use."""
@@ -137,14 +140,26 @@ def _validated(cls: type, values: dict[str, Any], path: str) -> tuple[Any, list[
         wrong = _out_of_range(made)
         return made, [f"{path}.{wrong}"] if wrong else []
     except pydantic.ValidationError as error:
-        lines: dict[str, str] = {}
-        for e in error.errors():
-            # The branches of a union each report; the path without their names is the field's.
-            where = ".".join(str(p) for p in e["loc"] if not re.search(r"[\[\]-]|^(float|str|int|none|bool)$", str(p)))
-            message = " ".join(e["msg"].removeprefix("Value error, ").removeprefix("Input ").split())
-            got = "" if e["type"] in ("value_error", "missing") else f", got {shown(e['input'])}"
-            lines.setdefault(where, f"{path}{'.' + where if where else ''}: {message}{got}")
-        return None, list(lines.values())
+        return None, _lines(error.errors(), path)
+
+
+def _lines(errors: list[Any], path: str) -> list[str]:
+    """The errors of pydantic, a line for each value: by its path, with all that it may be."""
+    found: dict[str, list[Any]] = {}
+    for e in errors:
+        # The branches of a union each report; the path without their names is the field's.
+        where = ".".join(str(p) for p in e["loc"] if not re.search(r"[\[\]-]|^(bool|float|str|int|none)$", str(p)))
+        found.setdefault(where, []).append(e)
+    lines = []
+    for where, branches in found.items():
+        if any(other.startswith(f"{where}.") for other in found if where):
+            continue  # a branch that names an element of the value is more specific
+        texts = [" ".join(e["msg"].removeprefix("Value error, ").removeprefix("Input ").split()) for e in branches]
+        kinds = [text.removeprefix(_VALID) for text in dict.fromkeys(texts) if text.startswith(_VALID)]
+        message = _VALID + " or ".join(kinds) if texts[0].startswith(_VALID) else texts[0]
+        got = "" if branches[0]["type"] in ("value_error", "missing") else f", got {shown(branches[0]['input'])}"
+        lines.append(f"{path}{'.' + where if where else ''}: {message}{got}")
+    return lines
 
 
 def _out_of_range(made: Any) -> str | None:

@@ -103,8 +103,8 @@ class Optimizer(metaclass=Settings):
     clip_norm: float | None = None
     """Maximum l2 norm of the gradient of all weights, before weight decay, as in `torch.nn.utils.clip_grad_norm_`;
     default: no clipping."""
-    args: dict[str, int | float | bool | str] = field(default_factory=dict)
-    """Further keywords of LARS (trust) and of a custom optimizer."""
+    args: dict[str, int | float | bool | str | tuple[int | float | bool | str, ...]] = field(default_factory=dict)
+    """Further keywords of LARS (trust) and of a custom optimizer; a list becomes a tuple."""
     walk: Walk = field(default_factory=Walk)
     """The walk of EntropySGD; SGLD uses its noise."""
 
@@ -271,9 +271,24 @@ def build(settings: Optimizer, model: nn.Module, *, seed: int = 0) -> torch.opti
     if not parameters:
         raise ValueError("the model has no trainable parameters: set requires_grad on some of them")
     entry = OPTIMIZERS.find(settings.name)
-    if OPTIMIZERS.origin(settings.name) != "built-in" and (names := outside(lambda p: _made(entry, settings, p, seed))):
-        once(
-            f"optimizer {settings.name} keeps {', '.join(names)} outside its state, so that a resumed training begins"
-            " with other values: keep them in self.state or self.param_groups"
-        )
+    if OPTIMIZERS.origin(settings.name) != "built-in":
+        _try_step(settings, parameters, seed)
+        if names := outside(lambda p: _made(entry, settings, p, seed)):
+            once(
+                f"optimizer {settings.name} keeps {', '.join(names)} outside its state, so that a resumed training"
+                " begins with other values: keep them in self.state or self.param_groups"
+            )
     return _made(entry, settings, parameters, seed)
+
+
+def _try_step(settings: Optimizer, parameters: list[nn.Parameter], seed: int) -> None:
+    """ValueError, before a training begins, if a custom optimizer fails in a step of copies of the parameters."""
+    copies = [nn.Parameter(p.detach().clone()) for p in parameters]
+    for p in copies:
+        p.grad = torch.full_like(p, 0.1)
+    made = _made(OPTIMIZERS.find(settings.name), settings, copies, seed)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            made.step(lambda: torch.zeros((), device=copies[0].device))  # type: ignore[arg-type,return-value]
+    except Exception as error:  # the code of a custom optimizer may raise anything
+        raise ValueError(f"optimizer {settings.name} raised {first_line(error)} in its first step") from error
