@@ -337,39 +337,39 @@ def differences(made: Campaign, pair: tuple[str, str]) -> list[str]:
 
 def checked(made: Campaign) -> list[str]:
     """The masking checks and the mean error under corruptions of each evaluated network."""
-    lines = []
+    rows = []
     files = [(n, path) for n in made.found for path in sorted(n.place.glob("evaluation*.json"))]
     every = [migrate.read(path, EvaluationFile).to_json() for _, path in files]
     for (n, _), found, report in zip(files, every, comparable([each.get("corruptions") for each in every])):
         checks = found.get("checks") or []
-        if checks:
-            warned = [f"{check['name']} ({check['figure']})" for check in checks if not check["passed"]]
-            kept = f"{len(checks) - len(warned)} of {len(checks)} pass" + "".join(f"; warns: {w}" for w in warned)
-            lines += [f"- `{n.name}`, checks for masked gradients and weak attacks: {kept}."]
+        warned = [f"{check['name']} ({check['figure']})" for check in checks if not check["passed"]]
+        passed = f"{len(checks) - len(warned)} of {len(checks)}" + "".join(f"; warns: {w}" for w in warned)
         if report:
-            mean, clean = report["mean"], report["clean_error"]
-            lines += [
-                f"- `{n.name}`, mean error under 15 common corruptions at 5 severities: {100 * mean['value']:.1f} %"
-                f" [{100 * mean['low']:.1f}, {100 * mean['high']:.1f}], {100 * clean['value']:.1f} % without one,"
-                f" n = {report['n']:,}."
-            ]
-        elif found.get("corruptions"):
-            lines += [
-                f"- `{n.name}`, mean error under 15 common corruptions: measured with version"
-                f" {found['corruptions']['definitions']} of their definitions, and not comparable with the others."
-            ]
-    return lines or ["Nothing is measured yet."]
+            mean, clean = report["mean"], f"{100 * report['clean_error']['value']:.1f}"
+            value = f"{100 * mean['value']:.1f} [{100 * mean['low']:.1f}, {100 * mean['high']:.1f}]"
+            errors = [value, clean, f"{report['n']:,}"]
+        else:
+            # Errors of other definitions are not comparable with these.
+            other = found.get("corruptions")
+            errors = [f"by version {other['definitions']} of the corruptions" if other else "", "", ""]
+        if checks or any(errors):
+            rows.append([f"`{n.name}`", passed if checks else "", *errors])
+    heads = ["network", "checks passed", "mean error under corruptions (%)", "without one (%)", "n"]
+    text = (
+        "The checks are for masked gradients and weak attacks; the error is the mean over 15 common corruptions at 5"
+        " severities."
+    )
+    return [text, "", *markdown_table(heads, rows)] if rows else ["Nothing is measured yet."]
 
 
-def missing(made: Campaign) -> list[str]:
-    """What the steps ask for of the networks that are there and what is not measured."""
-    lines = []
+def costs(made: Campaign) -> list[str]:
+    """What the evaluations of the networks took, and what the steps ask for and is not measured."""
+    rows = []
     for n in made.found:
         spent = sum(entry["core_seconds"] for entry in entries(n.place)) / 3600
-        left = made.steps.missing(n)
-        lines.append(f"`{n.name}`: evaluated in {spent:.2f} core hours; {len(left)} measures are missing.")
-        lines += ["", *(f"- `{p.name}` (~{minutes(p.hours)} core minutes)" for p in left), ""]
-    return lines
+        left = "; ".join(f"`{p.name}` (~{minutes(p.hours)} core minutes)" for p in made.steps.missing(n))
+        rows.append([f"`{n.name}`", left or "nothing", f"{spent:.2f}"])
+    return markdown_table(["network", "not measured yet", "core hours"], rows, left=2)
 
 
 def page(made: Campaign) -> str:
@@ -377,7 +377,7 @@ def page(made: Campaign) -> str:
     parts = {
         "Trainings": trainings(made), "Figures": figures(made),
         **{f"{what}: these two networks, on the same images": differences(made, pair) for what, pair in PAIRS.items()},
-        "Checks and corruptions": checked(made), "Not measured yet": missing(made),
+        "Checks and corruptions": checked(made), "Evaluations": costs(made),
     }  # fmt: skip
     return "\n".join(line for title, lines in parts.items() for line in (f"### {title}", "", *lines, ""))
 

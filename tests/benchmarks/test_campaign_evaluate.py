@@ -1,6 +1,7 @@
 """The evaluation queue of a campaign and its tables: on a toy network, and the files that the repository ships."""
 
 import json
+import re
 import shlex
 import shutil
 import statistics
@@ -118,6 +119,8 @@ def test_the_tables_say_what_is_missing(trained):
     assert f"| PGD-AT, fine-tuned | clean | - | {100 * tuned['value']:.1f} [" in shown
     page = (place / "README.md").read_text()
     assert f"`{NAME}`" in page
+    # Each network with what its evaluation took, and nothing that is missing.
+    assert re.search(rf"\| `{NAME}` \| nothing \| \d+\.\d\d \|", page)
     assert "evaluation.json" in (place / NAME / "card.md").read_text()
     assert "`digits-linf-atent` (2.5)" in page
     tables.write_all(steps, place, trained / "none")
