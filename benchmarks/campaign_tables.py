@@ -36,6 +36,7 @@ from atent.paper.evidence import Results, measured
 from atent.paper.layout import Cell, Table
 from atent.paper.statements import CLAIMS
 from atent.paper.tables import TABLES
+from atent.runs import manifest
 
 BEGIN, END = "<!-- generated: campaign_tables.py -->", "<!-- end of generated -->"
 CURVES, TIMES = "figure-s1", "table-s4"
@@ -98,6 +99,7 @@ def made_as_runs(found: Sequence[Network], scale: str, place: Path) -> None:
             folder.write_json(run / folder.CONFIG, recorded)
         if not (run / folder.EVALUATION).is_file():
             folder.write_json(run / folder.EVALUATION, {})
+        manifest.record(run, *(path.name for path in run.iterdir() if path.is_file()))
 
 
 def contents(made: Campaign) -> Iterator[tuple[Table, dict[str, Any]]]:
