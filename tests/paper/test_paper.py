@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 import signal
 import statistics
 import threading
@@ -596,3 +597,16 @@ def test_a_run_that_another_command_holds_is_waited_for(tmp_path):
     other.join()
     with engine._turn(late, path):
         pass
+
+
+def test_settings_that_the_trainings_of_a_scale_share_are_not_reported(tmp_path, capsys):
+    """The peak of a cyclic schedule, in the configuration of the one training with another schedule, too."""
+    bench = Bench(SCALES["cifar"], tmp_path, config.job, config.read_recipe)
+    training = Training("cifar10-linf-atent")
+    folder = bench.path(training, 0)
+    folder.mkdir(parents=True)
+    for name in ("config.json", "evaluation.json"):
+        shutil.copy(Path(__file__).parents[2] / "results/cifar/cifar10-linf-atent" / name, folder)
+    once.cache_clear()
+    assert engine.stage(engine.run_of(bench, training, 0), bench.build) == "finished"
+    assert "has no effect" not in capsys.readouterr().err

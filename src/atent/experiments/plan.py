@@ -17,6 +17,7 @@ from atent.experiments.code_named import code_named
 from atent.experiments.job import Job
 from atent.experiments.recipe_files import SECTIONS, flat
 from atent.experiments.target import recipe_attacks, threat_of
+from atent.messages import shared_settings
 from atent.runs.checkpoint import STATE
 from atent.runs.manifest import read_json
 from atent.threat import EXTRA, Threat
@@ -217,7 +218,8 @@ def _differs(saved: dict[str, Any], job: Job, build: Build, aside: tuple[str, ..
     The sections ``aside`` do not count.
     """
     try:
-        before = build({s: folder.completed(saved)[s] for s in SECTIONS}, saved["recipe"])
+        with shared_settings():
+            before = build({s: folder.completed(saved)[s] for s in SECTIONS}, saved["recipe"])
     except (KeyError, ValueError) as error:
         return f"not to be read: {str(error).splitlines()[0]}"
     own = getattr(before.method, "threat", None)
