@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,8 @@ def reproduce(
             except KeyboardInterrupt:
                 stopped = Interrupted("interrupted: repeating the command resumes")
             if name != "figure-1":
-                written += _WRITE.get(name, _write_table)(bench, name, chosen, out, command)
+                write = _WRITE.get(name) or partial(_write_table, only=only)
+                written += write(bench, name, chosen, out, command)
             if stopped is not None:
                 raise stopped
     return written + (_claims(out) if what == "all" else [])
@@ -116,9 +118,11 @@ def _make_table(bench: Bench, name: str, seeds: Sequence[int], only: Sequence[st
     engine.make(bench, TABLES[name](bench.scale), seeds, only)
 
 
-def _write_table(bench: Bench, name: str, seeds: Sequence[int], out: Path, command: str) -> list[Path]:
+def _write_table(
+    bench: Bench, name: str, seeds: Sequence[int], out: Path, command: str, only: Sequence[str] = ()
+) -> list[Path]:
     table = TABLES[name](bench.scale)
-    content = {**result.collect(bench, table, seeds), "command": command}
+    content = {**result.collect(bench, table, seeds, only), "command": command}
     return _write(content, out, result.markdown(content), figure(content))
 
 

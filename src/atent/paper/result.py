@@ -23,9 +23,14 @@ NOT_REACHED = "not reached"
 NOT_YET = "not measured yet"
 
 
-def collect(bench: Bench, table: Table, seeds: Sequence[int]) -> dict[str, Any]:
-    """The content of a table's JSON, from the finished runs; cells without a figure have the reason."""
+def collect(bench: Bench, table: Table, seeds: Sequence[int], only: Sequence[str] = ()) -> dict[str, Any]:
+    """The content of a table's JSON, from the finished runs; cells without a figure have the reason.
+
+    ``only``: the keys of the rows that were asked for, if not all.
+    """
     content: dict[str, Any] = {**head(bench, table.name, table.title), "blocks": []}
+    if only:
+        content["only"] = list(only)
     for block in table.blocks:
         columns = [asdict(column) for column in block.columns]
         rows = [_row(bench, row, block.columns, seeds) for row in block.rows]
@@ -182,11 +187,22 @@ def text(found: Mapping[str, Any]) -> str:
     return out
 
 
+def _missing(content: Mapping[str, Any]) -> str:
+    """Why a table is not complete."""
+    only, seeds = content.get("only", ()), content["seeds"]
+    for row in (row for block in content["blocks"] for row in block["rows"]):
+        cells = row["cells"].values()
+        short = any(cell["ours"] and cell["ours"]["unit"] == "%" and cell["ours"]["seeds"] != seeds for cell in cells)
+        if (not only or row["key"] in only) and (short or any(cell["why"] == NOT_YET for cell in cells)):
+            return "Not complete: repeating the command resumes."
+    return f"Not complete: the command asks for the rows {', '.join(only)}, and not for the others."
+
+
 def markdown(content: Mapping[str, Any], extra: Sequence[str] = ()) -> str:
     """The whole table with its captions; ``extra`` lines come before the hardware."""
     lines = [f"# {content['title']}", ""]
     if not content["complete"]:
-        lines += ["Not complete: repeating the command resumes.", ""]
+        lines += [_missing(content), ""]
     for block in content["blocks"]:
         if block["title"]:
             lines += [f"## {block['title']}", ""]
