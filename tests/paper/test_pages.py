@@ -26,11 +26,11 @@ def content(name):
     return json.loads((RESULTS / name).read_text("utf-8"))
 
 
-def cells(name):
+def cells(name, place="laptop"):
     """{row: {column: cell}} of a table of scale laptop."""
     return {
         row["key"]: {key: cell["ours"] for key, cell in row["cells"].items()}
-        for block in content(f"laptop/{name}.json")["blocks"]
+        for block in content(f"{place}/{name}.json")["blocks"]
         for row in block["rows"]
     }
 
@@ -66,6 +66,12 @@ def test_what_the_paper_s_page_concludes_has_the_figures_of_the_files():
     for column in ("half-published", "full-published"):
         means = [cells("table-s1")[key][column]["value"] for key in ("pgdat", "mma", "atent")]
         assert max(means) - min(means) < 0.02
+
+    ten = cells("table-s1", "cifar/laptop-table-s1-ten-seeds")
+    expected += lead(ten["atent"]["full-published"], ten["mma"]["full-published"])
+    expected += lead(ten["atent"]["full-published"], ten["pgdat"]["full-published"])
+    tuned = {row: each["robust"] for row, each in cells("finetune", "cifar/laptop-finetune-ten-seeds").items()}
+    expected += lead(tuned["atent"], tuned["pgdat"]) + lead(tuned["scratch"], tuned["atent"])
 
     expected += percent(*sorted(mnist["linf-atent"]["robust"]["each"]), digits=0)
     others = [v for key in ("pgdat", "trades", "mma") for v in mnist[f"linf-{key}"]["robust"]["each"]]
