@@ -266,6 +266,8 @@ def test_a_table_from_end_to_end(here, capsys):
     assert not found["complete"]
     page = (here / "results" / "table-s1.md").read_text()
     assert "Not complete: the command asks for the rows pgdat, and not for the others." in page
+    for unfinished in ({"only": []}, {"seeds": [0, 1, 2]}):
+        assert "Not complete: repeating the command resumes." in result.markdown({**found, **unfinished})
     for part in ("83.25", "not measured yet", "radii are rescaled", "Hardware: ", "atent reproduce table-s1 --only"):
         assert part in page
     assert (here / "results" / "table-s1.png").read_bytes().startswith(b"\x89PNG")

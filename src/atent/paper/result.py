@@ -189,13 +189,16 @@ def text(found: Mapping[str, Any]) -> str:
 
 def _missing(content: Mapping[str, Any]) -> str:
     """Why a table is not complete."""
-    only, seeds = content.get("only", ()), content["seeds"]
-    for row in (row for block in content["blocks"] for row in block["rows"]):
-        cells = row["cells"].values()
-        short = any(cell["ours"] and cell["ours"]["unit"] == "%" and cell["ours"]["seeds"] != seeds for cell in cells)
-        if (not only or row["key"] in only) and (short or any(cell["why"] == NOT_YET for cell in cells)):
-            return "Not complete: repeating the command resumes."
-    return f"Not complete: the command asks for the rows {', '.join(only)}, and not for the others."
+    only, seeds = content.get("only"), content["seeds"]
+    asked = [row for block in content["blocks"] for row in block["rows"] if only and row["key"] in only]
+    done = [
+        cell["ours"]["unit"] != "%" or cell["ours"]["seeds"] == seeds if cell["ours"] else cell["why"] != NOT_YET
+        for row in asked
+        for cell in row["cells"].values()
+    ]
+    if only and all(done):
+        return f"Not complete: the command asks for the rows {', '.join(only)}, and not for the others."
+    return "Not complete: repeating the command resumes."
 
 
 def markdown(content: Mapping[str, Any], extra: Sequence[str] = ()) -> str:
