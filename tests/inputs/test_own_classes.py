@@ -326,7 +326,7 @@ OPTIMIZERS = {
     "no closure": (OPTIMIZER + "    def step(self, closure=None):\n        pass\n", ["closure()"], 1),
     "raises": (
         OPTIMIZER + "    def step(self, closure=None):\n        closure()\n        raise KeyError('own')\n",
-        ["KeyError: 'own'", "own_of_user.py", "in step"], 1,
+        ["KeyError: 'own'", "own_of_user.py", "in step"], 2,
     ),
     "returns nothing": ("def T(params, lr):\n    pass\n", ["got None"], 2),
     "number": ("T = 3\n", ["is an int", "docs/add-network.md"], 2),

@@ -69,6 +69,21 @@ class Growing(Standard):
         return super().loss(model, x, y, aux, progress=progress, state=state)
 
 
+class Twice(Plain):
+    """Asks for the gradient twice, as SAM does."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        self.zero_grad()
+        for _ in range(2):
+            with torch.enable_grad():
+                loss = closure()
+            for p in self.params:
+                p -= 0.1 * p.grad
+            self.zero_grad()
+        return loss
+
+
 def images():
     x, y = torch.rand(24, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(24) % 2
     return from_tensors(x[:16], y[:16], x[16:], y[16:], validation=8)
@@ -157,6 +172,10 @@ def test_an_optimizer_that_cannot_step_is_refused_before_a_run_folder_is_made(tm
     with pytest.raises(ValueError, match=r"^optimizer torch\.optim:Adam raised ValueError: .* in its first step$"):
         trained(tmp_path / "run", optimizer=three)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_step_that_asks_for_two_gradients_is_not_refused(named):
+    trained(None, optimizer=named(Twice))
 
 
 @pytest.mark.parametrize("name", ["Adam", "AdamW", "Adamax", "LBFGS", "NAdam", "RMSprop", "Rprop", "Adafactor"])

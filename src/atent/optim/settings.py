@@ -284,11 +284,17 @@ def build(settings: Optimizer, model: nn.Module, *, seed: int = 0) -> torch.opti
 def _try_step(settings: Optimizer, parameters: list[nn.Parameter], seed: int) -> None:
     """ValueError, before a training begins, if a custom optimizer fails in a step of copies of the parameters."""
     copies = [nn.Parameter(p.detach().clone()) for p in parameters]
-    for p in copies:
-        p.grad = torch.full_like(p, 0.1)
+
+    def closure() -> torch.Tensor:
+        # At each call, as in the training: a step may set the gradients to None and call it again.
+        for p in copies:
+            p.grad = torch.full_like(p, 0.1)
+        return torch.zeros((), device=copies[0].device)
+
+    closure()
     made = _made(OPTIMIZERS.find(settings.name), settings, copies, seed)
     try:
         with torch.random.fork_rng(devices=[]):
-            made.step(lambda: torch.zeros((), device=copies[0].device))  # type: ignore[arg-type,return-value]
+            made.step(closure)  # type: ignore[arg-type]
     except Exception as error:  # the code of a custom optimizer may raise anything
         raise ValueError(f"optimizer {settings.name} raised {first_line(error)} in its first step") from error

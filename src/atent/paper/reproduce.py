@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +79,8 @@ def reproduce(
             except KeyboardInterrupt:
                 stopped = Interrupted("interrupted: repeating the command resumes")
             if name != "figure-1":
-                write = _WRITE.get(name) or partial(_write_table, only=only)
-                written += write(bench, name, chosen, out, command)
+                given = (bench, name, chosen, out, command)
+                written += _WRITE[name](*given) if name in _WRITE else _write_table(*given, only)
             if stopped is not None:
                 raise stopped
     return written + (_claims(out) if what == "all" else [])
