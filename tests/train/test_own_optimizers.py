@@ -150,17 +150,25 @@ def test_a_list_reaches_the_optimizer_and_comes_back(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("value", "line"),
+    ("setting", "line"),
     [
-        ("{ a = 1 }", "optimizer.args.betas: should be a valid integer or number or boolean or string or array, got"),
-        ("[0.9, [1]]", "optimizer.args.betas.1: should be a valid integer or number or boolean or string, got [1]"),
+        (
+            "optimizer.args.a = { b = 1 }",
+            "args.a: should be a valid integer or number or boolean or string or array,",
+        ),
+        (
+            "optimizer.args.a = [1, [1]]",
+            "args.a.1: should be a valid integer or number or boolean or string, got",
+        ),
+        ('train.threads = "x"', "train.threads: should be a valid integer or 'auto', got 'x'"),
+        ('evaluate.limit = "x"', "evaluate.limit: should be a valid integer or 'all', got 'x'"),
     ],
 )
-def test_a_value_of_another_kind_is_one_line(tmp_path, value, line):
+def test_a_value_of_another_kind_is_one_line_with_all_kinds(tmp_path, setting, line):
     recipe = tmp_path / "own.toml"
     recipe.write_text(
-        '[data]\nname = "digits"\n[model]\nname = "mlp"\n[method]\nname = "Standard"\n'
-        f'[optimizer]\nname = "torch.optim:Adam"\nargs = {{ betas = {value} }}\n'
+        'data.name = "digits"\nmodel.name = "mlp"\nmethod.name = "Standard"\noptimizer.name = "torch.optim:Adam"\n'
+        f"{setting}\n"
     )
     with pytest.raises(ValueError, match=re.escape(line)) as caught:
         recipes.job(read_recipe(str(recipe)), str(recipe))
@@ -176,6 +184,13 @@ def test_an_optimizer_that_cannot_step_is_refused_before_a_run_folder_is_made(tm
 
 def test_a_step_that_asks_for_two_gradients_is_not_refused(named):
     trained(None, optimizer=named(Twice))
+
+
+def test_an_optimizer_of_sparse_gradients_alone_is_not_refused():
+    net = torch.nn.Embedding(4, 2, sparse=True)
+    made = build(Optimizer("torch.optim:SparseAdam", lr=0.01), net)
+    net(torch.tensor([1])).sum().backward()
+    made.step()
 
 
 @pytest.mark.parametrize("name", ["Adam", "AdamW", "Adamax", "LBFGS", "NAdam", "RMSprop", "Rprop", "Adafactor"])

@@ -110,9 +110,6 @@ def _unknown_fields(cls: type, values: Any, path: str) -> list[str]:
     return errors
 
 
-_VALID = "should be a valid "
-
-
 @functools.cache
 def _adapter(cls: type) -> Any:
     """pydantic's adapter of a dataclass, cached because construction is more expensive than use."""
@@ -155,8 +152,10 @@ def _lines(errors: list[Any], path: str) -> list[str]:
         if any(other.startswith(f"{where}.") for other in found if where):
             continue  # a branch that names an element of the value is more specific
         texts = [" ".join(e["msg"].removeprefix("Value error, ").removeprefix("Input ").split()) for e in branches]
-        kinds = [text.removeprefix(_VALID) for text in dict.fromkeys(texts) if text.startswith(_VALID)]
-        message = _VALID + " or ".join(kinds) if texts[0].startswith(_VALID) else texts[0]
+        kinds = [text.removeprefix("should be ") for text in dict.fromkeys(texts) if text.startswith("should be ")]
+        message = texts[0]
+        if message.startswith("should be "):
+            message = f"should be {' or '.join(kinds)}".replace(" or a valid ", " or ")
         got = "" if branches[0]["type"] in ("value_error", "missing") else f", got {shown(branches[0]['input'])}"
         lines.append(f"{path}{'.' + where if where else ''}: {message}{got}")
     return lines
