@@ -49,14 +49,19 @@ def finish(content: dict[str, Any], seeds: Sequence[int]) -> dict[str, Any]:
     ours = [cell["ours"] for cell in cells if cell["ours"] is not None]
     content |= {
         "seeds": list(seeds),
-        "complete": all(cell["ours"] is not None or cell["why"] != NOT_YET for cell in cells)
-        and all(cell["seeds"] == list(seeds) for cell in ours if cell["unit"] == "%"),
+        "complete": all(_done(cell, seeds) for cell in cells),
         "interval": INTERVAL if len(seeds) > 1 else "95 % intervals, exact binomial; one seed: no standard deviation",
         "hardware": list(dict.fromkeys(h for cell in ours for h in cell["hardware"])),
         "commit": list(dict.fromkeys(c for cell in ours for c in cell["commit"])),
     }
     plain: dict[str, Any] = json.loads(json.dumps(content, default=asdict, allow_nan=False))
     return plain
+
+
+def _done(cell: Mapping[str, Any], seeds: Sequence[int]) -> bool:
+    """Whether a cell has its figure, of all seeds where it is an accuracy, or a reason why the scale has none."""
+    mine = cell["ours"]
+    return bool(cell["why"] != NOT_YET if mine is None else mine["unit"] != "%" or mine["seeds"] == list(seeds))
 
 
 def ours(
@@ -189,14 +194,9 @@ def text(found: Mapping[str, Any]) -> str:
 
 def _missing(content: Mapping[str, Any]) -> str:
     """Why a table is not complete."""
-    only, seeds = content.get("only"), content["seeds"]
-    asked = [row for block in content["blocks"] for row in block["rows"] if only and row["key"] in only]
-    done = [
-        cell["ours"]["unit"] != "%" or cell["ours"]["seeds"] == seeds if cell["ours"] else cell["why"] != NOT_YET
-        for row in asked
-        for cell in row["cells"].values()
-    ]
-    if only and all(done):
+    only = content.get("only", ())
+    asked = [row for block in content["blocks"] for row in block["rows"] if row["key"] in only]
+    if only and all(_done(cell, content["seeds"]) for row in asked for cell in row["cells"].values()):
         return f"Not complete: the command asks for the rows {', '.join(only)}, and not for the others."
     return "Not complete: repeating the command resumes."
 
